@@ -1,0 +1,56 @@
+"""Every setting there is, with the value that most experiments share.
+
+An experiment is a file beside this one: it takes these, changes some, and locks the result.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The defaults: HMDB51, split 1, the source study's clips, Kinetics' pixel statistics."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  # Data. "{workdir}" in a path stands for the work directory.
+  config.dataset = "hmdb51"  # hmdb51 | made_actions
+  config.data_dir = ""  # folder with the AVI files and the split files
+  config.records_dir = ""  # "" is ~/tensorflow_datasets
+  config.allow_missing = False  # go on although listed videos are missing or broken
+  config.made_films = 0  # made_actions: how many films to make
+  config.split = 1  # official split, 1 to 3
+  config.stored = ml_collections.ConfigDict({"height": 128, "width": 171, "jpeg_quality": 90})
+  config.clip = ml_collections.ConfigDict(
+    {"frames": 16, "window_seconds": 2.0, "crop": 112, "flip": True}
+  )
+  config.mean = (0.43216, 0.394666, 0.37645)
+  config.std = (0.22803, 0.22145, 0.216989)
+
+  # Model: `name` and the options of its class, see hybrid_video/models.
+  config.model = ml_collections.ConfigDict({"name": "r2plus1d_18", "dtype": "float32"})
+
+  # Training.
+  config.epochs = 100.0
+  config.batch_size = 8  # over all devices
+  config.eval_batch_size = 16
+  config.optimizer = ml_collections.ConfigDict(
+    {
+      "name": "adam",  # adam | adamw | sgd
+      "learning_rate": 1e-3,
+      "weight_decay": 0.0,
+      "momentum": 0.9,
+      "schedule": "cosine",  # constant | cosine | step
+      "warmup_epochs": 0.0,
+      "step_epochs": 10.0,
+      "step_factor": 0.1,
+      "clip_norm": 0.0,
+    }
+  )
+  config.log_every_steps = 50
+  config.checkpoint_every_epochs = 1.0
+  config.keep_checkpoints = 2
+  config.profile = False
+
+  # Evaluation, after the last step.
+  config.evaluate_shuffled = False  # once more with each clip's frames in random order
+  config.evaluate_train = False  # on the training list too
+  return config

@@ -1,0 +1,313 @@
+"""Made action videos in HMDB51's layout: eight classes that differ in motion alone.
+
+In: a seed. Out: a folder of AVI files and split files, read like HMDB51 itself.
+
+The classes form three families. Within a family every class shows the very same set of frames,
+only in another order, so neither one frame nor an unordered bag of frames tells a class from its
+siblings: a model that ignores order cannot pass 3 in 8, even if it tells the families apart.
+
+- Sweeps (four classes): a shape slides sideways and slides upright. The classes differ in the
+  directions and in which comes first.
+- Spins (two): a shape turns about itself, to the right or to the left.
+- Changes (two): a shape grows or shrinks.
+"""
+
+from collections.abc import Callable
+from concurrent import futures
+import dataclasses
+from fractions import Fraction
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+
+import av
+import numpy as np
+
+from hybrid_video.datasets.hmdb51 import layout
+
+HEIGHT, WIDTH = 96, 128
+FRAME_RATES = (12, 15, 20, 24, 30)
+SECONDS = (1.8, 2.3)
+SPLITS_FOLDER = "testTrainMulti_7030_splits"
+
+# A sweep is two slides (axis, direction): x runs to the right, y runs down.
+SWEEPS = {
+  "right_then_down": (("x", 1), ("y", 1)),
+  "down_then_right": (("y", 1), ("x", 1)),
+  "left_then_up": (("x", -1), ("y", -1)),
+  "up_then_left": (("y", -1), ("x", -1)),
+}
+SPINS = {"spin_right": 1, "spin_left": -1}
+CHANGES = {"grow": 1, "shrink": -1}
+FAMILIES = (tuple(SWEEPS), tuple(SPINS), tuple(CHANGES))
+ACTIONS = tuple(sorted(action for family in FAMILIES for action in family))
+
+Grid = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+  """Where the shape is: centre in pixels, radius in pixels, angle in radians (to the right)."""
+
+  x: float
+  y: float
+  radius: float
+  angle: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """A shape that looks the same after a turn by 1/`fold` of a circle.
+
+  Attributes:
+    fold: order of its rotational symmetry.
+    turn: how far it turns in a spin, a multiple of the symmetry's angle, in radians.
+    distance: signed distance to its edge, negative inside, in units of its radius, from polar
+      coordinates (distance from the centre in radii, angle).
+  """
+
+  fold: int
+  turn: float
+  distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _polygon(fold: int) -> Shape:
+  def distance(r: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    sector = 2 * np.pi / fold
+    off_axis = (angle + sector / 2) % sector - sector / 2
+    return r * np.cos(off_axis) - np.cos(sector / 2)
+
+  return Shape(fold, _turn(fold), distance)
+
+
+def _propeller(fold: int) -> Shape:
+  def distance(r: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    sector = 2 * np.pi / fold
+    off_axis = np.abs((angle + sector / 2) % sector - sector / 2)
+    blade = r * np.sin(np.minimum(off_axis, np.pi / 2)) - 0.3 * r
+    return np.maximum(blade, r - 1.0)
+
+  return Shape(fold, _turn(fold), distance)
+
+
+def _turn(fold: int) -> float:
+  # The multiple of the symmetry's angle that is nearest to 300 degrees: the last frame looks like
+  # the first, so that the frames of a turn to the right are those of a turn to the left.
+  sector = 2 * np.pi / fold
+  return sector * round(np.deg2rad(300) / sector)
+
+
+SHAPES = (_polygon(3), _polygon(4), _propeller(2), _propeller(3), _propeller(4), _propeller(5))
+
+
+def _value_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
+  coarse = rng.random((cells + 1, cells + 1))
+  y = np.linspace(0, cells - 1e-6, HEIGHT)
+  x = np.linspace(0, cells - 1e-6, WIDTH)
+  yi, xi = y.astype(int), x.astype(int)
+  yf, xf = (y - yi)[:, None], (x - xi)[None]
+  top = coarse[yi][:, xi] * (1 - xf) + coarse[yi][:, xi + 1] * xf
+  bottom = coarse[yi + 1][:, xi] * (1 - xf) + coarse[yi + 1][:, xi + 1] * xf
+  return top * (1 - yf) + bottom * yf
+
+
+def _background(rng: np.random.Generator, grid: Grid) -> np.ndarray:
+  x, y = grid
+  angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(10, 40)
+  along = x * np.cos(angle) + y * np.sin(angle)
+  across = y * np.cos(angle) - x * np.sin(angle)
+  pattern = (
+    lambda: along / np.hypot(WIDTH, HEIGHT) + 0.5,
+    lambda: 0.5 + 0.5 * np.sin(2 * np.pi * along / scale),
+    lambda: ((along // scale + across // scale) % 2).astype(float),
+    lambda: _value_noise(rng, int(rng.integers(3, 12))),
+  )[rng.integers(4)]()
+  low = rng.uniform(0, 0.4, 3)
+  high = low + rng.uniform(-0.25, 0.25, 3)
+  return low + (high - low) * pattern[..., None]
+
+
+class Scene:
+  """What the clips of one film share, the backdrop, and what a clip has to itself, its shape."""
+
+  def __init__(self, film_rng: np.random.Generator, rng: np.random.Generator):
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
+    self.grid: Grid = (x - WIDTH / 2, y - HEIGHT / 2)
+    self.background = _background(film_rng, self.grid)
+    self.shape = SHAPES[rng.integers(len(SHAPES))]
+    # Bright colours over the darker backdrop.
+    self.colour = rng.permutation([1.0, rng.uniform(0.5, 1.0), rng.uniform(0.1, 0.9)])
+    self.rings = rng.uniform(0.0, 0.4)
+    self.noise = rng.uniform(0.0, 0.03)
+    self.rng = rng
+
+  def frame(self, pose: Pose | None) -> np.ndarray:
+    """The picture with the shape at `pose`, or without it: uint8 `[HEIGHT, WIDTH, 3]`."""
+    picture = self.background
+    if pose is not None:
+      x, y = self.grid[0] - pose.x, self.grid[1] - pose.y
+      cos, sin = np.cos(pose.angle), np.sin(pose.angle)
+      u, v = (x * cos + y * sin) / pose.radius, (y * cos - x * sin) / pose.radius
+      r = np.hypot(u, v)
+      cover = np.clip(0.5 - self.shape.distance(r, np.arctan2(v, u)) * pose.radius, 0, 1)
+      rings = 1 - self.rings * (0.5 + 0.5 * np.cos(9 * r))
+      cover, paint = cover[..., None], self.colour * rings[..., None]
+      picture = picture * (1 - cover) + paint * cover
+    noisy = picture + self.noise * self.rng.standard_normal(picture.shape)
+    return (np.clip(noisy, 0, 1) * 255).round().astype(np.uint8)
+
+
+def poses(
+  action: str, seconds: np.ndarray, full_turn: float, rng: np.random.Generator
+) -> list[Pose | None]:
+  """Where the shape is over time.
+
+  Args:
+    action: one of `ACTIONS`.
+    seconds: the times asked for, ascending from 0, `[N]`; the last is the clip's end.
+    full_turn: how far a spin turns, in radians, so that the shape looks as before.
+    rng: of places, sizes and timing, which the classes of a family draw alike.
+
+  Returns:
+    A pose a time, None where no shape is seen.
+  """
+  if action in SWEEPS:
+    return _sweep(action, seconds, rng)
+  x, y, angle = rng.uniform(-12, 12), rng.uniform(-8, 8), rng.uniform(0, 2 * np.pi)
+  small, large = rng.uniform(12, 17), rng.uniform(36, 44)
+  if action in SPINS:
+    turned = SPINS[action] * full_turn * seconds / seconds[-1]
+    return [Pose(x, y, (small + large) / 2, angle + turn) for turn in turned]
+  grown = seconds / seconds[-1]
+  if CHANGES[action] < 0:
+    grown = 1 - grown
+  return [Pose(x, y, small + (large - small) * share, angle) for share in grown]
+
+
+def _sweep(action: str, seconds: np.ndarray, rng: np.random.Generator) -> list[Pose | None]:
+  radius, angle = rng.uniform(16, 23), rng.uniform(0, 2 * np.pi)
+  off_x, off_y = rng.uniform(-10, 10), rng.uniform(-6, 6)
+  reach_x, reach_y = rng.uniform(22, 30), rng.uniform(18, 26)
+  # Two slides one after the other, each the same share of the time whichever class it is.
+  share, gap = rng.uniform(0.40, 0.47) * seconds[-1], rng.uniform(0.02, 0.06) * seconds[-1]
+  middle = seconds[-1] * (0.5 + rng.uniform(-0.03, 0.03))
+  starts = (middle - gap / 2 - share, middle + gap / 2)
+  found: list[Pose | None] = []
+  for time in seconds:
+    pose = None
+    for (axis, direction), start in zip(SWEEPS[action], starts, strict=True):
+      if 0 <= time - start <= share:
+        way = direction * (2 * (time - start) / share - 1)
+        x, y = (way * reach_x, off_y) if axis == "x" else (off_x, way * reach_y)
+        pose = Pose(x, y, radius, angle)
+    found.append(pose)
+  return found
+
+
+def render(action: str, seed: int, film: int) -> tuple[list[np.ndarray], int]:
+  """Draws one clip.
+
+  Args:
+    action: one of `ACTIONS`.
+    seed: of the whole set.
+    film: clips of one film share the backdrop.
+
+  Returns:
+    (frames, each uint8 `[HEIGHT, WIDTH, 3]`; frames a second).
+  """
+  rng = np.random.default_rng([seed, film, 1 + ACTIONS.index(action)])
+  fps = int(rng.choice(FRAME_RATES))
+  seconds = np.arange(round(rng.uniform(*SECONDS) * fps)) / fps
+  scene = Scene(np.random.default_rng([seed, film, 0]), rng)
+  found = poses(action, seconds, scene.shape.turn, rng)
+  return [scene.frame(pose) for pose in found], fps
+
+
+def write_avi(path: os.PathLike | str, frames: list[np.ndarray], fps: int) -> None:
+  """Writes uint8 RGB frames `[H, W, 3]` as MPEG-4 in AVI, the codec of HMDB51's own files."""
+  with av.open(str(path), "w", format="avi") as container:
+    stream = container.add_stream("mpeg4", rate=Fraction(fps))
+    stream.height, stream.width = frames[0].shape[:2]
+    stream.pix_fmt = "yuv420p"
+    stream.bit_rate = 1_500_000
+    stream.thread_count = 1
+    for array in frames:
+      frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def clip_name(action: str, film: int) -> str:
+  """The file name of a film's clip of a class, in HMDB51's form."""
+  return f"film{film:03d}_{action}_f_nm_np1_fr_goo_0.avi"
+
+
+def _write_film(folder: pathlib.Path, seed: int, film: int) -> None:
+  for action in ACTIONS:
+    frames, fps = render(action, seed, film)
+    write_avi(folder / action / clip_name(action, film), frames, fps)
+
+
+def _split_codes(films: int, split: int) -> list[int]:
+  # Whole films are for training (7 in 10) or for the test (3 in 10); each split tests others.
+  order = np.random.default_rng([films, split]).permutation(films)
+  codes = np.full(films, layout.TRAIN)
+  codes[order[: round(0.3 * films)]] = layout.TEST
+  return codes.tolist()
+
+
+def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | None = None) -> bool:
+  """Writes the set, one clip a class and film, unless it is there already.
+
+  The folder appears when it is whole: the work is done beside it and renamed.
+
+  Args:
+    folder: where to; holds `videos/CLASS/*.avi`, the split files, and a note of how it was made.
+    films: backdrops; 7 in 10 are for training, 3 in 10 for the test, in each of three splits.
+    seed: of everything drawn.
+    workers: processes; the default is one a core.
+
+  Returns:
+    Whether anything was written.
+
+  Raises:
+    FileExistsError: the folder holds something else.
+    ValueError: too few films for both lists.
+  """
+  if films < 4:
+    raise ValueError(f"{films} films are too few for a training and a test list: take 4 or more.")
+  folder = pathlib.Path(folder)
+  note = {"made_actions": {"films": films, "seed": seed, "actions": list(ACTIONS)}}
+  note_path = folder / "made.json"
+  if folder.exists():
+    found = json.loads(note_path.read_text()) if note_path.is_file() else None
+    if found == note:
+      return False
+    raise FileExistsError(
+      f"{folder}: expected the made videos {note}, found {found or 'something else'}. Remove the "
+      "folder or name another."
+    )
+  part = folder.with_name(folder.name + ".part")
+  shutil.rmtree(part, ignore_errors=True)
+  for action in ACTIONS:
+    (part / "videos" / action).mkdir(parents=True)
+  write = functools.partial(_write_film, part / "videos", seed)
+  workers = min(workers or os.cpu_count() or 1, films)
+  if workers > 1:
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+      list(pool.map(write, range(films), chunksize=4))
+  else:
+    list(map(write, range(films)))
+  (part / SPLITS_FOLDER).mkdir()
+  for split in range(1, layout.NUM_SPLITS + 1):
+    codes = _split_codes(films, split)
+    for action in ACTIONS:
+      lines = [f"{clip_name(action, film)} {codes[film]} \n" for film in range(films)]
+      (part / SPLITS_FOLDER / f"{action}_test_split{split}.txt").write_text("".join(lines))
+  (part / "made.json").write_text(json.dumps(note, indent=2))
+  part.rename(folder)
+  return True

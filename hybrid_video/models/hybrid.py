@@ -1,0 +1,210 @@
+"""The hybrid: an R(2+1)D trunk gives tokens, Perceiver attention reads them, a head classifies.
+
+In: normalised clips `[B, T, H, W, 3]`. Out: logits `[B, classes]`.
+"""
+
+from typing import Any
+
+from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_video.models import perceiver
+from hybrid_video.models.layers import Array, DType, Linear, normal
+from hybrid_video.models.r2plus1d import Trunk
+
+POOLS = ("cls", "mean")
+
+
+class AttentionStack(nnx.Module):
+  """`cross_blocks` groups of one cross attention and an equal share of the self attention.
+
+  With cross attention, learned latents (normal, std 1) read the tokens and their Fourier
+  positions; without, the tokens themselves go through the self blocks, bare of positions. The CLS
+  token, if any, joins in front of the first self block and stays in the array from there on.
+  """
+
+  def __init__(
+    self,
+    token_width: int,
+    *,
+    cross_blocks: int,
+    self_blocks: int,
+    latents: int,
+    width: int,
+    cross_heads: int,
+    self_heads: int,
+    head_dim: int,
+    multiplier: int,
+    bands: int,
+    max_freq: float,
+    dropout: float,
+    use_cls: bool,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    if cross_blocks < 0 or self_blocks < 0 or cross_blocks + self_blocks == 0:
+      raise ValueError(
+        f"{cross_blocks} cross and {self_blocks} self attention blocks: at least one is needed; "
+        "for none use the model 'r2plus1d_18'."
+      )
+    if cross_blocks and self_blocks % cross_blocks:
+      raise ValueError(
+        f"{self_blocks} self attention blocks do not divide evenly among {cross_blocks} cross "
+        "attention blocks."
+      )
+    if use_cls and not self_blocks:
+      raise ValueError("A CLS token needs a self attention block; use pool='mean'.")
+    if not cross_blocks and width != token_width:
+      raise ValueError(
+        f"Without cross attention the blocks work on the tokens' own {token_width} channels: set "
+        f"the attention width to {token_width} instead of {width}."
+      )
+    shared: dict[str, Any] = {
+      "head_dim": head_dim,
+      "multiplier": multiplier,
+      "dropout": dropout,
+      "dtype": dtype,
+    }
+    context_width = token_width + perceiver.fourier_channels(bands)
+    if cross_blocks:
+      self.latents = nnx.Param(normal(rng, (latents, width)))
+    if use_cls:
+      self.cls = nnx.Param(normal(rng, (1, width)))
+    self.cross: Any = nnx.Dict()
+    for i in range(cross_blocks):
+      self.cross[str(i)] = perceiver.CrossBlock(
+        width, context_width, heads=cross_heads, rng=rng, **shared
+      )
+    self.self_attention: Any = nnx.Dict()
+    for i in range(self_blocks):
+      self.self_attention[str(i)] = perceiver.SelfBlock(width, heads=self_heads, rng=rng, **shared)
+    self.use_cls = use_cls
+    self.self_per_group = self_blocks // max(cross_blocks, 1)
+    self.bands = bands
+    self.max_freq = max_freq
+    self.dtype = dtype
+
+  def __call__(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """A feature map `[B, T', H', W', C]` to `[B, N, D]`, the CLS token first if there is one."""
+    batch, *sizes, channels = features.shape
+    tokens = features.reshape(batch, -1, channels)
+    if len(self.cross):
+      positions = perceiver.fourier_positions(tuple(sizes), self.bands, self.max_freq)
+      return self.attend(tokens, jnp.asarray(positions), rngs)
+    return self.attend(tokens, None, rngs)
+
+  def attend(self, tokens: Array, positions: Array | None, rngs: nnx.Rngs | None = None) -> Array:
+    """Tokens `[B, M, C]` with their positions `[M, P]`, in any order, to `[B, N, D]`."""
+    batch = tokens.shape[0]
+    if positions is None:
+      x = tokens
+    else:
+      spread = jnp.broadcast_to(positions, (batch, *positions.shape)).astype(self.dtype)
+      tokens = jnp.concatenate([tokens, spread], axis=-1)
+      x = self._for_each_clip(self.latents[...], batch)
+    for group in range(max(len(self.cross), 1)):
+      if len(self.cross):
+        x = self.cross[str(group)](x, tokens, rngs)
+      if group == 0 and self.use_cls:
+        x = jnp.concatenate([self._for_each_clip(self.cls[...], batch), x], axis=1)
+      for i in range(self.self_per_group):
+        x = self.self_attention[str(group * self.self_per_group + i)](x, rngs)
+    return x
+
+  def _for_each_clip(self, learned: Array, batch: int) -> Array:
+    return jnp.broadcast_to(learned.astype(self.dtype), (batch, *learned.shape))
+
+
+class Head(nnx.Module):
+  """Pooling (the CLS token, or the mean over all tokens), LayerNorm, linear classifier."""
+
+  def __init__(self, width: int, num_classes: int, *, rng: np.random.Generator):
+    self.norm = perceiver.LayerNorm(width)
+    self.linear = Linear(width, num_classes, rng=rng)
+
+  def __call__(self, pooled: Array) -> Array:
+    """`[B, D]` to float32 logits `[B, classes]`."""
+    return self.linear(self.norm(pooled))
+
+
+class Hybrid(nnx.Module):
+  """R(2+1)D-18 cut after `cnn_blocks`, Perceiver attention over its feature map, a head.
+
+  Args:
+    num_classes: classes the head tells apart.
+    cnn_blocks: residual blocks kept, 1 to 8.
+    cnn_width: channels of the first stage; 64 is the published network.
+    cross_blocks: cross attention blocks; each begins a group.
+    self_blocks: self attention blocks in all, shared evenly among the groups.
+    pool: "cls" or "mean". The mean is over latents, and over the CLS token where `use_cls`.
+    use_cls: whether a CLS token takes part; by default just where the pool reads it.
+    latents: number of learned latents.
+    width: channels of a latent.
+    cross_heads, self_heads, head_dim: attention heads, and channels of one.
+    multiplier: the feed-forward's widening.
+    bands, max_freq: see `perceiver.fourier_positions`.
+    dropout: rate after every attention and feed-forward.
+    dtype: of the arithmetic; parameters and statistics stay float32.
+    rng: source of the initial values.
+
+  Raises:
+    ValueError: where the counts do not fit together; the message says which.
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    cnn_blocks: int = 8,
+    cnn_width: int = 64,
+    cross_blocks: int = 1,
+    self_blocks: int = 1,
+    pool: str = "cls",
+    use_cls: bool | None = None,
+    latents: int = 256,
+    width: int = 512,
+    cross_heads: int = 1,
+    self_heads: int = 8,
+    head_dim: int = 64,
+    multiplier: int = 4,
+    bands: int = 6,
+    max_freq: float = 10.0,
+    dropout: float = 0.0,
+    dtype: DType = jnp.float32,
+    rng: np.random.Generator,
+  ):
+    if pool not in POOLS:
+      raise ValueError(f"pool={pool!r} is none of {', '.join(POOLS)}.")
+    use_cls = pool == "cls" if use_cls is None else use_cls
+    if pool == "cls" and not use_cls:
+      raise ValueError("pool='cls' reads the CLS token, so use_cls cannot be False.")
+    self.cnn = Trunk(cnn_blocks, cnn_width, dtype=dtype, rng=rng)
+    self.attention = AttentionStack(
+      self.cnn.out_channels,
+      cross_blocks=cross_blocks,
+      self_blocks=self_blocks,
+      latents=latents,
+      width=width,
+      cross_heads=cross_heads,
+      self_heads=self_heads,
+      head_dim=head_dim,
+      multiplier=multiplier,
+      bands=bands,
+      max_freq=max_freq,
+      dropout=dropout,
+      use_cls=use_cls,
+      dtype=dtype,
+      rng=rng,
+    )
+    self.head = Head(width, num_classes, rng=rng)
+    self.pool = pool
+
+  def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`."""
+    return self.classify(self.attention(self.cnn(clips), rngs))
+
+  def classify(self, x: Array) -> Array:
+    """What the attention gives, `[B, N, D]`, to float32 logits `[B, classes]`."""
+    x = x.astype(jnp.float32)
+    return self.head(x[:, 0] if self.pool == "cls" else x.mean(1))

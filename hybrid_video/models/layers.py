@@ -1,0 +1,175 @@
+"""Layers shared by the video networks: convolutions over time and space, BatchNorm, linear maps.
+
+In: feature maps `[B, T, H, W, C]` or tokens `[B, N, D]`. Out: the same kind of array.
+Parameters are float32; arithmetic runs in the `dtype` a layer is given, statistics in float32.
+"""
+
+from collections.abc import Sequence
+import math
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_video.models import cpu_convolution
+
+Array = jax.Array
+DType = jnp.dtype | type
+
+
+# Initial values are drawn by NumPy: the same numbers on every backend, and nothing to compile.
+
+
+def normal(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+  """Standard normal values, float32."""
+  return jnp.asarray(rng.standard_normal(tuple(shape), np.float32))
+
+
+def kaiming_normal_fan_out(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+  """Normal values with std sqrt(2 / fan_out), for a kernel `[kt, kh, kw, in, out]` before a ReLU.
+
+  Source: He et al. 2015 (arXiv:1502.01852), the `fan_out` form torchvision's video ResNets use.
+  """
+  fan_out = shape[-1] * math.prod(shape[:-2])
+  return math.sqrt(2.0 / fan_out) * normal(rng, shape)
+
+
+def uniform_fan_in(rng: np.random.Generator, shape: Sequence[int], fan_in: int) -> Array:
+  """Uniform values in ±1/sqrt(fan_in): what PyTorch gives a Linear layer's weight and bias."""
+  bound = 1.0 / math.sqrt(fan_in)
+  return jnp.asarray(bound * (2.0 * rng.random(tuple(shape), np.float32) - 1.0))
+
+
+def convolve(
+  x: Array,
+  kernel: Array,
+  strides: tuple[int, int, int],
+  padding: tuple[int, int, int],
+  backend: str | None = None,
+) -> Array:
+  """Convolves `[B, T, H, W, C]` with a kernel `[kt, kh, kw, C, D]`, zeros outside.
+
+  The lowering is chosen by backend, the result is the same: TPUs and GPUs get the 3-D convolution
+  as it stands, a CPU gets `hybrid_video.models.cpu_convolution` where the kernel is factorised.
+
+  Args:
+    x: feature map `[B, T, H, W, C]`.
+    kernel: `[kt, kh, kw, C, D]`.
+    strides: steps along (T, H, W).
+    padding: zeros on both sides of (T, H, W).
+    backend: "cpu", "gpu" or "tpu"; the default is JAX's own.
+
+  Returns:
+    `[B, T', H', W', D]`.
+  """
+  kt, kh, kw = kernel.shape[:3]
+  if (backend or jax.default_backend()) == "cpu":
+    if kt == 1 and (strides[0], padding[0]) == (1, 0):
+      return cpu_convolution.spatial(x, kernel, strides[1:], padding[1:])
+    if (kh, kw) == (1, 1) and strides[1:] == (1, 1) and padding[1:] == (0, 0):
+      return cpu_convolution.temporal(x, kernel, strides[0], padding[0])
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=strides,
+    padding=[(p, p) for p in padding],
+    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+  )
+
+
+class Conv3D(nnx.Module):
+  """A bias-free convolution over (time, height, width); kernel `[kt, kh, kw, in, out]`."""
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: tuple[int, int, int],
+    *,
+    strides: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int] = (0, 0, 0),
+    dtype: DType = jnp.float32,
+    rng: np.random.Generator,
+  ):
+    shape = (*kernel_size, in_channels, out_channels)
+    self.kernel = nnx.Param(kaiming_normal_fan_out(rng, shape))
+    self.strides = strides
+    self.padding = padding
+    self.dtype = dtype
+
+  def __call__(self, x: Array) -> Array:
+    """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
+    kernel = self.kernel[...].astype(self.dtype)
+    return convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
+
+
+class BatchNorm(nnx.Module):
+  """Batch normalisation over every axis but the last, with PyTorch's meaning of the statistics.
+
+  In training the batch's biased variance normalises, and its unbiased variance enters the running
+  one (flax's own layer keeps the biased one there). Under `jax.jit` over a sharded batch the
+  statistics are those of the whole global batch, not of one device's share.
+
+  Source: Ioffe & Szegedy 2015 (arXiv:1502.03167); `momentum` is the weight of the old value.
+  """
+
+  def __init__(
+    self,
+    channels: int,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    dtype: DType = jnp.float32,
+  ):
+    self.scale = nnx.Param(jnp.ones((channels,)))
+    self.bias = nnx.Param(jnp.zeros((channels,)))
+    self.mean = nnx.BatchStat(jnp.zeros((channels,)))
+    self.var = nnx.BatchStat(jnp.ones((channels,)))
+    self.epsilon = epsilon
+    self.momentum = momentum
+    self.dtype = dtype
+    self.use_running_average = False
+
+  def __call__(self, x: Array) -> Array:
+    """Normalises `[..., C]`; updates the running statistics unless `model.eval()` was called."""
+    if self.use_running_average:
+      mean, var = self.mean[...], self.var[...]
+    else:
+      axes = tuple(range(x.ndim - 1))
+      count = math.prod(x.shape[:-1])
+      wide = x.astype(jnp.float32)
+      mean = wide.mean(axes)
+      var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
+      unbiased = var * (count / max(count - 1, 1))
+      self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
+      self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+    scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+    shift = self.bias[...] - mean * scale
+    return x.astype(self.dtype) * scale.astype(self.dtype) + shift.astype(self.dtype)
+
+
+class Linear(nnx.Module):
+  """`y = x W + b` over the last axis; kernel `[in, out]`, PyTorch's default initial values."""
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    *,
+    use_bias: bool = True,
+    dtype: DType = jnp.float32,
+    rng: np.random.Generator,
+  ):
+    shape = (in_features, out_features)
+    self.kernel = nnx.Param(uniform_fan_in(rng, shape, in_features))
+    if use_bias:
+      self.bias = nnx.Param(uniform_fan_in(rng, (out_features,), in_features))
+    self.use_bias = use_bias
+    self.dtype = dtype
+
+  def __call__(self, x: Array) -> Array:
+    """`[..., in]` to `[..., out]`."""
+    y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+    return y + self.bias[...].astype(self.dtype) if self.use_bias else y

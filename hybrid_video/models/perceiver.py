@@ -1,0 +1,157 @@
+"""The Perceiver's parts: Fourier positions, cross attention into latents, self attention.
+
+In: tokens `[B, M, C]`. Out: latents `[B, N, D]`.
+
+Source: Jaegle et al. 2021 (arXiv:2103.03206), in the form of the PyPI package perceiver-pytorch:
+pre-norm, bias-free queries, keys and values, GEGLU feed-forward with the exact GELU.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_video.models.layers import Array, DType, Linear
+
+
+def fourier_channels(bands: int, axes: int = 3) -> int:
+  """Channels that `fourier_positions` gives: a sine and a cosine a band, and the place itself."""
+  return axes * (2 * bands + 1)
+
+
+def fourier_positions(sizes: tuple[int, ...], bands: int, max_freq: float) -> np.ndarray:
+  """Fourier features of every cell of a grid, row-major.
+
+  Each axis runs from -1 to 1 (a single cell lies at -1); `bands` frequencies lie evenly between
+  1 and max_freq / 2. Channels an axis: sines, cosines, the place.
+
+  Args:
+    sizes: cells along each axis, for a video (T', H', W').
+    bands: frequencies an axis.
+    max_freq: the highest frequency resolved, in cycles over an axis.
+
+  Returns:
+    float32 `[prod(sizes), len(sizes) * (2 * bands + 1)]`.
+  """
+  scales = np.pi * np.linspace(1.0, max_freq / 2, bands)
+  places = [np.linspace(-1.0, 1.0, size) for size in sizes]
+  grid = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)[..., None]
+  angles = grid * scales
+  features = np.concatenate([np.sin(angles), np.cos(angles), grid], axis=-1)
+  return features.reshape(int(np.prod(sizes)), -1).astype(np.float32)
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation over the last axis in float32, epsilon 1e-5."""
+
+  def __init__(self, features: int, *, dtype: DType = jnp.float32):
+    self.scale = nnx.Param(jnp.ones((features,)))
+    self.bias = nnx.Param(jnp.zeros((features,)))
+    self.dtype = dtype
+
+  def __call__(self, x: Array) -> Array:
+    """Normalises `[..., D]`."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    var = jnp.square(centred).mean(-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(var + 1e-5) * self.scale[...] + self.bias[...]
+    return y.astype(self.dtype)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention of queries `[B, N, D]` to a context `[B, M, C]`."""
+
+  def __init__(
+    self,
+    width: int,
+    context_width: int,
+    heads: int,
+    head_dim: int,
+    *,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    inner = heads * head_dim
+    self.to_q = Linear(width, inner, use_bias=False, dtype=dtype, rng=rng)
+    self.to_kv = Linear(context_width, 2 * inner, use_bias=False, dtype=dtype, rng=rng)
+    self.to_out = Linear(inner, width, dtype=dtype, rng=rng)
+    self.heads = heads
+    self.head_dim = head_dim
+
+  def __call__(self, x: Array, context: Array) -> Array:
+    """`[B, N, D]` and `[B, M, C]` to `[B, N, D]`."""
+
+    def split(y: Array) -> Array:
+      return y.reshape(*y.shape[:2], self.heads, self.head_dim)
+
+    key, value = jnp.split(self.to_kv(context), 2, axis=-1)
+    out = jax.nn.dot_product_attention(split(self.to_q(x)), split(key), split(value))
+    return self.to_out(out.reshape(*out.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+  """Pre-norm GEGLU: half of the widened features gates the other half."""
+
+  def __init__(self, width: int, multiplier: int, *, dtype: DType, rng: np.random.Generator):
+    self.norm = LayerNorm(width, dtype=dtype)
+    self.expand = Linear(width, 2 * multiplier * width, dtype=dtype, rng=rng)
+    self.contract = Linear(multiplier * width, width, dtype=dtype, rng=rng)
+
+  def __call__(self, x: Array) -> Array:
+    """`[B, N, D]` to `[B, N, D]`."""
+    value, gate = jnp.split(self.expand(self.norm(x)), 2, axis=-1)
+    return self.contract(value * jax.nn.gelu(gate, approximate=False))
+
+
+class CrossBlock(nnx.Module):
+  """Latents attend to tokens, then a feed-forward; both residual."""
+
+  def __init__(
+    self,
+    width: int,
+    token_width: int,
+    *,
+    heads: int,
+    head_dim: int,
+    multiplier: int,
+    dropout: float,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    self.norm = LayerNorm(width, dtype=dtype)
+    self.norm_tokens = LayerNorm(token_width, dtype=dtype)
+    self.attention = Attention(width, token_width, heads, head_dim, dtype=dtype, rng=rng)
+    self.feed_forward = FeedForward(width, multiplier, dtype=dtype, rng=rng)
+    self.dropout = nnx.Dropout(dropout)
+
+  def __call__(self, latents: Array, tokens: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """Latents `[B, N, D]` and tokens `[B, M, C]` to latents `[B, N, D]`."""
+    attended = self.attention(self.norm(latents), self.norm_tokens(tokens))
+    latents = latents + self.dropout(attended, rngs=rngs)
+    return latents + self.dropout(self.feed_forward(latents), rngs=rngs)
+
+
+class SelfBlock(nnx.Module):
+  """Tokens attend to each other, then a feed-forward; both residual."""
+
+  def __init__(
+    self,
+    width: int,
+    *,
+    heads: int,
+    head_dim: int,
+    multiplier: int,
+    dropout: float,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    self.norm = LayerNorm(width, dtype=dtype)
+    self.attention = Attention(width, width, heads, head_dim, dtype=dtype, rng=rng)
+    self.feed_forward = FeedForward(width, multiplier, dtype=dtype, rng=rng)
+    self.dropout = nnx.Dropout(dropout)
+
+  def __call__(self, x: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """`[B, N, D]` to `[B, N, D]`."""
+    normed = self.norm(x)
+    x = x + self.dropout(self.attention(normed, normed), rngs=rngs)
+    return x + self.dropout(self.feed_forward(x), rngs=rngs)

@@ -1,0 +1,129 @@
+"""Where metrics go while training runs: the console, TensorBoard, and a file the figures read.
+
+All are clu metric writers behind one `MultiWriter`.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+from clu import metric_writers
+import numpy as np
+
+HISTORY = "history.jsonl"
+
+
+def duration(seconds: float) -> str:
+  """A span of time for people: `42s`, `3m05s`, `2h07m`."""
+  whole = round(seconds)
+  if whole < 60:
+    return f"{whole}s"
+  if whole < 3600:
+    return f"{whole // 60}m{whole % 60:02d}s"
+  return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class _ScalarsWriter(metric_writers.MetricWriter):
+  """A writer of scalars only; everything else is somebody else's."""
+
+  def write_summaries(
+    self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+  ) -> None:
+    pass
+
+  def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+    pass
+
+  def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+    pass
+
+  def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
+    pass
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    pass
+
+  def write_histograms(
+    self,
+    step: int,
+    arrays: Mapping[str, Any],
+    num_buckets: Mapping[str, int] | None = None,
+  ) -> None:
+    pass
+
+  def write_pointcloud(self, step: int, point_clouds: Mapping[str, Any], **rest: Any) -> None:
+    pass
+
+  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+class ConsoleWriter(_ScalarsWriter):
+  """One line a report: step, epoch, loss, accuracy, speed, time left."""
+
+  def __init__(self, steps: int):
+    self._steps = steps
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Prints the training scalars `train` writes."""
+    print(
+      f"step {step:>{len(str(self._steps))}}/{self._steps}"
+      f"  epoch {scalars['epoch']:6.2f}"
+      f"  loss {scalars['train/loss']:7.4f}"
+      f"  top-1 {100 * scalars['train/top1']:5.1f} %"
+      f"  top-5 {100 * scalars['train/top5']:5.1f} %"
+      f"  {scalars['clips_per_second']:7.1f} clips/s"
+      f"  {duration(scalars['seconds_left']):>6} left",
+      flush=True,
+    )
+
+
+class HistoryWriter(_ScalarsWriter):
+  """A JSON object a line; a resumed run goes on after the step it resumes from."""
+
+  def __init__(self, workdir: pathlib.Path, first_step: int):
+    self._path = workdir / HISTORY
+    kept = [line for line in read_history(workdir) if line["step"] <= first_step]
+    part = self._path.with_suffix(".part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    part.replace(self._path)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Appends the scalars of a step."""
+    line = {"step": step, **{name: float(np.asarray(value)) for name, value in scalars.items()}}
+    with self._path.open("a") as file:
+      file.write(json.dumps(line) + "\n")
+
+
+def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """The lines written so far, oldest first; a last line that is not whole is left out."""
+  path = workdir / HISTORY
+  lines = []
+  for text in path.read_text().splitlines() if path.is_file() else ():
+    try:
+      lines.append(json.loads(text))
+    except json.JSONDecodeError:
+      break
+  return lines
+
+
+def create(
+  workdir: os.PathLike | str, *, first_step: int, steps: int
+) -> metric_writers.MetricWriter:
+  """The writers of a run: console, TensorBoard under `tensorboard/`, and `history.jsonl`."""
+  workdir = pathlib.Path(workdir)
+  return metric_writers.MultiWriter(
+    [
+      ConsoleWriter(steps),
+      metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard")),
+      HistoryWriter(workdir, first_step),
+    ]
+  )

@@ -1,0 +1,124 @@
+"""The pure steps: state and batch in, new state and metric sums out (training), or logits.
+
+State is a plain dict of arrays: `step`, `params`, `batch_stats`, `opt_state`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from hybrid_video import metrics, models
+
+State = dict[str, Any]
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A model as pure functions.
+
+  Attributes:
+    training: its definition with dropout on and BatchNorm's own batch statistics.
+    evaluation: its definition with dropout off and BatchNorm's running statistics.
+    init: gives fresh (params, batch_stats).
+    mean, std: per channel, of pixels in 0 to 1; clips are normalised with them on the device.
+  """
+
+  training: nnx.GraphDef
+  evaluation: nnx.GraphDef
+  init: Callable[[], tuple[models.Tree, models.Tree]]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def normalise(self, clips: Array) -> Array:
+    """uint8 `[B, T, H, W, 3]` to float32 of about zero mean and unit deviation."""
+    mean, std = jnp.array(self.mean), jnp.array(self.std)
+    return (clips.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def make_network(
+  build: Callable[[], nnx.Module], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Network:
+  """Takes a model's builder apart into definitions and initial values.
+
+  Args:
+    build: gives a fresh model, the same at every call.
+    mean, std: see `Network`.
+  """
+
+  def init() -> tuple[models.Tree, models.Tree]:
+    _, params, batch_stats = models.split(build())
+    return params, batch_stats
+
+  abstract = nnx.eval_shape(build)
+  abstract.train()
+  training, _, _ = models.split(abstract)
+  abstract.eval()
+  evaluation, _, _ = models.split(abstract)
+  return Network(training, evaluation, init, mean, std)
+
+
+def init_state(network: Network, optimizer: optax.GradientTransformation) -> State:
+  """The state before the first step."""
+  params, batch_stats = network.init()
+  return {
+    "step": jnp.zeros((), jnp.int32),
+    "params": params,
+    "batch_stats": batch_stats,
+    "opt_state": jax.jit(optimizer.init)(params),
+  }
+
+
+def train_step(
+  state: State,
+  batch: dict[str, Array],
+  *,
+  network: Network,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+) -> tuple[State, dict[str, Array]]:
+  """One update.
+
+  Args:
+    state: see the module.
+    batch: `clips` uint8 `[B, T, H, W, 3]`, `labels` `[B]`.
+    network: the model.
+    optimizer: the same that made the state.
+    seed: dropout's key follows from it and the step.
+
+  Returns:
+    (the state after the step, metric sums of the batch before it).
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state["step"])
+  labels = batch["labels"]
+  clips = network.normalise(batch["clips"])
+
+  def loss_and_rest(params: models.Tree) -> tuple[Array, tuple]:
+    model = nnx.merge(network.training, params, state["batch_stats"])
+    logits = model(clips, rngs=nnx.Rngs(dropout=key))
+    _, _, batch_stats = models.split(model)
+    parts = metrics.sums(logits, labels, jnp.ones(labels.shape))
+    return parts["loss"] / parts["count"], (batch_stats, parts)
+
+  gradients, (batch_stats, parts) = jax.grad(loss_and_rest, has_aux=True)(state["params"])
+  updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+  new = {
+    "step": state["step"] + 1,
+    "params": optax.apply_updates(state["params"], updates),
+    "batch_stats": batch_stats,
+    "opt_state": opt_state,
+  }
+  return new, parts
+
+
+def predict_step(
+  params: models.Tree, batch_stats: models.Tree, clips: Array, *, network: Network
+) -> Array:
+  """Clips uint8 `[B, T, H, W, 3]` to float32 logits `[B, classes]`, in evaluation mode."""
+  model = nnx.merge(network.evaluation, params, batch_stats)
+  return model(network.normalise(clips))

@@ -1,0 +1,301 @@
+"""A run from start to end: data, model, training loop, evaluation, results. Read top to bottom.
+
+In: a locked config and a work directory. Out: checkpoints, TensorBoard events, `results.json` and
+`figures/` in the work directory.
+"""
+
+from collections.abc import Callable
+import functools
+import json
+import logging
+import pathlib
+import time
+from typing import Any
+
+from clu import parameter_overview, periodic_actions
+import jax
+import ml_collections
+import numpy as np
+
+from hybrid_video import checkpoints, evaluation, metrics, models, optimizers, sharding, steps
+from hybrid_video.datasets import records, video_files
+from hybrid_video.report import figures, results, writers
+import input_pipeline
+
+log = logging.getLogger("hybrid_video")
+
+_SHEET_CLIPS = 8
+
+
+class TrainingError(RuntimeError):
+  """Training that cannot go on; the message says at which step and what was found."""
+
+
+def _within(workdir: pathlib.Path, path: str) -> str:
+  return path.replace("{workdir}", str(workdir))
+
+
+def load_data(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> records.Records:
+  """Stored records for a config, made first if need be."""
+  return input_pipeline.prepare(
+    dataset=config.dataset,
+    data_dir=_within(workdir, config.data_dir),
+    records_dir=_within(workdir, config.records_dir),
+    scale=video_files.StoredScale(**config.stored),
+    allow_missing=config.allow_missing,
+    made_films=config.made_films,
+    seed=config.seed,
+  )
+
+
+def make_network(config: ml_collections.ConfigDict, num_classes: int) -> steps.Network:
+  """The config's model as pure functions."""
+  options = config.model.to_dict()
+  build = functools.partial(
+    models.create, options.pop("name"), num_classes=num_classes, seed=config.seed, **options
+  )
+  return steps.make_network(build, tuple(config.mean), tuple(config.std))
+
+
+def _train_loop(
+  state: steps.State,
+  step_fn: Callable[..., tuple[steps.State, dict[str, jax.Array]]],
+  *,
+  config: ml_collections.ConfigDict,
+  found: records.Records,
+  places: np.ndarray,
+  mesh: jax.sharding.Mesh,
+  kept: checkpoints.Checkpoints,
+  workdir: pathlib.Path,
+  total_steps: int,
+) -> steps.State:
+  first_step = int(state["step"])
+  steps_per_epoch = len(places) / config.batch_size
+  save_every = max(1, round(config.checkpoint_every_epochs * steps_per_epoch))
+  writer = writers.create(workdir, first_step=first_step, steps=total_steps)
+  batches = input_pipeline.training_batches(
+    found,
+    places,
+    input_pipeline.ClipSettings(**config.clip),
+    batch_size=config.batch_size,
+    first_step=first_step,
+    steps=total_steps,
+    seed=config.seed,
+  )
+  profile = periodic_actions.Profile(logdir=str(workdir / "tensorboard"), num_profile_steps=3)
+  waiting: list[dict[str, jax.Array]] = []
+  started = reported = time.monotonic()
+  reported_step = first_step
+  for step, batch in enumerate(batches, first_step + 1):
+    batch.pop("places")
+    state, parts = step_fn(state, sharding.put_batch(batch, mesh))
+    waiting.append(parts)
+    if config.profile:
+      profile(step)
+    if step == first_step + 1:
+      # The first step compiles: it is not part of any speed.
+      jax.block_until_ready(state)
+      started = reported = time.monotonic()
+    last = step == total_steps
+    saves = last or step % save_every == 0
+    # What is saved is known to be finite.
+    if last or saves or step % config.log_every_steps == 0:
+      found_means = metrics.means(jax.device_get(waiting))
+      waiting.clear()
+      if not np.isfinite(found_means["loss"]):
+        raise TrainingError(
+          f"The loss is {found_means['loss']} at step {step}. The last checkpoint is of step "
+          f"{kept.latest_step()}; lower --config.optimizer.learning_rate or set "
+          "--config.optimizer.clip_norm."
+        )
+      now = time.monotonic()
+      pace = (now - started) / max(step - first_step - 1, 1)
+      recent = (now - reported) / max(step - reported_step, 1) or pace
+      writer.write_scalars(
+        step,
+        {
+          "epoch": step / steps_per_epoch,
+          **{f"train/{name}": value for name, value in found_means.items()},
+          "clips_per_second": config.batch_size / recent if recent else 0.0,
+          "seconds_left": pace * (total_steps - step),
+        },
+      )
+      reported, reported_step = now, step
+    if saves:
+      kept.save(step, state)
+  writer.close()
+  return state
+
+
+def _draw_figures(
+  workdir: pathlib.Path,
+  found: records.Records,
+  evaluator: evaluation.Evaluator,
+  tested: evaluation.Evaluation,
+) -> pathlib.Path:
+  folder = workdir / "figures"
+  folder.mkdir(exist_ok=True)
+  chance = 1 / len(found.class_names)
+  history = writers.read_history(workdir)
+  figures.learning_curves(folder / "learning_curves.png", history, tested.numbers, chance)
+  figures.confusion_matrix(folder / "confusion.png", tested.confusion(), found.class_names)
+  plan = evaluator.plan("test")
+  # One clip each of classes spread over the list, drawn so that films differ too.
+  labels = found.labels[plan.places[plan.rows]]
+  classes = np.unique(labels)
+  shown = classes[np.linspace(0, len(classes) - 1, min(_SHEET_CLIPS, len(classes))).astype(int)]
+  rng = np.random.default_rng(0)
+  chosen = [int(rng.choice(np.flatnonzero(labels == label))) for label in shown]
+  few = input_pipeline.EvaluationPlan(
+    plan.places, plan.rows[chosen], plan.starts[chosen], plan.lengths[chosen]
+  )
+  batches = [batch["clips"] for batch in evaluator.batches(few)]
+  clips = np.concatenate(batches)[: len(chosen)]
+  predicted = tested.probabilities.argmax(-1)
+  titles = [
+    f"{found.class_names[found.labels[plan.places[row]]]}  "
+    f"(predicted: {found.class_names[predicted[row]]})"
+    for row in few.rows
+  ]
+  figures.contact_sheet(folder / "clips.png", clips, titles)
+  return folder
+
+
+def run(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, *, mode: str = "train"
+) -> dict[str, Any]:
+  """Trains and evaluates, or evaluates only.
+
+  Args:
+    config: as the files in `configs/` make it.
+    workdir: where everything goes; a run that is already in it goes on from its last checkpoint.
+    mode: "train" or "evaluate".
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    ValueError: a value, file or folder that cannot serve; the message says what to do.
+    TrainingError: the loss is no longer finite.
+  """
+  began = time.monotonic()
+  workdir = pathlib.Path(workdir).absolute()
+  workdir.mkdir(parents=True, exist_ok=True)
+  mesh = sharding.make_mesh()
+  for size in (config.batch_size, config.eval_batch_size):
+    sharding.check_batch_size(size, mesh)
+
+  found = load_data(config, workdir)
+  places = input_pipeline.select(found, config.split, "train")
+  tests = input_pipeline.select(found, config.split, "test")
+  log.info(
+    "%d videos of %d classes; split %d: %d for training, %d for the test",
+    len(found),
+    len(found.class_names),
+    config.split,
+    len(places),
+    len(tests),
+  )
+  lacking = [*found.missing, *found.broken]
+  if lacking:
+    log.warning("%d listed videos are missing or broken, by leave of allow_missing", len(lacking))
+
+  steps_per_epoch = len(places) / config.batch_size
+  total_steps = max(1, round(config.epochs * steps_per_epoch))
+  settings = optimizers.OptimizerSettings(**config.optimizer)
+  schedule = optimizers.make_schedule(settings, steps=total_steps, steps_per_epoch=steps_per_epoch)
+  optimizer = optimizers.make_optimizer(settings, schedule)
+  network = make_network(config, len(found.class_names))
+  init = functools.partial(steps.init_state, network, optimizer)
+  state_shardings = jax.tree.map(lambda _: sharding.replicated(mesh), jax.eval_shape(init))
+  abstract = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    jax.eval_shape(init),
+    state_shardings,
+  )
+  parameters = models.parameter_counts(abstract["params"])
+
+  identity = {
+    "model": config.model.to_dict(),
+    "optimizer": config.optimizer.name,
+    "classes": list(found.class_names),
+  }
+  kept = checkpoints.Checkpoints(workdir, identity, config.keep_checkpoints)
+  latest = kept.latest_step()
+  if mode == "evaluate" or latest is not None:
+    state = kept.restore(abstract)
+  else:
+    state = jax.device_put(init(), state_shardings)
+  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+
+  done = int(state["step"])
+  if mode == "evaluate" or done >= total_steps:
+    log.info("The checkpoint of step %d of %d: evaluating only", done, total_steps)
+  else:
+    overview = parameter_overview.get_parameter_overview(state["params"], include_stats=False)
+    log.info("%s", overview)
+    parts = ", ".join(f"{part} {count:,}" for part, count in parameters.items())
+    log.info("Parameters: %s", parts)
+    log.info(
+      "Training on %d device(s) (%s) from step %d to %d, %g epochs of %d clips, batch %d",
+      mesh.size,
+      jax.devices()[0].device_kind,
+      done,
+      total_steps,
+      config.epochs,
+      len(places),
+      config.batch_size,
+    )
+    step_fn = jax.jit(
+      functools.partial(steps.train_step, network=network, optimizer=optimizer, seed=config.seed),
+      donate_argnums=0,
+      out_shardings=(state_shardings, sharding.replicated(mesh)),
+    )
+    state = _train_loop(
+      state,
+      step_fn,
+      config=config,
+      found=found,
+      places=places,
+      mesh=mesh,
+      kept=kept,
+      workdir=workdir,
+      total_steps=total_steps,
+    )
+  kept.close()
+
+  evaluator = evaluation.Evaluator(
+    found,
+    network,
+    input_pipeline.ClipSettings(**config.clip),
+    split=config.split,
+    batch_size=config.eval_batch_size,
+    mesh=mesh,
+  )
+  tested = evaluator.run(state, "test")
+  outcome: dict[str, Any] = {
+    "config": json.loads(config.to_json_best_effort()),
+    "dataset": config.dataset,
+    "split": config.split,
+    "classes": list(found.class_names),
+    "videos": {"stored": len(found), "train": len(places), "test": len(tests)},
+    "missing": {"count": len(lacking), "allowed": bool(config.allow_missing)},
+    "broken": found.broken,
+    "protocol": evaluator.protocol,
+    "parameters": parameters,
+    "step": int(state["step"]),
+    "test": dict(tested.numbers),
+  }
+  if config.evaluate_shuffled:
+    shuffled = evaluator.run(state, "test", shuffled=True)
+    outcome["test"]["shuffled_video_top1"] = shuffled.numbers["video_top1"]
+  if config.evaluate_train:
+    outcome["train"] = dict(evaluator.run(state, "train").numbers)
+  outcome["params_digest"] = results.params_digest(state["params"])
+  outcome["seconds"] = round(time.monotonic() - began, 1)
+  path = results.write(workdir, outcome)
+  folder = _draw_figures(workdir, found, evaluator, tested)
+  log.info("%s", results.summary(outcome))
+  log.info("Results: %s", path)
+  log.info("Figures: %s", folder)
+  return outcome

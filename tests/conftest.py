@@ -1,0 +1,84 @@
+"""What all tests share: four virtual CPU devices, real clips, a small made data set."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from hybrid_video.datasets import made_actions, video_files
+from hybrid_video.datasets.hmdb51 import layout
+
+REAL_CLIPS = pathlib.Path(__file__).parent / "data" / "hmdb51"
+# Class and the codes of splits 1 to 3, as the official lists have them.
+REAL_LISTS = {
+  "Golf_Tips_-_Hit_The_Driver_300+_Yards!!!_golf_f_nm_np1_fr_med_0.avi": ("golf", (1, 1, 2)),
+  "6arrowswithin30seconds_shoot_bow_f_nm_np1_fr_med_3.avi": ("shoot_bow", (1, 2, 1)),
+  "RATRACE_wave_f_nm_np1_fr_goo_37.avi": ("wave", (1, 2, 1)),
+}
+
+
+def write_lists(folder: pathlib.Path, lists: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+  """Writes split files in HMDB51's form: clip name to (class, codes)."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for split in (1, 2, 3):
+    lines: dict[str, str] = {}
+    for name, (action, codes) in lists.items():
+      lines[action] = lines.get(action, "") + f"{name} {codes[split - 1]} \n"
+    for action, text in lines.items():
+      (folder / f"{action}_test_split{split}.txt").write_text(text)
+
+
+@pytest.fixture
+def real_folder(tmp_path: pathlib.Path) -> pathlib.Path:
+  """A folder in HMDB51's layout with three real clips, linked, in one flat folder."""
+  folder = tmp_path / "hmdb51"
+  write_lists(folder / "testTrainMulti_7030_splits", REAL_LISTS)
+  (folder / "videos").mkdir()
+  for name in REAL_LISTS:
+    (folder / "videos" / name).symlink_to(REAL_CLIPS / name)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def made_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Made action videos of four films."""
+  folder = tmp_path_factory.mktemp("made") / "videos"
+  made_actions.make(folder, films=4, workers=1)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def made_records(made_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
+  """The index of the made videos, stored small."""
+  import input_pipeline
+
+  return input_pipeline.prepare(
+    dataset="hmdb51",
+    data_dir=str(made_folder),
+    records_dir=str(tmp_path_factory.mktemp("records")),
+    scale=video_files.StoredScale(38, 50),
+    allow_missing=False,
+    made_films=0,
+    seed=0,
+  )
+
+
+def moving_square(frames: int, size: int = 64) -> list[np.ndarray]:
+  """Frames of a white square that moves to the right, one pixel a frame."""
+  pictures = np.zeros((frames, size, size, 3), np.uint8)
+  for i, picture in enumerate(pictures):
+    picture[20:36, i % (size - 16) : i % (size - 16) + 16] = 255
+  return list(pictures)
+
+
+def made_clip_name(action: str, number: int = 0, film: str = "film") -> str:
+  """A clip name of HMDB51's form."""
+  name = f"{film}_{action}_f_nm_np1_fr_goo_{number}.avi"
+  layout.parse_name(name, action)
+  return name

@@ -1,0 +1,185 @@
+"""Whole runs, small: from video files to results.json, interrupted, resumed and evaluated."""
+
+import json
+import pathlib
+
+from conftest import REAL_CLIPS, REAL_LISTS, write_lists
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import demo
+from hybrid_video import checkpoints, train
+from hybrid_video.report import results, writers
+
+
+def small_demo(videos: pathlib.Path, records: pathlib.Path):
+  """The demo's own config, shrunk: fewer films, a narrower model, a few steps."""
+  config = demo.get_config()
+  config.made_films = 4
+  config.data_dir, config.records_dir = str(videos), str(records)
+  config.stored.height, config.stored.width = 38, 50
+  config.clip.crop = 24
+  config.clip.frames = 8
+  config.model.cnn_blocks = 2
+  config.model.cnn_width = 4
+  config.model.latents = 4
+  config.model.width = 16
+  config.batch_size = config.eval_batch_size = 8
+  config.epochs = 2.0
+  config.log_every_steps = 2
+  config.checkpoint_every_epochs = 1.0
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(made_folder, tmp_path_factory):
+  """A run from start to end: (config, work directory, what it returned)."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = small_demo(made_folder, workdir / "records")
+  return config, workdir, train.run(config, workdir)
+
+
+def test_results_hold_what_was_run_and_what_came_out(finished):
+  config, workdir, returned = finished
+  written = json.loads((workdir / "results.json").read_text())
+  assert written == json.loads(json.dumps(returned))
+  assert written["config"]["model"]["name"] == "hybrid"
+  assert (written["dataset"], written["split"]) == ("made_actions", 1)
+  assert "uniform windows of 2 s" in written["protocol"]
+  parts = written["parameters"]
+  assert parts["total"] == parts["cnn"] + parts["attention"] + parts["head"] > 0
+  test = written["test"]
+  assert test["videos"] == 8 and test["clips"] >= 8
+  for name in ("video_top1", "video_top5", "clip_top1", "shuffled_video_top1"):
+    assert 0 <= test[name] <= 1
+  assert test["loss"] > 0
+  assert written["missing"] == {"count": 0, "allowed": False}
+  assert len(written["params_digest"]) == 64
+  assert written["step"] == 6
+  assert config.is_locked
+
+
+def test_figures_are_pictures_with_something_on_them(finished):
+  _, workdir, _ = finished
+  for name in ("learning_curves", "confusion", "clips"):
+    picture = np.asarray(Image.open(workdir / "figures" / f"{name}.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 200
+    assert picture.std() > 10
+
+
+def test_tensorboard_and_history_have_the_training_curve(finished):
+  from tensorboard.backend.event_processing import event_accumulator
+
+  _, workdir, _ = finished
+  history = writers.read_history(workdir)
+  assert [line["step"] for line in history] == [2, 3, 4, 6]
+  events = event_accumulator.EventAccumulator(
+    str(workdir / "tensorboard"), size_guidance={event_accumulator.TENSORS: 0}
+  )
+  events.Reload()
+  assert {"train/loss", "train/top1", "epoch", "clips_per_second", "seconds_left"} <= set(
+    events.Tags()["tensors"]
+  )
+  assert [event.step for event in events.Tensors("train/loss")] == [2, 3, 4, 6]
+
+
+def test_a_finished_run_only_evaluates_and_finds_the_same(finished, caplog):
+  config, workdir, first = finished
+  with caplog.at_level("INFO", logger="hybrid_video"):
+    again = train.run(config, workdir)
+  assert "evaluating only" in caplog.text
+  assert again["params_digest"] == first["params_digest"]
+  assert again["test"] == first["test"]
+  evaluated = train.run(config, workdir, mode="evaluate")
+  assert evaluated["test"] == first["test"]
+  assert len(writers.read_history(workdir)) == 4
+
+
+def test_an_interrupted_run_ends_with_the_same_parameters_to_the_bit(
+  finished, tmp_path, monkeypatch
+):
+  config, _, straight = finished
+  original = writers.HistoryWriter.write_scalars
+
+  def interrupt(self, step, scalars):
+    if step == 4:
+      raise KeyboardInterrupt
+    original(self, step, scalars)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(writers.HistoryWriter, "write_scalars", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      train.run(config, tmp_path)
+  resumed = train.run(config, tmp_path)
+  assert resumed["params_digest"] == straight["params_digest"]
+  assert resumed["test"] == straight["test"]
+  steps = [line["step"] for line in writers.read_history(tmp_path)]
+  assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_another_models_work_directory_is_refused(finished):
+  config, workdir, _ = finished
+  other = config.copy_and_resolve_references()
+  other.model.width = 32
+  with pytest.raises(checkpoints.CheckpointError, match=r"model\.width: 16 there, 32"):
+    train.run(other, workdir)
+
+
+def test_evaluating_without_a_checkpoint_says_to_train_first(made_folder, tmp_path):
+  config = small_demo(made_folder, tmp_path / "records")
+  with pytest.raises(checkpoints.CheckpointError, match="Train first"):
+    train.run(config, tmp_path / "new", mode="evaluate")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(made_folder, tmp_path):
+  config = small_demo(made_folder, tmp_path / "records")
+  config.optimizer.learning_rate = 1e30
+  config.optimizer.clip_norm = 0.0
+  config.optimizer.warmup_epochs = 0.0
+  config.optimizer.name = "sgd"
+  with pytest.raises(train.TrainingError, match="learning_rate"):
+    train.run(config, tmp_path / "run")
+
+
+def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
+  folder = tmp_path / "hmdb51"
+  # Two real clips to learn and one to be tested on, as split 3 of the official lists has them.
+  write_lists(folder, REAL_LISTS)
+  for name in REAL_LISTS:
+    (folder / name).symlink_to(REAL_CLIPS / name)
+  config = small_demo(folder, tmp_path / "records")
+  config.dataset = "hmdb51"
+  config.split = 3
+  config.epochs = 80.0
+  config.batch_size = 4
+  config.eval_batch_size = 4
+  config.checkpoint_every_epochs = 80.0
+  config.evaluate_shuffled = False
+  config.evaluate_train = True
+  found = train.run(config, tmp_path / "run")
+  assert found["train"]["videos"] == 2
+  assert found["train"]["video_top1"] == 1.0
+  assert found["train"]["clip_top1"] == 1.0
+  assert found["test"]["videos"] == 1
+  assert found["classes"] == ["golf", "shoot_bow", "wave"]
+
+
+def test_a_digest_tells_parameters_apart():
+  params = {"b": {"w": np.arange(3.0)}, "a": np.zeros(2)}
+  same = {"a": np.zeros(2), "b": {"w": np.arange(3.0)}}
+  assert results.params_digest(params) == results.params_digest(same)
+  for other in (
+    {"a": np.zeros(2), "b": {"w": np.arange(3.0).astype(np.float32)}},
+    {"a": np.zeros(2), "b": {"w": np.array([0.0, 1.0, 2.5])}},
+    {"a": np.zeros(2), "b": {"v": np.arange(3.0)}},
+    {"a": np.zeros((1, 2)), "b": {"w": np.arange(3.0)}},
+  ):
+    assert results.params_digest(other) != results.params_digest(params)
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (61, "1m01s"), (7260, "2h01m")]
+)
+def test_spans_of_time_are_written_for_people(seconds, text):
+  assert writers.duration(seconds) == text
