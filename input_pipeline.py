@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import dataclasses
 import logging
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -79,10 +78,11 @@ def prepare(
   if dataset == "made_actions" and made_actions.make(data_dir, made_films, seed):
     log.info("Made %d videos in %s", made_films * len(made_actions.ACTIONS), data_dir)
   config = hmdb51_dataset_builder.make_config(data_dir, scale, allow_missing=allow_missing)
-  place = pathlib.Path(records_dir or "~/tensorflow_datasets").expanduser()
+  # Not a pathlib path: records may lie on gs:// or another file system TFDS reads.
+  place = os.path.expanduser(records_dir or "~/tensorflow_datasets")
   # One progress bar is enough: ours, over videos.
   tfds.disable_progress_bar()
-  builder = hmdb51_dataset_builder.Builder(config=config, data_dir=os.fspath(place))
+  builder = hmdb51_dataset_builder.Builder(config=config, data_dir=place)
   if not builder.info.initialized:
     builder.download_and_prepare()
   found = records.index(builder)

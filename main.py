@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f"Not understood: {' '.join(argv[1:])}. Settings are --config.NAME=VALUE.")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # TensorFlow only reads and decodes here; without oneDNN it starts without a page about it.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   # orbax and TFDS tell every step they take at INFO.
   absl_logging.set_verbosity(absl_logging.WARNING)
   console = logging.StreamHandler(sys.stdout)

@@ -52,5 +52,4 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_every_steps = 50
   config.checkpoint_every_epochs = 5.0
   config.evaluate_shuffled = True
-  config.lock()
-  return config
+  return config.lock()

@@ -80,5 +80,4 @@ def get_config(row: str = "baseline") -> ml_collections.ConfigDict:
   else:
     config.model = ml_collections.ConfigDict(hybrid_options(row))
     config.optimizer.step_factor = 0.2
-  config.lock()
-  return config
+  return config.lock()

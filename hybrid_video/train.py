@@ -57,6 +57,14 @@ def make_network(config: ml_collections.ConfigDict, num_classes: int) -> steps.N
   return steps.make_network(build, tuple(config.mean), tuple(config.std))
 
 
+def _check_finite(loss: float, step: int, saved: int | None) -> None:
+  if not np.isfinite(loss):
+    raise TrainingError(
+      f"The loss is {loss} at step {step}. The last checkpoint is of step {saved}; lower "
+      "--config.optimizer.learning_rate or set --config.optimizer.clip_norm."
+    )
+
+
 def _train_loop(
   state: steps.State,
   step_fn: Callable[..., tuple[steps.State, dict[str, jax.Array]]],
@@ -98,16 +106,10 @@ def _train_loop(
       started = reported = time.monotonic()
     last = step == total_steps
     saves = last or step % save_every == 0
-    # What is saved is known to be finite.
-    if last or saves or step % config.log_every_steps == 0:
-      found_means = metrics.means(jax.device_get(waiting))
-      waiting.clear()
-      if not np.isfinite(found_means["loss"]):
-        raise TrainingError(
-          f"The loss is {found_means['loss']} at step {step}. The last checkpoint is of step "
-          f"{kept.latest_step()}; lower --config.optimizer.learning_rate or set "
-          "--config.optimizer.clip_norm."
-        )
+    if saves or step % config.log_every_steps == 0:
+      # What is saved is known to be finite.
+      _check_finite(float(parts["loss"]), step, kept.latest_step())
+    if last or step % config.log_every_steps == 0:
       now = time.monotonic()
       pace = (now - started) / max(step - first_step - 1, 1)
       recent = (now - reported) / max(step - reported_step, 1) or pace
@@ -115,12 +117,13 @@ def _train_loop(
         step,
         {
           "epoch": step / steps_per_epoch,
-          **{f"train/{name}": value for name, value in found_means.items()},
+          **{f"train/{k}": v for k, v in metrics.means(jax.device_get(waiting)).items()},
           "clips_per_second": config.batch_size / recent if recent else 0.0,
           "seconds_left": pace * (total_steps - step),
         },
       )
-      reported, reported_step = now, step
+      waiting.clear()
+      reported, reported_step = time.monotonic(), step
     if saves:
       kept.save(step, state)
   writer.close()
@@ -152,12 +155,13 @@ def _draw_figures(
   batches = [batch["clips"] for batch in evaluator.batches(few)]
   clips = np.concatenate(batches)[: len(chosen)]
   predicted = tested.probabilities.argmax(-1)
-  titles = [
-    f"{found.class_names[found.labels[plan.places[row]]]}  "
-    f"(predicted: {found.class_names[predicted[row]]})"
-    for row in few.rows
-  ]
-  figures.contact_sheet(folder / "clips.png", clips, titles)
+  names = found.class_names
+  figures.contact_sheet(
+    folder / "clips.png",
+    clips,
+    [names[found.labels[plan.places[row]]] for row in few.rows],
+    [names[predicted[row]] for row in few.rows],
+  )
   return folder
 
 

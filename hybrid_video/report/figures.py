@@ -74,7 +74,7 @@ def learning_curves(
     right.axhline(100 * chance, color=MUTED, linestyle=":", label=f"chance: {100 * chance:.1f} %")
     right.set_ylabel("top-1 (%)")
     right.set_ylim(0, 102)
-    right.legend(frameon=False, loc="center right")
+    right.legend(frameon=False, loc="best")
     for axes in (left, right):
       axes.set_xlabel("epoch")
       axes.set_xlim(0, end * 1.02)
@@ -114,26 +114,34 @@ def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequen
 
 
 def contact_sheet(
-  path: pathlib.Path, clips: np.ndarray, titles: Sequence[str], shown_frames: int = 8
+  path: pathlib.Path,
+  clips: np.ndarray,
+  true: Sequence[str],
+  predicted: Sequence[str],
+  shown_frames: int = 8,
 ) -> None:
   """Clips as the model gets them, one a row, time to the right.
 
   Args:
     path: PNG to write.
     clips: uint8 `[N, T, H, W, 3]`.
-    titles: one a clip.
+    true: class name of each clip.
+    predicted: what the model takes the clip's video for.
     shown_frames: how many of the T frames to show, evenly spaced.
   """
   count, total = clips.shape[:2]
   indices = np.unique(np.linspace(0, total - 1, min(shown_frames, total)).round().astype(int))
   with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-    figure = _figure(1.05 * len(indices), 1.3 * count)
-    grid = figure.subplots(count, len(indices), squeeze=False)
-    for row, clip, title in zip(grid, clips, titles, strict=True):
+    figure = matplotlib.figure.Figure(figsize=(1.1 * len(indices), 1.35 * count))
+    spacing = {"hspace": 0.3, "wspace": 0.04}
+    grid = figure.subplots(count, len(indices), squeeze=False, gridspec_kw=spacing)
+    for row, clip, is_, taken_for in zip(grid, clips, true, predicted, strict=True):
       for axes, index in zip(row, indices, strict=True):
         axes.imshow(clip[index])
         axes.set_axis_off()
-      row[0].set_title(title, loc="left", fontsize=8).set_in_layout(False)
+      right = is_ == taken_for
+      title = f"{is_}, recognised" if right else f"{is_}, taken for {taken_for}"
+      row[0].set_title(title, loc="left", fontsize=9, color=INK if right else ORANGE)
     for axes, index in zip(grid[-1], indices, strict=True):
       axes.text(0.5, -0.08, f"frame {index}", transform=axes.transAxes, ha="center", va="top")
     figure.savefig(path)

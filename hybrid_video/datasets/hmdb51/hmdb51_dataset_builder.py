@@ -6,8 +6,10 @@ are selected when they are read (`hybrid_video.datasets.records`).
 """
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 from typing import Any, ClassVar
 
@@ -24,6 +26,18 @@ _SHOWN = 5
 
 class MissingVideosError(ValueError):
   """Listed videos that are not there or cannot be decoded, without leave to go on."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Holds back what TFDS tells of downloads there are none of and of its own deprecations."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def describe(names: list[str]) -> str:
@@ -103,13 +117,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       config: from `make_config`.
       data_dir: the folder of all TFDS records.
     """
-    # TFDS warns of every configuration that is not known beforehand; none of ours is.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
+    with _quiet():
       super().__init__(config=config, data_dir=data_dir)
-    finally:
-      logging.set_verbosity(verbosity)
+
+  def download_and_prepare(self, **kwargs: Any) -> None:
+    """Decodes and stores everything, unless it is stored already."""
+    with _quiet():
+      super().download_and_prepare(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
     scale = self.builder_config.scale
