@@ -25,6 +25,7 @@ import shutil
 
 import av
 import numpy as np
+import tqdm
 
 from hybrid_video.datasets.hmdb51 import layout
 
@@ -299,7 +300,8 @@ def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | No
   if workers > 1:
     context = multiprocessing.get_context("spawn")
     with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-      list(pool.map(write, range(films), chunksize=4))
+      written = pool.map(write, range(films), chunksize=2)
+      list(tqdm.tqdm(written, total=films, unit=" films", desc="Making videos"))
   else:
     list(map(write, range(films)))
   (part / SPLITS_FOLDER).mkdir()
