@@ -9,9 +9,8 @@ import time
 import jax
 import numpy as np
 
-from hybrid_video import metrics, sharding, steps
+from hybrid_video import metrics, progress, sharding, steps
 from hybrid_video.datasets import records
-from hybrid_video.report import writers
 import input_pipeline
 
 log = logging.getLogger("hybrid_video")
@@ -158,7 +157,7 @@ class Evaluator:
       done += 1
       if done < total and done % max(1, total // _PROGRESS_LINES) == 0:
         left = (time.monotonic() - started) / done * (total - done)
-        log.info("  batch %d of %d, %s left", done, total, writers.duration(left))
+        log.info("  batch %d of %d, %s left", done, total, progress.duration(left))
       return logits
 
     order = ", frames in random order" if shuffled else ""

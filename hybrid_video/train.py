@@ -57,6 +57,13 @@ def make_network(config: ml_collections.ConfigDict, num_classes: int) -> steps.N
   return steps.make_network(build, tuple(config.mean), tuple(config.std))
 
 
+def _identity(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> dict[str, Any]:
+  """What must agree for a checkpoint to fit: all that shapes parameters and optimiser state."""
+  model = {k: v for k, v in config.model.items() if k not in ("dtype", "dropout")}
+  optimizer = {"name": config.optimizer.name, "clips_gradients": config.optimizer.clip_norm > 0}
+  return {"model": model, "optimizer": optimizer, "classes": list(class_names)}
+
+
 def _check_finite(loss: float, step: int, saved: int | None) -> None:
   if not np.isfinite(loss):
     raise TrainingError(
@@ -135,7 +142,7 @@ def _draw_figures(
   found: records.Records,
   evaluator: evaluation.Evaluator,
   tested: evaluation.Evaluation,
-) -> pathlib.Path:
+) -> None:
   folder = workdir / "figures"
   folder.mkdir(exist_ok=True)
   chance = 1 / len(found.class_names)
@@ -162,7 +169,49 @@ def _draw_figures(
     [names[found.labels[plan.places[row]]] for row in few.rows],
     [names[predicted[row]] for row in few.rows],
   )
-  return folder
+
+
+def _evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  found: records.Records,
+  network: steps.Network,
+  mesh: jax.sharding.Mesh,
+  state: steps.State,
+) -> dict[str, Any]:
+  """Evaluates, draws the figures, and gives what `results.json` is to hold of it."""
+  evaluator = evaluation.Evaluator(
+    found,
+    network,
+    input_pipeline.ClipSettings(**config.clip),
+    split=config.split,
+    batch_size=config.eval_batch_size,
+    mesh=mesh,
+  )
+  tested = evaluator.run(state, "test")
+  _draw_figures(workdir, found, evaluator, tested)
+  outcome: dict[str, Any] = {
+    "config": json.loads(config.to_json_best_effort()),
+    "dataset": config.dataset,
+    "split": config.split,
+    "classes": list(found.class_names),
+    "stored_videos": len(found),
+    "missing": {
+      "count": len(found.missing) + len(found.broken),
+      "allowed": bool(config.allow_missing),
+    },
+    "broken": found.broken,
+    "protocol": evaluator.protocol,
+    "step": int(state["step"]),
+    "test": dict(tested.numbers),
+    "params_digest": results.params_digest(state["params"]),
+  }
+  if config.evaluate_shuffled:
+    shuffled = evaluator.run(state, "test", shuffled=True)
+    outcome["test"]["shuffled_video_top1"] = shuffled.numbers["video_top1"]
+  if config.evaluate_train:
+    outcome["train"] = dict(evaluator.run(state, "train").numbers)
+  return outcome
 
 
 def run(
@@ -219,11 +268,7 @@ def run(
   )
   parameters = models.parameter_counts(abstract["params"])
 
-  identity = {
-    "model": config.model.to_dict(),
-    "optimizer": config.optimizer.name,
-    "classes": list(found.class_names),
-  }
+  identity = _identity(config, found.class_names)
   kept = checkpoints.Checkpoints(workdir, identity, config.keep_checkpoints)
   latest = kept.latest_step()
   if mode == "evaluate" or latest is not None:
@@ -268,38 +313,11 @@ def run(
     )
   kept.close()
 
-  evaluator = evaluation.Evaluator(
-    found,
-    network,
-    input_pipeline.ClipSettings(**config.clip),
-    split=config.split,
-    batch_size=config.eval_batch_size,
-    mesh=mesh,
-  )
-  tested = evaluator.run(state, "test")
-  outcome: dict[str, Any] = {
-    "config": json.loads(config.to_json_best_effort()),
-    "dataset": config.dataset,
-    "split": config.split,
-    "classes": list(found.class_names),
-    "videos": {"stored": len(found), "train": len(places), "test": len(tests)},
-    "missing": {"count": len(lacking), "allowed": bool(config.allow_missing)},
-    "broken": found.broken,
-    "protocol": evaluator.protocol,
-    "parameters": parameters,
-    "step": int(state["step"]),
-    "test": dict(tested.numbers),
-  }
-  if config.evaluate_shuffled:
-    shuffled = evaluator.run(state, "test", shuffled=True)
-    outcome["test"]["shuffled_video_top1"] = shuffled.numbers["video_top1"]
-  if config.evaluate_train:
-    outcome["train"] = dict(evaluator.run(state, "train").numbers)
-  outcome["params_digest"] = results.params_digest(state["params"])
+  outcome = _evaluate(config, workdir, found, network, mesh, state)
+  outcome["parameters"] = parameters
   outcome["seconds"] = round(time.monotonic() - began, 1)
   path = results.write(workdir, outcome)
-  folder = _draw_figures(workdir, found, evaluator, tested)
   log.info("%s", results.summary(outcome))
   log.info("Results: %s", path)
-  log.info("Figures: %s", folder)
+  log.info("Figures: %s", workdir / "figures")
   return outcome

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from configs import demo
-from hybrid_video import checkpoints, train
+from hybrid_video import checkpoints, progress, train
 from hybrid_video.report import results, writers
 
 
@@ -182,4 +182,4 @@ def test_a_digest_tells_parameters_apart():
   ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (61, "1m01s"), (7260, "2h01m")]
 )
 def test_spans_of_time_are_written_for_people(seconds, text):
-  assert writers.duration(seconds) == text
+  assert progress.duration(seconds) == text

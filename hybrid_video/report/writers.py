@@ -12,17 +12,9 @@ from typing import Any
 from clu import metric_writers
 import numpy as np
 
+from hybrid_video import progress
+
 HISTORY = "history.jsonl"
-
-
-def duration(seconds: float) -> str:
-  """A span of time for people: `42s`, `3m05s`, `2h07m`."""
-  whole = round(seconds)
-  if whole < 60:
-    return f"{whole}s"
-  if whole < 3600:
-    return f"{whole // 60}m{whole % 60:02d}s"
-  return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 class _ScalarsWriter(metric_writers.MetricWriter):
@@ -81,7 +73,7 @@ class ConsoleWriter(_ScalarsWriter):
       f"  top-1 {100 * scalars['train/top1']:5.1f} %"
       f"  top-5 {100 * scalars['train/top5']:5.1f} %"
       f"  {scalars['clips_per_second']:7.1f} clips/s"
-      f"  {duration(scalars['seconds_left']):>6} left",
+      f"  {progress.duration(scalars['seconds_left']):>6} left",
       flush=True,
     )
 

@@ -1,0 +1,11 @@
+"""How long something takes, in words for people who wait."""
+
+
+def duration(seconds: float) -> str:
+  """A span of time for people: `42s`, `3m05s`, `2h07m`."""
+  whole = round(seconds)
+  if whole < 60:
+    return f"{whole}s"
+  if whole < 3600:
+    return f"{whole // 60}m{whole % 60:02d}s"
+  return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
