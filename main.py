@@ -12,7 +12,10 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, a file in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results.")
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "evaluate"], "Train and evaluate, or evaluate the last checkpoint."
+  "mode",
+  "train",
+  ["train", "evaluate", "export"],
+  "Train and evaluate; evaluate the last checkpoint; or write it as a file PyTorch loads.",
 )
 
 

@@ -3,7 +3,35 @@
 An experiment is a file beside this one: it takes these, changes some, and locks the result.
 """
 
+import typing
+from typing import Any
+
 import ml_collections
+from ml_collections import config_dict
+
+from hybrid_video import models
+
+
+def model(name: str, **options: Any) -> ml_collections.ConfigDict:
+  """All settings of a model: its name, dtype, and every option of its class.
+
+  Raises:
+    ValueError: there is no such model or option; the message has the nearest names.
+  """
+  known = models.options(name)
+  for option in options:
+    if option not in known:
+      raise ValueError(
+        f"The model {name!r} has no option {option!r}.{models.nearest(option, list(known))}"
+      )
+  config = ml_collections.ConfigDict({"name": name, "dtype": "float32"})
+  for option, parameter in known.items():
+    value = options.get(option, parameter.default)
+    if value is None:
+      # An option that may be left open: it keeps its type for the command line.
+      value = config_dict.placeholder(typing.get_args(parameter.annotation)[0])
+    config[option] = value
+  return config
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -26,7 +54,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.std = (0.22803, 0.22145, 0.216989)
 
   # Model: `name` and the options of its class, see hybrid_video/models.
-  config.model = ml_collections.ConfigDict({"name": "r2plus1d_18", "dtype": "float32"})
+  config.model = model("r2plus1d_18")
+
+  # Weights to start from: a known name (hybrid_video/weights/sources.py), a URL or a file.
+  config.init_from = ""
+  config.replace_head = True  # a head of another number of classes starts fresh
 
   # Training.
   config.epochs = 100.0
@@ -43,6 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
       "step_epochs": 10.0,
       "step_factor": 0.1,
       "clip_norm": 0.0,
+      "freeze": (),  # parts that are not trained, such as ("cnn",) or ("cnn/stem", "cnn/layer1")
     }
   )
   config.log_every_steps = 50

@@ -21,25 +21,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.clip.crop = 32
   # Mirrored, one class becomes another.
   config.clip.flip = False
-  config.model = ml_collections.ConfigDict(
-    {
-      "name": "hybrid",
-      "dtype": "float32",
-      "cnn_blocks": 4,
-      "cnn_width": 8,
-      "cross_blocks": 1,
-      "self_blocks": 1,
-      "pool": "cls",
-      "latents": 16,
-      "width": 64,
-      "cross_heads": 1,
-      "self_heads": 4,
-      "head_dim": 16,
-      "multiplier": 2,
-      "bands": 6,
-      "max_freq": 10.0,
-      "dropout": 0.0,
-    }
+  config.model = defaults.model(
+    "hybrid",
+    cnn_blocks=4,
+    cnn_width=8,
+    latents=16,
+    width=64,
+    self_heads=4,
+    head_dim=16,
+    multiplier=2,
   )
   config.epochs = 25.0
   config.batch_size = 8

@@ -31,33 +31,22 @@ ROWS = (
 )
 
 
-def hybrid_options(row: str) -> dict:
-  """The hybrid's options for a row named `cnnK[_crossC][_selfS]`.
+def hybrid(row: str) -> ml_collections.ConfigDict:
+  """The hybrid of a row named `cnnK[_crossC][_selfS]`, at the source's widths (the defaults).
 
   Without cross attention a CLS token goes through the self block with the CNN's tokens and the
   mean over all is classified; without self attention, the mean over latents.
   """
   counts = {part: int(number) for part, number in re.findall(r"(cnn|cross|self)(\d+)", row)}
   cross, self_attention = counts.get("cross", 0), counts.get("self", 0)
-  return {
-    "name": "hybrid",
-    "dtype": "float32",
-    "cnn_blocks": counts["cnn"],
-    "cnn_width": 64,
-    "cross_blocks": cross,
-    "self_blocks": self_attention,
-    "pool": "cls" if cross and self_attention else "mean",
-    "use_cls": self_attention > 0,
-    "latents": 256,
-    "width": 512,
-    "cross_heads": 1,
-    "self_heads": 8,
-    "head_dim": 64,
-    "multiplier": 4,
-    "bands": 6,
-    "max_freq": 10.0,
-    "dropout": 0.0,
-  }
+  return defaults.model(
+    "hybrid",
+    cnn_blocks=counts["cnn"],
+    cross_blocks=cross,
+    self_blocks=self_attention,
+    pool="cls" if cross and self_attention else "mean",
+    use_cls=self_attention > 0,
+  )
 
 
 def get_config(row: str = "baseline") -> ml_collections.ConfigDict:
@@ -73,11 +62,9 @@ def get_config(row: str = "baseline") -> ml_collections.ConfigDict:
   config.optimizer.schedule = "step"
   config.optimizer.weight_decay = 1e-5
   if row == "baseline":
-    config.model = ml_collections.ConfigDict(
-      {"name": "r2plus1d_18", "dtype": "float32", "blocks": 8, "width": 64, "dropout": 0.0}
-    )
+    config.model = defaults.model("r2plus1d_18")
     config.optimizer.name = "sgd"
   else:
-    config.model = ml_collections.ConfigDict(hybrid_options(row))
+    config.model = hybrid(row)
     config.optimizer.step_factor = 0.2
   return config.lock()

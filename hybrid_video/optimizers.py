@@ -4,7 +4,10 @@ In: settings and the length of training. Out: an optax transformation and its sc
 """
 
 import dataclasses
+import difflib
+from typing import Any
 
+import jax
 import optax
 
 
@@ -21,6 +24,8 @@ class OptimizerSettings:
     warmup_epochs: linear from zero.
     step_epochs, step_factor: "step" multiplies by the factor each time so many epochs have passed.
     clip_norm: gradients of a larger global norm are scaled down to it; 0 is never.
+    freeze: parts that are not trained, by the beginning of their path, such as `cnn` or
+      `cnn/layer1`.
   """
 
   name: str = "adam"
@@ -32,6 +37,26 @@ class OptimizerSettings:
   step_epochs: float = 10.0
   step_factor: float = 0.1
   clip_norm: float = 0.0
+  freeze: tuple[str, ...] = ()
+
+
+def _trained_or_frozen(params: Any, freeze: tuple[str, ...]) -> Any:
+  used: set[str] = set()
+
+  def label(path: Any, _: Any) -> str:
+    name = "/".join(key.key for key in path)
+    matching = [part for part in freeze if name == part or name.startswith(part + "/")]
+    used.update(matching)
+    return "frozen" if matching else "trained"
+
+  labels = jax.tree_util.tree_map_with_path(label, params)
+  for part in freeze:
+    if part not in used:
+      names = ["/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(params)]
+      starts = {"/".join(n.split("/")[:d]) for n in names for d in range(1, n.count("/") + 2)}
+      near = difflib.get_close_matches(part, starts, n=1, cutoff=0.0)[0]
+      raise ValueError(f"The model has no part {part!r} to freeze. Did you mean {near!r}?")
+  return labels
 
 
 def make_schedule(
@@ -80,4 +105,10 @@ def make_optimizer(
     parts.append(optax.adamw(schedule, weight_decay=settings.weight_decay))
   else:
     raise ValueError(f"There is no optimiser {settings.name!r}. Known: adam, adamw, sgd.")
-  return optax.chain(*parts)
+  chain = optax.chain(*parts)
+  if not settings.freeze:
+    return chain
+  return optax.multi_transform(
+    {"trained": chain, "frozen": optax.set_to_zero()},
+    lambda params: _trained_or_frozen(params, settings.freeze),
+  )

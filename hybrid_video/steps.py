@@ -25,13 +25,13 @@ class Network:
   Attributes:
     training: its definition with dropout on and BatchNorm's own batch statistics.
     evaluation: its definition with dropout off and BatchNorm's running statistics.
-    init: gives fresh (params, batch_stats).
+    build: gives a fresh model, the same at every call.
     mean, std: per channel, of pixels in 0 to 1; clips are normalised with them on the device.
   """
 
   training: nnx.GraphDef
   evaluation: nnx.GraphDef
-  init: Callable[[], tuple[models.Tree, models.Tree]]
+  build: Callable[[], nnx.Module]
   mean: tuple[float, ...]
   std: tuple[float, ...]
 
@@ -50,22 +50,19 @@ def make_network(
     build: gives a fresh model, the same at every call.
     mean, std: see `Network`.
   """
-
-  def init() -> tuple[models.Tree, models.Tree]:
-    _, params, batch_stats = models.split(build())
-    return params, batch_stats
-
   abstract = nnx.eval_shape(build)
   abstract.train()
   training, _, _ = models.split(abstract)
   abstract.eval()
   evaluation, _, _ = models.split(abstract)
-  return Network(training, evaluation, init, mean, std)
+  return Network(training, evaluation, build, mean, std)
 
 
-def init_state(network: Network, optimizer: optax.GradientTransformation) -> State:
-  """The state before the first step."""
-  params, batch_stats = network.init()
+def init_state(
+  network: Network, optimizer: optax.GradientTransformation, model: nnx.Module | None = None
+) -> State:
+  """The state before the first step, of a fresh model or of one with weights loaded into it."""
+  _, params, batch_stats = models.split(network.build() if model is None else model)
   return {
     "step": jnp.zeros((), jnp.int32),
     "params": params,

@@ -13,13 +13,24 @@ import time
 from typing import Any
 
 from clu import parameter_overview, periodic_actions
+from flax import nnx
 import jax
 import ml_collections
 import numpy as np
 
-from hybrid_video import checkpoints, evaluation, metrics, models, optimizers, sharding, steps
+from hybrid_video import (
+  checkpoints,
+  evaluation,
+  metrics,
+  models,
+  optimizers,
+  sharding,
+  steps,
+  weights,
+)
 from hybrid_video.datasets import records, video_files
 from hybrid_video.report import figures, results, writers
+from hybrid_video.weights import sources
 import input_pipeline
 
 log = logging.getLogger("hybrid_video")
@@ -57,10 +68,17 @@ def make_network(config: ml_collections.ConfigDict, num_classes: int) -> steps.N
   return steps.make_network(build, tuple(config.mean), tuple(config.std))
 
 
-def _identity(config: ml_collections.ConfigDict, class_names: tuple[str, ...]) -> dict[str, Any]:
+def checkpoint_identity(
+  config: ml_collections.ConfigDict, class_names: tuple[str, ...]
+) -> dict[str, Any]:
   """What must agree for a checkpoint to fit: all that shapes parameters and optimiser state."""
-  model = {k: v for k, v in config.model.items() if k not in ("dtype", "dropout")}
+  model = {
+    k: v
+    for k, v in config.model.items()
+    if k not in ("dtype", "dropout", "remat", "freeze_statistics")
+  }
   optimizer = {"name": config.optimizer.name, "clips_gradients": config.optimizer.clip_norm > 0}
+  optimizer["frozen_parts"] = list(config.optimizer.freeze)
   return {"model": model, "optimizer": optimizer, "classes": list(class_names)}
 
 
@@ -222,10 +240,11 @@ def run(
   Args:
     config: as the files in `configs/` make it.
     workdir: where everything goes; a run that is already in it goes on from its last checkpoint.
-    mode: "train" or "evaluate".
+    mode: "train", "evaluate", or "export" (the last checkpoint, a video ResNet's, as a safetensors
+      file under torchvision's names).
 
   Returns:
-    What `results.json` holds.
+    What `results.json` holds; of an export, the path written.
 
   Raises:
     ValueError: a value, file or folder that cannot serve; the message says what to do.
@@ -268,13 +287,26 @@ def run(
   )
   parameters = models.parameter_counts(abstract["params"])
 
-  identity = _identity(config, found.class_names)
+  identity = checkpoint_identity(config, found.class_names)
   kept = checkpoints.Checkpoints(workdir, identity, config.keep_checkpoints)
   latest = kept.latest_step()
-  if mode == "evaluate" or latest is not None:
+  if mode != "train" or latest is not None:
+    if config.init_from and mode == "train":
+      log.info("Going on from step %s; %s was for the first start", latest, config.init_from)
     state = kept.restore(abstract)
   else:
-    state = jax.device_put(init(), state_shardings)
+    model = network.build()
+    if config.init_from:
+      weights.load_pretrained(
+        model, sources.locate(config.init_from), replace_head=config.replace_head
+      )
+    state = jax.device_put(steps.init_state(network, optimizer, model), state_shardings)
+  if mode == "export":
+    model = nnx.merge(network.evaluation, state["params"], state["batch_stats"])
+    path = weights.save_torchvision(model, workdir / "model.safetensors")
+    log.info("Written under torchvision's names: %s", path)
+    kept.close()
+    return {"exported": str(path), "step": int(state["step"])}
   (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
   done = int(state["step"])

@@ -34,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
       "Did you mean cnn8_cross1_self6",
     ),
     (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
-    (["--config=configs/demo.py", "--mode=eval"], "train|evaluate"),
+    (["--config=configs/demo.py", "--mode=eval"], "train|evaluate|export"),
     (["--config=configs/demo.py"], "--workdir"),
     (["--workdir=x"], "--config"),
     (["--config=configs/demo.py", "--workdir=x", "epochs=3"], "--config.NAME=VALUE"),

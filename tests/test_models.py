@@ -6,7 +6,7 @@ import pytest
 
 from configs import demo, hmdb51, hmdb51_small
 from hybrid_video import models
-from hybrid_video.models import layers, perceiver, r2plus1d
+from hybrid_video.models import layers, perceiver, video_resnet
 
 NARROW = {
   "cnn_blocks": 4,
@@ -53,6 +53,23 @@ def test_the_small_configurations_have_their_parameter_counts():
 def test_the_baseline_of_400_classes_is_torchvisions():
   config = hmdb51.get_config("baseline").model
   assert counts(config, 400) == (31_300_125, 0, 205_200, 31_505_325)
+
+
+@pytest.mark.parametrize(
+  ("name", "num_classes", "cnn", "total"),
+  [
+    ("r3d_18", 400, 33_166_272, 33_371_472),
+    ("mc3_18", 400, 11_490_240, 11_695_440),
+    ("r2plus1d_34", 400, 63_491_975, 63_697_175),
+    ("r2plus1d_34", 359, 63_491_975, 63_676_142),
+    ("r2plus1d_34", 487, 63_491_975, 63_741_806),
+    ("r2plus1d_34", 51, 63_491_975, 63_518_138),
+  ],
+)
+def test_the_other_video_resnets_have_their_exact_parameter_counts(name, num_classes, cnn, total):
+  model = nnx.eval_shape(lambda: models.create(name, num_classes=num_classes))
+  found = models.parameter_counts(models.split(model)[1])
+  assert (found["cnn"], found["total"]) == (cnn, total)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +277,7 @@ def test_fourier_positions_are_sines_cosines_and_the_place_of_each_axis():
 
 
 def test_the_mid_width_keeps_the_parameters_of_a_full_convolution():
-  assert [r2plus1d.mid_channels(*c) for c in [(64, 64), (64, 128), (128, 128), (512, 512)]] == [
+  assert [video_resnet.mid_channels(*c) for c in [(64, 64), (64, 128), (128, 128), (512, 512)]] == [
     144,
     230,
     288,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video.models import perceiver
-from hybrid_video.models.layers import Array, DType, Linear, normal
-from hybrid_video.models.r2plus1d import Trunk
+from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
+from hybrid_video.models.video_resnet import Numerics, Trunk
 
 POOLS = ("cls", "mean")
 
@@ -21,7 +21,8 @@ class AttentionStack(nnx.Module):
 
   With cross attention, learned latents (normal, std 1) read the tokens and their Fourier
   positions; without, the tokens themselves go through the self blocks, bare of positions. The CLS
-  token, if any, joins in front of the first self block and stays in the array from there on.
+  token, if any, joins in front of the first self block and stays in the array from there on. With
+  `tie_groups` the first group has its own weights and all later ones share a second set.
   """
 
   def __init__(
@@ -37,9 +38,10 @@ class AttentionStack(nnx.Module):
     head_dim: int,
     multiplier: int,
     bands: int,
-    max_freq: float,
+    max_freq: float | tuple[float, float, float] | None,
     dropout: float,
     use_cls: bool,
+    tie_groups: bool = False,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -66,21 +68,23 @@ class AttentionStack(nnx.Module):
       "dropout": dropout,
       "dtype": dtype,
     }
+    self.groups = max(cross_blocks, 1)
+    self.group_sets = min(self.groups, 2) if tie_groups else self.groups
+    self.self_per_group = self_blocks // self.groups
     context_width = token_width + perceiver.fourier_channels(bands)
     if cross_blocks:
       self.latents = nnx.Param(normal(rng, (latents, width)))
     if use_cls:
       self.cls = nnx.Param(normal(rng, (1, width)))
     self.cross: Any = nnx.Dict()
-    for i in range(cross_blocks):
+    for i in range(self.group_sets if cross_blocks else 0):
       self.cross[str(i)] = perceiver.CrossBlock(
         width, context_width, heads=cross_heads, rng=rng, **shared
       )
     self.self_attention: Any = nnx.Dict()
-    for i in range(self_blocks):
+    for i in range(self.group_sets * self.self_per_group):
       self.self_attention[str(i)] = perceiver.SelfBlock(width, heads=self_heads, rng=rng, **shared)
     self.use_cls = use_cls
-    self.self_per_group = self_blocks // max(cross_blocks, 1)
     self.bands = bands
     self.max_freq = max_freq
     self.dtype = dtype
@@ -103,13 +107,14 @@ class AttentionStack(nnx.Module):
       spread = jnp.broadcast_to(positions, (batch, *positions.shape)).astype(self.dtype)
       tokens = jnp.concatenate([tokens, spread], axis=-1)
       x = self._for_each_clip(self.latents[...], batch)
-    for group in range(max(len(self.cross), 1)):
+    for group in range(self.groups):
+      group_set = min(group, self.group_sets - 1)
       if len(self.cross):
-        x = self.cross[str(group)](x, tokens, rngs)
+        x = self.cross[str(group_set)](x, tokens, rngs)
       if group == 0 and self.use_cls:
         x = jnp.concatenate([self._for_each_clip(self.cls[...], batch), x], axis=1)
       for i in range(self.self_per_group):
-        x = self.self_attention[str(group * self.self_per_group + i)](x, rngs)
+        x = self.self_attention[str(group_set * self.self_per_group + i)](x, rngs)
     return x
 
   def _for_each_clip(self, learned: Array, batch: int) -> Array:
@@ -120,7 +125,7 @@ class Head(nnx.Module):
   """Pooling (the CLS token, or the mean over all tokens), LayerNorm, linear classifier."""
 
   def __init__(self, width: int, num_classes: int, *, rng: np.random.Generator):
-    self.norm = perceiver.LayerNorm(width)
+    self.norm = LayerNorm(width)
     self.linear = Linear(width, num_classes, rng=rng)
 
   def __call__(self, pooled: Array) -> Array:
@@ -133,8 +138,10 @@ class Hybrid(nnx.Module):
 
   Args:
     num_classes: classes the head tells apart.
+    cnn: architecture of the trunk, see `video_resnet.ARCHITECTURES`.
     cnn_blocks: residual blocks kept, 1 to 8.
     cnn_width: channels of the first stage; 64 is the published network.
+    remat, freeze_statistics: of the trunk, see `video_resnet.Numerics`.
     cross_blocks: cross attention blocks; each begins a group.
     self_blocks: self attention blocks in all, shared evenly among the groups.
     pool: "cls" or "mean". The mean is over latents, and over the CLS token where `use_cls`.
@@ -144,6 +151,8 @@ class Hybrid(nnx.Module):
     cross_heads, self_heads, head_dim: attention heads, and channels of one.
     multiplier: the feed-forward's widening.
     bands, max_freq: see `perceiver.fourier_positions`.
+    tie_groups: whether the groups after the first share one set of weights, which tells from three
+      groups on.
     dropout: rate after every attention and feed-forward.
     dtype: of the arithmetic; parameters and statistics stay float32.
     rng: source of the initial values.
@@ -156,8 +165,11 @@ class Hybrid(nnx.Module):
     self,
     num_classes: int,
     *,
+    cnn: str = "r2plus1d_18",
     cnn_blocks: int = 8,
     cnn_width: int = 64,
+    remat: bool = False,
+    freeze_statistics: bool = False,
     cross_blocks: int = 1,
     self_blocks: int = 1,
     pool: str = "cls",
@@ -169,7 +181,8 @@ class Hybrid(nnx.Module):
     head_dim: int = 64,
     multiplier: int = 4,
     bands: int = 6,
-    max_freq: float = 10.0,
+    max_freq: float | tuple[float, float, float] | None = 10.0,
+    tie_groups: bool = False,
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
@@ -179,7 +192,8 @@ class Hybrid(nnx.Module):
     use_cls = pool == "cls" if use_cls is None else use_cls
     if pool == "cls" and not use_cls:
       raise ValueError("pool='cls' reads the CLS token, so use_cls cannot be False.")
-    self.cnn = Trunk(cnn_blocks, cnn_width, dtype=dtype, rng=rng)
+    numerics = Numerics(dtype, remat, freeze_statistics)
+    self.cnn = Trunk(cnn, blocks=cnn_blocks, width=cnn_width, numerics=numerics, rng=rng)
     self.attention = AttentionStack(
       self.cnn.out_channels,
       cross_blocks=cross_blocks,
@@ -194,6 +208,7 @@ class Hybrid(nnx.Module):
       max_freq=max_freq,
       dropout=dropout,
       use_cls=use_cls,
+      tie_groups=tie_groups,
       dtype=dtype,
       rng=rng,
     )

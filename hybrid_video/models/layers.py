@@ -42,6 +42,15 @@ def uniform_fan_in(rng: np.random.Generator, shape: Sequence[int], fan_in: int) 
   return jnp.asarray(bound * (2.0 * rng.random(tuple(shape), np.float32) - 1.0))
 
 
+def xavier_uniform(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+  """Uniform values in ±sqrt(6 / (in + out)), for a kernel `[in, out]`.
+
+  Source: Glorot & Bengio 2010, equation 16.
+  """
+  bound = math.sqrt(6.0 / sum(shape))
+  return jnp.asarray(bound * (2.0 * rng.random(tuple(shape), np.float32) - 1.0))
+
+
 def convolve(
   x: Array,
   kernel: Array,
@@ -105,6 +114,11 @@ class Conv3D(nnx.Module):
     return convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
 
 
+def widen(x: Array) -> Array:
+  """At least float32: what statistics, and everything after the last block, are computed in."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class BatchNorm(nnx.Module):
   """Batch normalisation over every axis but the last, with PyTorch's meaning of the statistics.
 
@@ -121,6 +135,7 @@ class BatchNorm(nnx.Module):
     *,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
+    frozen: bool = False,
     dtype: DType = jnp.float32,
   ):
     self.scale = nnx.Param(jnp.ones((channels,)))
@@ -129,17 +144,18 @@ class BatchNorm(nnx.Module):
     self.var = nnx.BatchStat(jnp.ones((channels,)))
     self.epsilon = epsilon
     self.momentum = momentum
+    self.frozen = frozen
     self.dtype = dtype
     self.use_running_average = False
 
   def __call__(self, x: Array) -> Array:
-    """Normalises `[..., C]`; updates the running statistics unless `model.eval()` was called."""
-    if self.use_running_average:
+    """Normalises `[..., C]`; updates the running statistics unless frozen or in `model.eval()`."""
+    if self.use_running_average or self.frozen:
       mean, var = self.mean[...], self.var[...]
     else:
       axes = tuple(range(x.ndim - 1))
       count = math.prod(x.shape[:-1])
-      wide = x.astype(jnp.float32)
+      wide = widen(x)
       mean = wide.mean(axes)
       var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
       unbiased = var * (count / max(count - 1, 1))
@@ -148,6 +164,24 @@ class BatchNorm(nnx.Module):
     scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
     shift = self.bias[...] - mean * scale
     return x.astype(self.dtype) * scale.astype(self.dtype) + shift.astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Layer normalisation over the last axis, computed in float32."""
+
+  def __init__(self, features: int, epsilon: float = 1e-5, *, dtype: DType = jnp.float32):
+    self.scale = nnx.Param(jnp.ones((features,)))
+    self.bias = nnx.Param(jnp.zeros((features,)))
+    self.epsilon = epsilon
+    self.dtype = dtype
+
+  def __call__(self, x: Array) -> Array:
+    """Normalises `[..., D]`."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    var = jnp.square(centred).mean(-1, keepdims=True)
+    y = centred * lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+    return y.astype(self.dtype)
 
 
 class Linear(nnx.Module):

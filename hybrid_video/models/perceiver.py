@@ -6,12 +6,14 @@ Source: Jaegle et al. 2021 (arXiv:2103.03206), in the form of the PyPI package p
 pre-norm, bias-free queries, keys and values, GEGLU feed-forward with the exact GELU.
 """
 
+from collections.abc import Sequence
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models.layers import Array, DType, Linear
+from hybrid_video.models.layers import Array, DType, LayerNorm, Linear
 
 
 def fourier_channels(bands: int, axes: int = 3) -> int:
@@ -19,7 +21,9 @@ def fourier_channels(bands: int, axes: int = 3) -> int:
   return axes * (2 * bands + 1)
 
 
-def fourier_positions(sizes: tuple[int, ...], bands: int, max_freq: float) -> np.ndarray:
+def fourier_positions(
+  sizes: tuple[int, ...], bands: int, max_freq: float | Sequence[float] | None
+) -> np.ndarray:
   """Fourier features of every cell of a grid, row-major.
 
   Each axis runs from -1 to 1 (a single cell lies at -1); `bands` frequencies lie evenly between
@@ -28,34 +32,32 @@ def fourier_positions(sizes: tuple[int, ...], bands: int, max_freq: float) -> np
   Args:
     sizes: cells along each axis, for a video (T', H', W').
     bands: frequencies an axis.
-    max_freq: the highest frequency resolved, in cycles over an axis.
+    max_freq: twice the highest frequency, in cycles over an axis: the cells that resolve it. One
+      for all axes, or one an axis; None takes each axis's own number of cells, at least 2.
 
   Returns:
     float32 `[prod(sizes), len(sizes) * (2 * bands + 1)]`.
+
+  Raises:
+    ValueError: `max_freq` has not one value an axis.
   """
-  scales = np.pi * np.linspace(1.0, max_freq / 2, bands)
+  if max_freq is None:
+    resolved: list[float] = [max(size, 2) for size in sizes]
+  elif isinstance(max_freq, Sequence):
+    resolved = list(max_freq)
+  else:
+    resolved = [max_freq] * len(sizes)
+  if len(resolved) != len(sizes):
+    raise ValueError(
+      f"max_freq={max_freq} has {len(resolved)} values for a grid of {len(sizes)} axes: give one "
+      "number, one an axis, or None for the grid's own."
+    )
+  scales = np.pi * np.stack([np.linspace(1.0, freq / 2, bands) for freq in resolved])
   places = [np.linspace(-1.0, 1.0, size) for size in sizes]
   grid = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)[..., None]
   angles = grid * scales
   features = np.concatenate([np.sin(angles), np.cos(angles), grid], axis=-1)
   return features.reshape(int(np.prod(sizes)), -1).astype(np.float32)
-
-
-class LayerNorm(nnx.Module):
-  """Layer normalisation over the last axis in float32, epsilon 1e-5."""
-
-  def __init__(self, features: int, *, dtype: DType = jnp.float32):
-    self.scale = nnx.Param(jnp.ones((features,)))
-    self.bias = nnx.Param(jnp.zeros((features,)))
-    self.dtype = dtype
-
-  def __call__(self, x: Array) -> Array:
-    """Normalises `[..., D]`."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    var = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(var + 1e-5) * self.scale[...] + self.bias[...]
-    return y.astype(self.dtype)
 
 
 class Attention(nnx.Module):

@@ -1,0 +1,378 @@
+"""Video ResNets: R(2+1)D, R3D and MC3, as a trunk that can be cut and as classifiers.
+
+In: normalised clips `[B, T, H, W, 3]`. Out: a feature map `[B, T', H', W', C]` (the trunk, cut after
+any of its blocks) or logits `[B, classes]` (the classifiers; R(2+1)D-18 is the study's baseline).
+
+Source: Tran et al. 2018 (arXiv:1711.11248), in the form of torchvision's video models; the 34-layer
+network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561).
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_video.models.layers import Array, BatchNorm, Conv3D, DType, Linear, normal, widen
+
+FACTORISED, FULL, SPATIAL = "factorised", "full", "spatial"
+STEM_MID_CHANNELS_AT_64 = 45
+FULL_WIDTH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """What tells one video ResNet from another.
+
+  Attributes:
+    blocks: residual blocks in each of the four stages.
+    kinds: convolution of each stage: "factorised" is `[1, 3, 3]` then `[3, 1, 1]`, "full"
+      `[3, 3, 3]`, "spatial" `[1, 3, 3]` (it never strides in time).
+    mid_by_convolution: whether each factorised convolution has a mid width of its own; torchvision
+      computes one a block and uses it for both.
+    epsilon: of every BatchNorm.
+  """
+
+  blocks: tuple[int, int, int, int]
+  kinds: tuple[str, str, str, str]
+  mid_by_convolution: bool = False
+  epsilon: float = 1e-5
+
+  @property
+  def depth(self) -> int:
+    """Residual blocks in all."""
+    return sum(self.blocks)
+
+
+ARCHITECTURES = {
+  "r2plus1d_18": Architecture((2, 2, 2, 2), (FACTORISED,) * 4),
+  "r3d_18": Architecture((2, 2, 2, 2), (FULL,) * 4),
+  "mc3_18": Architecture((2, 2, 2, 2), (FULL, SPATIAL, SPATIAL, SPATIAL)),
+  "r2plus1d_34": Architecture(
+    (3, 4, 6, 3), (FACTORISED,) * 4, mid_by_convolution=True, epsilon=1e-3
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+  """How a trunk computes, which changes no parameter.
+
+  Attributes:
+    dtype: of the arithmetic; parameters and statistics stay float32.
+    remat: whether each block's activations are computed again in the backward pass, to save memory.
+    freeze_statistics: whether BatchNorm keeps and uses its running statistics in training too.
+  """
+
+  dtype: DType = jnp.float32
+  remat: bool = False
+  freeze_statistics: bool = False
+
+
+def mid_channels(in_channels: int, out_channels: int) -> int:
+  """Channels between the two halves that keep the parameter count of a full 3x3x3 convolution.
+
+  Source: section 3.5 of arXiv:1711.11248, M = floor(27 in out / (9 in + 3 out)).
+  """
+  return (in_channels * out_channels * 27) // (in_channels * 9 + 3 * out_channels)
+
+
+class _Norms:
+  """Makes the BatchNorms of one network."""
+
+  def __init__(self, architecture: Architecture, numerics: Numerics):
+    self._options: dict[str, Any] = {
+      "epsilon": architecture.epsilon,
+      "frozen": numerics.freeze_statistics,
+      "dtype": numerics.dtype,
+    }
+
+  def __call__(self, channels: int) -> BatchNorm:
+    return BatchNorm(channels, **self._options)
+
+
+class Conv2Plus1D(nnx.Module):
+  """A `[1, k, k]` convolution, BatchNorm, ReLU and a `[3, 1, 1]` convolution."""
+
+  def __init__(
+    self,
+    in_channels: int,
+    mid: int,
+    out_channels: int,
+    *,
+    kernel: int = 3,
+    spatial_stride: int = 1,
+    temporal_stride: int = 1,
+    norms: _Norms,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    self.spatial = Conv3D(
+      in_channels,
+      mid,
+      (1, kernel, kernel),
+      strides=(1, spatial_stride, spatial_stride),
+      padding=(0, kernel // 2, kernel // 2),
+      dtype=dtype,
+      rng=rng,
+    )
+    self.norm = norms(mid)
+    self.temporal = Conv3D(
+      mid,
+      out_channels,
+      (3, 1, 1),
+      strides=(temporal_stride, 1, 1),
+      padding=(1, 0, 0),
+      dtype=dtype,
+      rng=rng,
+    )
+
+  def __call__(self, x: Array) -> Array:
+    """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
+    return self.temporal(jax.nn.relu(self.norm(self.spatial(x))))
+
+
+class Stem(nnx.Module):
+  """The first layer: 7x7 in space at stride 2, 3 in time; halves height and width."""
+
+  def __init__(
+    self, kind: str, width: int, *, norms: _Norms, dtype: DType, rng: np.random.Generator
+  ):
+    self.conv: Conv2Plus1D | Conv3D
+    if kind == FACTORISED:
+      mid = max(1, round(STEM_MID_CHANNELS_AT_64 * width / FULL_WIDTH))
+      self.conv = Conv2Plus1D(
+        3, mid, width, kernel=7, spatial_stride=2, norms=norms, dtype=dtype, rng=rng
+      )
+    else:
+      self.conv = Conv3D(
+        3, width, (3, 7, 7), strides=(1, 2, 2), padding=(1, 3, 3), dtype=dtype, rng=rng
+      )
+    self.norm = norms(width)
+
+  def __call__(self, clips: Array) -> Array:
+    """`[B, T, H, W, 3]` to `[B, T, H/2, W/2, width]`."""
+    return jax.nn.relu(self.norm(self.conv(clips)))
+
+
+class Downsample(nnx.Module):
+  """The shortcut of a block that changes shape: a 1x1x1 convolution and BatchNorm."""
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    strides: tuple[int, int, int],
+    *,
+    norms: _Norms,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    self.conv = Conv3D(in_channels, out_channels, (1, 1, 1), strides=strides, dtype=dtype, rng=rng)
+    self.norm = norms(out_channels)
+
+  def __call__(self, x: Array) -> Array:
+    """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
+    return self.norm(self.conv(x))
+
+
+class Block(nnx.Module):
+  """A residual block of two convolutions of one kind."""
+
+  def __init__(
+    self,
+    architecture: Architecture,
+    kind: str,
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    *,
+    norms: _Norms,
+    dtype: DType,
+    rng: np.random.Generator,
+  ):
+    temporal_stride = 1 if kind == SPATIAL else stride
+
+    def convolution(channels: int, mid_of: int, first: bool) -> Conv2Plus1D | Conv3D:
+      step, step_in_time = (stride, temporal_stride) if first else (1, 1)
+      if kind == FACTORISED:
+        return Conv2Plus1D(
+          channels,
+          mid_channels(mid_of, out_channels),
+          out_channels,
+          spatial_stride=step,
+          temporal_stride=step_in_time,
+          norms=norms,
+          dtype=dtype,
+          rng=rng,
+        )
+      taps = 1 if kind == SPATIAL else 3
+      return Conv3D(
+        channels,
+        out_channels,
+        (taps, 3, 3),
+        strides=(step_in_time, step, step),
+        padding=(taps // 2, 1, 1),
+        dtype=dtype,
+        rng=rng,
+      )
+
+    second_mid_of = out_channels if architecture.mid_by_convolution else in_channels
+    self.conv1 = convolution(in_channels, in_channels, first=True)
+    self.norm1 = norms(out_channels)
+    self.conv2 = convolution(out_channels, second_mid_of, first=False)
+    self.norm2 = norms(out_channels)
+    self.changes_shape = stride != 1 or in_channels != out_channels
+    if self.changes_shape:
+      strides = (temporal_stride, stride, stride)
+      self.downsample = Downsample(
+        in_channels, out_channels, strides, norms=norms, dtype=dtype, rng=rng
+      )
+
+  def __call__(self, x: Array) -> Array:
+    """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
+    y = jax.nn.relu(self.norm1(self.conv1(x)))
+    y = self.norm2(self.conv2(y))
+    return jax.nn.relu(y + (self.downsample(x) if self.changes_shape else x))
+
+
+_rematerialised: Any = nnx.remat(Block.__call__)
+
+
+class Trunk(nnx.Module):
+  """The stem and the first `blocks` residual blocks of a video ResNet.
+
+  Strides of R(2+1)D-18 over (T, H, W) against the clip: 1, 2, 2 after the stem and the first two
+  blocks, then twice that after each further pair: 8, 16, 16 in the end. Sizes round up.
+
+  Attributes:
+    out_channels: channels of the feature map, width x 1, 2, 4 or 8.
+    temporal_halvings: how many times the trunk halves the number of frames.
+  """
+
+  def __init__(
+    self,
+    architecture: str = "r2plus1d_18",
+    *,
+    blocks: int | None = None,
+    width: int = FULL_WIDTH,
+    numerics: Numerics = Numerics(),
+    rng: np.random.Generator,
+  ):
+    """Makes the layers.
+
+    Args:
+      architecture: one of `ARCHITECTURES`.
+      blocks: residual blocks kept; None is all.
+      width: channels of the first stage; 64 is the published network.
+      numerics: how it computes.
+      rng: source of the initial values.
+
+    Raises:
+      ValueError: no such architecture, or a cut or width it does not have.
+    """
+    if architecture not in ARCHITECTURES:
+      near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
+      raise ValueError(
+        f"There is no video ResNet {architecture!r}. Did you mean {near}? Known: "
+        f"{', '.join(ARCHITECTURES)}."
+      )
+    plan = ARCHITECTURES[architecture]
+    blocks = plan.depth if blocks is None else blocks
+    if not 1 <= blocks <= plan.depth:
+      raise ValueError(
+        f"{architecture} can be cut after 1 to {plan.depth} blocks, not after {blocks}."
+      )
+    if width < 1:
+      raise ValueError(f"The network's width is at least 1 channel, not {width}.")
+    shared: dict[str, Any] = {
+      "norms": _Norms(plan, numerics),
+      "dtype": numerics.dtype,
+      "rng": rng,
+    }
+    stem_kind = FACTORISED if plan.kinds[0] == FACTORISED else FULL
+    self.stem = Stem(stem_kind, width, **shared)
+    channels, left, halvings = width, blocks, 0
+    for stage, (count, kind) in enumerate(zip(plan.blocks, plan.kinds, strict=True)):
+      layers = {}
+      for i in range(min(left, count)):
+        out = width * 2**stage
+        stride = 2 if stage > 0 and i == 0 else 1
+        halvings += stride == 2 and kind != SPATIAL
+        layers[str(i)] = Block(plan, kind, channels, out, stride, **shared)
+        channels = out
+      left -= len(layers)
+      if layers:
+        setattr(self, f"layer{stage + 1}", nnx.Dict(layers))
+    self.architecture = architecture
+    self.out_channels = channels
+    self.temporal_halvings = halvings
+    self.remat = numerics.remat
+
+  def blocks(self) -> list[Block]:
+    """The residual blocks in the order in which a clip meets them."""
+    stages = (getattr(self, f"layer{stage}", {}) for stage in range(1, 5))
+    return [stage[str(i)] for stage in stages for i in range(len(stage))]
+
+  def frames_out(self, frames: int) -> int:
+    """Frames of the feature map for a clip of so many frames."""
+    for _ in range(self.temporal_halvings):
+      frames = -(-frames // 2)
+    return frames
+
+  def __call__(self, clips: Array) -> Array:
+    """`[B, T, H, W, 3]` to the feature map `[B, T', H', W', out_channels]`."""
+    return self.outputs(clips)[-1]
+
+  def outputs(self, clips: Array) -> list[Array]:
+    """Every output on the way: of the stem and of each block, the last being the feature map.
+
+    Raises:
+      ValueError: the clips are no RGB clips `[B, T, H, W, 3]`, or hold no frame or pixel.
+    """
+    if clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
+      raise ValueError(
+        f"Clips of shape {tuple(clips.shape)}: expected [B, T, H, W, 3] with at least one frame "
+        "and pixel."
+      )
+    x = self.stem(clips)
+    found = [x]
+    for block in self.blocks():
+      x = _rematerialised(block, x) if self.remat else block(x)
+      found.append(x)
+    return found
+
+
+class VideoResNet(nnx.Module):
+  """A classifier: trunk, mean over time and space, dropout, linear head."""
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    architecture: str = "r2plus1d_18",
+    blocks: int | None = None,
+    width: int = FULL_WIDTH,
+    dropout: float = 0.0,
+    remat: bool = False,
+    freeze_statistics: bool = False,
+    dtype: DType = jnp.float32,
+    rng: np.random.Generator,
+  ):
+    """See `Trunk` and `Numerics` for the options."""
+    numerics = Numerics(dtype, remat, freeze_statistics)
+    self.cnn = Trunk(architecture, blocks=blocks, width=width, numerics=numerics, rng=rng)
+    self.dropout = nnx.Dropout(dropout)
+    head_dtype = jnp.promote_types(dtype, jnp.float32)
+    self.head = Linear(self.cnn.out_channels, num_classes, dtype=head_dtype, rng=rng)
+    # torchvision starts the classifier at N(0, 0.01) and zero.
+    self.head.kernel[...] = 0.01 * normal(rng, self.head.kernel.shape)
+    self.head.bias[...] = jnp.zeros_like(self.head.bias[...])
+
+  def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`."""
+    features = widen(self.cnn(clips)).mean((1, 2, 3))
+    return self.head(self.dropout(features, rngs=rngs))

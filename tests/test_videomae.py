@@ -1,0 +1,416 @@
+import json
+import re
+
+from flax import nnx
+from golden import reference_weights
+from golden import videomae as golden
+from golden.comparison import relative_error
+from golden.videomae import (
+  GOLDEN,
+  SMALL_CLIP,
+  TINY,
+  TINY_DECODER,
+  flat,
+)
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_video import models
+from hybrid_video.models import videomae
+from hybrid_video.weights import videomae_names
+
+SHALLOW = {**TINY, "depth": 1}
+GRID = (2, 2, 2)
+# Encoder with patch embedding and final norm, pretraining, classifiers of 51 and of 400 classes.
+PARAMETERS = {
+  "small": (21_879_936, 24_029_376, 21_899_571, 22_033_936),
+  "base": (86_227_200, 94_210_944, 86_266_419, 86_534_800),
+  "large": (303_860_736, 317_782_016, 303_913_011, 304_270_736),
+}
+
+
+class NoDraws(np.random.Generator):
+  """Gives zeros without memory: counting parameters needs no values."""
+
+  def __init__(self):
+    super().__init__(np.random.PCG64(0))
+
+  def random(self, size=None, dtype=np.float64, out=None):
+    return np.broadcast_to(dtype(0.5), size)
+
+  def standard_normal(self, size=None, dtype=np.float64, out=None):
+    return np.broadcast_to(dtype(0), size)
+
+
+def _rng() -> np.random.Generator:
+  return np.random.default_rng(0)
+
+
+def _clips(batch: int = 2) -> jax.Array:
+  return jnp.asarray(reference_weights.clips((batch, 4, 32, 32, 3)))
+
+
+def _mask(batch: int = 2, seed: int = 0) -> jax.Array:
+  return videomae.tube_mask(jax.random.key(seed), batch, GRID, 0.75)
+
+
+@pytest.mark.parametrize("name", golden.REFERENCES)
+def test_the_classifier_gives_the_logits_of_hugging_face(name):
+  assert golden.classifier_errors(name)["logits"] < 1e-5
+
+
+@pytest.mark.parametrize("name", golden.REFERENCES)
+def test_pretraining_gives_the_predictions_and_the_loss_of_hugging_face(name):
+  assert max(golden.pretraining_errors(name).values()) < 1e-5
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_every_size_has_its_published_parameter_count(size):
+  def counts(build):
+    return models.parameter_counts(models.split(nnx.eval_shape(build))[1])
+
+  encoder, pretraining, *classifiers = PARAMETERS[size]
+  found = counts(lambda: videomae.VideoMAEForPreTraining(size=size, decoder_depth=4, rng=NoDraws()))
+  assert (found["attention"], found["total"]) == (encoder, pretraining)
+  for num_classes, total in zip((51, 400), classifiers, strict=True):
+    found = counts(lambda n=num_classes: videomae.VideoMAE(n, size=size, rng=NoDraws()))
+    width = videomae.SIZES[size].width
+    assert found["total"] == total
+    assert found["head"] == 2 * width + num_classes * (width + 1)
+
+
+def test_the_decoders_of_large_and_huge_are_twelve_blocks_deep():
+  depths = {name: size.decoder_depth for name, size in videomae.SIZES.items()}
+  assert depths == {"small": 4, "base": 4, "large": 12, "huge": 12}
+
+
+def test_initial_values_are_those_of_the_original_code():
+  wide = {**SMALL_CLIP, "width": 192, "depth": 1, "heads": 3}
+  classifier = flat(videomae.VideoMAE(400, **wide, rng=_rng()))
+  pretraining = flat(
+    videomae.VideoMAEForPreTraining(
+      **wide, decoder_width=96, decoder_depth=1, decoder_heads=3, rng=_rng()
+    )
+  )
+  qkv = ("attention", "blocks", "0", "attn", "qkv", "kernel")
+  assert float(classifier[qkv].std()) == pytest.approx(0.02, rel=0.02)
+  assert float(classifier["head", "linear", "kernel"].std()) == pytest.approx(2e-5, rel=0.02)
+  assert float(jnp.abs(pretraining[qkv]).max()) == pytest.approx((6 / (4 * 192)) ** 0.5, rel=1e-3)
+  assert float(jnp.abs(pretraining["decoder", "embed", "kernel"]).max()) == pytest.approx(
+    192**-0.5, rel=1e-3
+  )
+  mask_token = pretraining["decoder", "mask_token"]
+  assert 0.008 < float(mask_token.std()) < 0.013
+  assert float(jnp.abs(mask_token).max()) <= 0.02
+  for name in ("q_bias", "v_bias"):
+    assert (classifier["attention", "blocks", "0", "attn", name] == 0).all()
+
+
+def test_positions_are_sines_and_cosines_of_the_flattened_index():
+  table = videomae.sinusoid_positions(1568, 6)
+  angles = [37 / 10_000 ** (2 * pair / 6) for pair in range(3)]
+  expected = [f(angle) for angle in angles for f in (np.sin, np.cos)]
+  np.testing.assert_allclose(table[37], expected, rtol=1e-6)
+  np.testing.assert_array_equal(videomae.sinusoid_positions(392, 6), table[:392])
+
+
+def test_patches_come_in_the_order_time_row_column_with_channels_fastest():
+  shape = (1, 4, 32, 48, 3)
+  clips = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
+  found = videomae.patches(clips)
+  assert found.shape == (1, 12, 1536)
+  for index, place in enumerate(np.ndindex(2, 2, 3)):
+    t, h, w = np.array(place) * (2, 16, 16)
+    expected = clips[0, t : t + 2, h : h + 16, w : w + 16].ravel()
+    np.testing.assert_array_equal(found[0, index], expected)
+
+
+@pytest.mark.parametrize(
+  ("grid", "ratio", "cells"),
+  [((8, 14, 14), 0.9, 176), ((8, 7, 7), 0.9, 44), ((8, 14, 14), 0.75, 147), ((8, 7, 7), 0.75, 36)],
+)
+def test_a_tube_mask_hides_the_published_number_of_cells_at_all_times(grid, ratio, cells):
+  mask = videomae.tube_mask(jax.random.key(0), 5, grid, ratio)
+  tubes = np.asarray(mask).reshape(5, *grid)
+  assert (tubes == tubes[:, :1]).all()
+  assert (tubes[:, 0].sum((1, 2)) == cells).all()
+  assert len(np.unique(tubes[:, 0].reshape(5, -1), axis=0)) == 5
+  assert videomae.masked_tokens(grid, ratio) == 8 * cells
+
+
+def test_tube_masks_follow_their_key_and_hide_every_cell_alike():
+  masks = [videomae.tube_mask(jax.random.key(k), 2000, (1, 3, 3), 0.5) for k in (0, 0, 1)]
+  np.testing.assert_array_equal(masks[0], masks[1])
+  assert (masks[0] != masks[2]).any()
+  np.testing.assert_allclose(masks[0].mean(0), 4 / 9, atol=0.05)
+
+
+def test_predicting_zero_costs_511_of_512_and_predicting_the_target_nothing():
+  targets = videomae.patch_targets(_clips(), _mask())
+  assert targets.shape == (2, 6, 1536)
+  zero = videomae.pretraining_loss(jnp.zeros_like(targets), targets)
+  assert float(zero) == pytest.approx(511 / 512, rel=1e-5)
+  assert float(videomae.pretraining_loss(targets, targets)) == 0.0
+
+
+def test_targets_are_the_masked_patches_normalised_by_channel_in_pixels():
+  clips = _clips() + 3.0 * jnp.arange(3)
+  mask = np.zeros((2, 8), bool)
+  mask[:, 5] = True
+  found = videomae.patch_targets(clips, mask).reshape(2, 512, 3)
+  # Token 5 is the second time slot, first row, second column.
+  patch = np.asarray(clips)[:, 2:4, :16, 16:] * videomae.IMAGENET_STD + videomae.IMAGENET_MEAN
+  patch = patch.reshape(2, 512, 3)
+  expected = (patch - patch.mean(1, keepdims=True)) / patch.std(1, ddof=1, keepdims=True)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_flat_patch_has_a_finite_target():
+  targets = videomae.patch_targets(jnp.zeros((1, 4, 32, 32, 3)), _mask(1))
+  assert bool(jnp.isfinite(targets).all())
+
+
+def test_masked_pixels_never_reach_the_predictions():
+  model = videomae.VideoMAEForPreTraining(**SHALLOW, **TINY_DECODER, rng=_rng())
+  mask = _mask(1)
+  gradient = jax.jit(jax.grad(lambda clips: jnp.square(model(clips, mask)).sum()))(_clips(1))
+  reach = jnp.abs(videomae.patches(gradient)).max(-1)
+  assert (reach[mask] == 0).all()
+  assert (reach[~mask] > 0).all()
+
+
+def test_one_clips_predictions_and_logits_take_nothing_from_another_clip():
+  pretraining = videomae.VideoMAEForPreTraining(**SHALLOW, **TINY_DECODER, rng=_rng())
+  classifier = videomae.VideoMAE(3, **SHALLOW, init_scale=1.0, rng=_rng())
+  mask = _mask(3)
+  for run in (lambda clips: pretraining(clips, mask), classifier):
+    gradient = jax.jit(jax.grad(lambda clips, run=run: jnp.square(run(clips)[0]).sum()))(_clips(3))
+    assert (gradient[1:] == 0).all()
+    assert (gradient[0] != 0).any()
+
+
+def test_every_parameter_takes_part_in_the_pretraining_loss():
+  model = videomae.VideoMAEForPreTraining(**SHALLOW, **TINY_DECODER, rng=_rng())
+  graphdef, params, _ = models.split(model)
+  clips, mask = _clips(), _mask()
+
+  @jax.jit
+  def gradients(params, mask):
+    def loss(params):
+      predictions = nnx.merge(graphdef, params)(clips, mask, 6)
+      return videomae.pretraining_loss(predictions, videomae.patch_targets(clips, mask, 6))
+
+    return jax.grad(loss)(params)
+
+  assert all((leaf != 0).any() for leaf in jax.tree.leaves(gradients(params, mask)))
+
+
+def test_the_order_of_clips_and_their_masks_changes_nothing():
+  model = videomae.VideoMAEForPreTraining(**SHALLOW, **TINY_DECODER, rng=_rng())
+  run = jax.jit(lambda clips, mask: model(clips, mask, 6))
+  straight = run(_clips(3), _mask(3))
+  backwards = run(_clips(3)[::-1], _mask(3)[::-1])[::-1]
+  np.testing.assert_allclose(straight, backwards, rtol=1e-4, atol=1e-5)
+
+
+def test_drop_path_drops_whole_clips_by_key_keeps_the_mean_and_is_off_in_evaluation():
+  block = videomae._blocks(
+    16, 2, 2, drop_path=0.5, epsilon=1e-6, init=videomae.normal_002, dtype=jnp.float32, rng=_rng()
+  )["1"]
+  x = jnp.ones((4000, 2, 3))
+  dropped = block.drop_path(x, rngs=nnx.Rngs(dropout=jax.random.key(0)))
+  assert set(np.unique(dropped)) == {0.0, 2.0}
+  assert (dropped == dropped[:, :1, :1]).all()
+  assert float(dropped.mean()) == pytest.approx(1.0, abs=0.05)
+
+  model = videomae.VideoMAE(3, **TINY, drop_path=0.5, init_scale=1.0, rng=_rng())
+  model.train()
+
+  @jax.jit
+  def logits(key):
+    return model(_clips(8), rngs=nnx.Rngs(dropout=jax.random.key(key)))
+
+  np.testing.assert_array_equal(logits(0), logits(0))
+  assert not np.allclose(logits(0), logits(1))
+  with pytest.raises(ValueError, match="no `rngs` argument"):
+    model(_clips(8))
+  model.eval()
+  plain = videomae.VideoMAE(3, **TINY, init_scale=1.0, rng=_rng())
+  # No key is asked for.
+  ours, expected = jax.jit(lambda clips: (model(clips), plain(clips)))(_clips(8))
+  np.testing.assert_array_equal(ours, expected)
+
+
+def test_the_drop_rate_rises_linearly_from_none():
+  model = videomae.VideoMAE(3, **{**TINY, "depth": 5}, drop_path=0.2, rng=_rng())
+  rates = [model.attention.blocks[str(i)].drop_path.rate for i in range(5)]
+  np.testing.assert_allclose(rates, [0.0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_bfloat16_arithmetic_stays_near_float32_and_keeps_parameters_wide():
+  def outputs(dtype):
+    shared = {"dtype": dtype, "rng": _rng()}
+    classifier = videomae.VideoMAE(3, **TINY, init_scale=1.0, **shared)
+    pretraining = videomae.VideoMAEForPreTraining(**TINY, **TINY_DECODER, **shared)
+    for model in (classifier, pretraining):
+      assert {leaf.dtype for leaf in flat(model).values()} == {jnp.dtype("float32")}
+    mask = _mask()
+    return jax.jit(lambda clips: (classifier(clips), pretraining(clips, mask)))(_clips())
+
+  for wide, narrow in zip(outputs(jnp.float32), outputs(jnp.bfloat16), strict=True):
+    assert narrow.dtype == jnp.float32
+    assert 0 < relative_error(narrow, np.asarray(wide)) < 0.05
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"size": "bases"}, "no VideoMAE of size 'bases'. Known: small, base, large, huge"),
+    ({"heads": 5}, "width=48 does not divide among heads=5"),
+    ({"depth": 0}, "depth=0 of a VideoMAE is at least 1"),
+    ({"frames": 5}, "frames of 5 is not a multiple of a patch's 2 frames.*to 4"),
+    ({"image_size": 40}, "height of 40 is not a multiple of a patch's 16 pixels.*to 32"),
+  ],
+)
+def test_options_that_do_not_fit_are_refused_in_words(options, message):
+  with pytest.raises(ValueError, match=message):
+    videomae.VideoMAE(3, **{**TINY, **options}, rng=_rng())
+
+
+def test_a_decoder_whose_heads_do_not_divide_its_width_is_refused():
+  with pytest.raises(ValueError, match="decoder_width=32 does not divide among decoder_heads=3"):
+    videomae.VideoMAEForPreTraining(**TINY, decoder_width=32, decoder_heads=3, rng=_rng())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 32, 32, 3), (1, 4, 32, 48, 3), (1, 3, 32, 32, 3)])
+def test_clips_of_another_size_than_the_positions_are_refused(shape):
+  model = videomae.VideoMAE(3, **TINY, rng=_rng())
+  with pytest.raises(ValueError, match=re.escape(str(list(shape[1:])))):
+    model(jnp.zeros(shape))
+
+
+def test_patches_of_clips_that_do_not_divide_are_refused():
+  for shape, name in (((1, 3, 32, 32, 3), "frames"), ((1, 4, 32, 30, 3), "width")):
+    with pytest.raises(ValueError, match=f"A clip's {name} of 3"):
+      videomae.patches(jnp.zeros(shape))
+  with pytest.raises(ValueError, match=r"expected \[B, T, H, W, 3\]"):
+    videomae.patches(jnp.zeros((4, 32, 32, 3)))
+
+
+def test_masks_that_do_not_fit_are_refused():
+  model = videomae.VideoMAEForPreTraining(**TINY, **TINY_DECODER, rng=_rng())
+  uneven = np.zeros((2, 8), bool)
+  uneven[0, :2] = uneven[1, :3] = True
+  with pytest.raises(ValueError, match="hides 2, 3 tokens of its clips; expected the same number"):
+    model(_clips(), uneven)
+  with pytest.raises(ValueError, match="hides 6 tokens of its clips; expected 5 in every clip"):
+    model(_clips(), _mask(), 5)
+  with pytest.raises(ValueError, match="pass `masked`"):
+    jax.jit(lambda mask: model(_clips(), mask))(_mask())
+  with pytest.raises(ValueError, match=r"shape \(2, 4\) came with clips that need \(2, 8\)"):
+    model(_clips(), _mask()[:, :4])
+  with pytest.raises(ValueError, match=r"shape \(1, 8\) came with clips that need \(2, 8\)"):
+    videomae.patch_targets(_clips(), _mask(1))
+  with pytest.raises(ValueError, match="8 of 8 tokens are masked"):
+    model(_clips(), np.ones((2, 8), bool))
+  for ratio in (0.1, 1.0):
+    with pytest.raises(ValueError, match="at least one must be hidden"):
+      videomae.tube_mask(jax.random.key(0), 1, GRID, ratio)
+  with pytest.raises(ValueError, match="both take the same mask"):
+    videomae.pretraining_loss(jnp.zeros((1, 2, 3)), jnp.zeros((1, 3, 3)))
+
+
+def _hugging_face(kind: str) -> dict[str, np.ndarray]:
+  with np.load(GOLDEN) as stored:
+    return reference_weights.state_dict(json.loads(str(stored[f"tiny_{kind}_shapes"])))
+
+
+def _as_original(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+  """Renames Hugging Face's keys to the original code's, by the table of its conversion script."""
+  trunk = "encoder." if kind == "pretraining" else ""
+  substitutions = [
+    (r"^videomae\.embeddings\.patch_embeddings\.projection", f"{trunk}patch_embed.proj"),
+    (r"^videomae\.encoder\.layer", f"{trunk}blocks"),
+    (r"^videomae\.layernorm", "encoder.norm"),
+    (r"^decoder\.decoder_layers", "decoder.blocks"),
+    (r"^classifier", "head"),
+    (r"layernorm_before", "norm1"),
+    (r"layernorm_after", "norm2"),
+    (r"attention\.output\.dense", "attn.proj"),
+    (r"attention\.attention\.(q|v)_bias", r"attn.\1_bias"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
+    (r"attention\.attention\.query", "attn.qkv"),
+  ]
+  renamed = {}
+  for key, array in state_dict.items():
+    if key.endswith((".key.weight", ".value.weight")):
+      continue
+    if key.endswith(".query.weight"):
+      array = np.vstack(
+        [state_dict[key.replace("query", part)] for part in ("query", "key", "value")]
+      )
+    for pattern, replacement in substitutions:
+      key = re.sub(pattern, replacement, key)
+    renamed[key] = array
+  return renamed
+
+
+@pytest.mark.parametrize("kind", videomae_names.KINDS)
+def test_the_originals_names_and_hugging_faces_give_the_same_parameters(kind):
+  theirs = _hugging_face(kind)
+  original = _as_original(theirs, kind)
+  prefix = "encoder." if kind == "pretraining" else ""
+  assert original[f"{prefix}blocks.1.attn.qkv.weight"].shape == (144, 48)
+  assert f"{prefix}patch_embed.proj.bias" in original
+  a = videomae_names.from_original(original, kind)
+  b = videomae_names.from_hugging_face(theirs, kind)
+  assert a.arrays.keys() == b.arrays.keys()
+  assert all((a.arrays[path] == b.arrays[path]).all() for path in a.arrays)
+  assert (a.dropped, a.fresh, b.dropped, b.fresh) == ((), (), (), ())
+
+
+@pytest.mark.parametrize("source", ["original", "hugging_face"])
+def test_a_classifier_takes_a_pretrained_encoder_and_says_what_it_left(source):
+  theirs = _hugging_face("pretraining")
+  state_dict = _as_original(theirs, "pretraining") if source == "original" else theirs
+  convert = getattr(videomae_names, f"from_{source}")
+  with pytest.raises(ValueError, match="pass pretrained_encoder=True"):
+    convert(state_dict, "classifier")
+  found = convert(state_dict, "classifier", pretrained_encoder=True)
+  model = videomae.VideoMAE(7, **TINY, rng=_rng())
+  assert {path for path in flat(model) if path[0] == "attention"} == set(found.arrays)
+  assert set(found.fresh) == {path for path in flat(model) if path[0] == "head"}
+  norm = "encoder.norm" if source == "original" else "videomae.layernorm"
+  assert {f"{norm}.weight", "mask_token", "decoder.head.bias"} <= set(found.dropped)
+  assert len(found.dropped) == 2 + 2 + (13 if source == "original" else 15) + 4
+
+
+def test_unknown_missing_and_misshapen_keys_are_all_named_at_once():
+  state_dict = _as_original(_hugging_face("classifier"), "classifier")
+  del state_dict["fc_norm.bias"]
+  state_dict["blocks.0.attn.k_bias"] = np.zeros(48, np.float32)
+  state_dict["head.weight"] = state_dict["head.weight"][None]
+  with pytest.raises(ValueError, match=r"1 unknown: blocks\.0\.attn\.k_bias") as error:
+    videomae_names.from_original(state_dict, "classifier")
+  assert "1 missing: fc_norm.bias" in str(error.value)
+  assert "head.weight [1, 5, 48] in place of 2 axes" in str(error.value)
+  with pytest.raises(ValueError, match="a fine-tuned classifier's keys"):
+    videomae_names.from_original(
+      _as_original(_hugging_face("classifier"), "classifier"), "pretraining"
+    )
+
+
+def test_a_block_with_a_gap_before_it_is_missing():
+  state_dict = {k: v for k, v in _hugging_face("classifier").items() if ".layer.0." not in k}
+  with pytest.raises(ValueError, match=r"15 missing: .*layer\.0\..* and 7 more"):
+    videomae_names.from_hugging_face(state_dict, "classifier")
+
+
+def test_an_unknown_kind_is_refused():
+  with pytest.raises(ValueError, match="none of classifier, pretraining"):
+    videomae_names.from_original({}, "finetuned")
+  with pytest.raises(ValueError, match="for model_kind='classifier' only"):
+    videomae_names.from_original({}, "pretraining", pretrained_encoder=True)
