@@ -278,11 +278,11 @@ def run(
   schedule = optimizers.make_schedule(settings, steps=total_steps, steps_per_epoch=steps_per_epoch)
   optimizer = optimizers.make_optimizer(settings, schedule)
   network = make_network(config, len(found.class_names))
-  init = functools.partial(steps.init_state, network, optimizer)
-  state_shardings = jax.tree.map(lambda _: sharding.replicated(mesh), jax.eval_shape(init))
+  shapes = jax.eval_shape(functools.partial(steps.init_state, network, optimizer))
+  state_shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
   abstract = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    jax.eval_shape(init),
+    shapes,
     state_shardings,
   )
   parameters = models.parameter_counts(abstract["params"])

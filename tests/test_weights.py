@@ -325,3 +325,24 @@ def test_a_trained_checkpoint_is_exported_for_pytorch(made_folder, tmp_path):
 
 def test_every_known_source_is_of_a_model_that_can_be_made():
   assert {source.model for source in sources.SOURCES.values()} <= set(models.MODELS)
+
+
+@pytest.mark.parametrize(("num_classes", "fresh"), [(7, ("cnn",)), (9, ("cnn", "head"))])
+def test_a_perceivers_head_is_replaced_only_where_it_does_not_fit(tmp_path, num_classes, fresh):
+  shapes = json.loads(str(np.load(GOLDEN / "perceiver.npz")["depth1_self1_own/shapes"]))
+  path = tmp_path / "perceiver.safetensors"
+  safetensors.numpy.save_file(reference_weights.state_dict(shapes), path)
+  (channels,) = shapes["layers.0.cross_attn.norm_context.weight"]
+  model = models.create(
+    "hybrid",
+    num_classes=num_classes,
+    cnn_blocks=1,
+    cnn_width=channels - 3 * (2 * 4 + 1),
+    latents=6,
+    width=16,
+    self_heads=2,
+    head_dim=8,
+    bands=4,
+    pool="mean",
+  )
+  assert weights.load_pretrained(model, path, replace_head=True).fresh == fresh

@@ -30,6 +30,9 @@ __all__ = ["Ported", "PortingError", "load_pretrained", "save_torchvision"]
 
 log = logging.getLogger("hybrid_video")
 
+# The classifier's kernel in the models whose head has a norm before it.
+_HEAD = ("params", ("head", "linear", "kernel"))
+
 
 def _architecture(state_dict: Mapping[str, np.ndarray]) -> str:
   """The video ResNet that a state dict most likely is: the one whose keys and ranks fit best."""
@@ -45,6 +48,13 @@ def _architecture(state_dict: Mapping[str, np.ndarray]) -> str:
   if "mc3_18" in near and kernel is not None:
     return "mc3_18" if kernel.ndim == 5 and kernel.shape[2] == 1 else "r3d_18"
   return near[0]
+
+
+def _replaced_head(
+  theirs: tuple[int, ...] | None, ours: tuple[int, ...], replace_head: bool
+) -> tuple[str, ...]:
+  """The parts to keep fresh: the head, where the file's does not fit and that was asked for."""
+  return ("head",) if replace_head and theirs not in (None, ours) else ()
 
 
 def _port_video_resnet(
@@ -69,16 +79,16 @@ def _port_video_resnet(
     return porting.port(
       state_dict, places, params, batch_stats, keep=("attention", "head"), source=source
     )
-  theirs, ours = state_dict.get("fc.weight"), params["head"]["kernel"]
-  keep: tuple[str, ...] = ()
-  if theirs is not None and theirs.shape[::-1] != tuple(ours.shape):
-    if not replace_head:
-      raise PortingError(
-        f"{source}: its head reads {theirs.shape[1]} channels for {theirs.shape[0]} classes, the "
-        f"model's {ours.shape[0]} for {ours.shape[1]}. To start a new head ask for it: "
-        "replace_head=True (--config.replace_head=True)."
-      )
-    keep = ("head",)
+  head = state_dict.get("fc.weight")
+  theirs = None if head is None else head.shape[::-1]
+  ours = params["head"]["kernel"].shape
+  if theirs not in (None, ours) and not replace_head:
+    raise PortingError(
+      f"{source}: its head reads {theirs[0]} channels for {theirs[1]} classes, the model's "
+      f"{ours[0]} for {ours[1]}. To start a new head ask for it: replace_head=True "
+      "(--config.replace_head=True)."
+    )
+  keep = _replaced_head(theirs, ours, replace_head)
   return porting.port(state_dict, places, params, batch_stats, keep=keep, source=source)
 
 
@@ -106,11 +116,10 @@ def _port_videomae(
   except ValueError as error:
     raise PortingError(f"{source}: {error}") from error
   arrays = {("params", path): array for path, array in converted.arrays.items()}
-  ours = porting.leaves(params, batch_stats)
-  keep: tuple[str, ...] = ("head",) if pretrained and kind == "classifier" else ()
-  head = ("params", ("head", "linear", "kernel"))
-  if not keep and head in arrays and arrays[head].shape != ours[head].shape and replace_head:
-    keep = ("head",)
+  keep: tuple[str, ...] = ()
+  if kind == "classifier":
+    ours = params["head"]["linear"]["kernel"].shape
+    keep = ("head",) if pretrained else _replaced_head(arrays[_HEAD].shape, ours, replace_head)
   ported = porting.place(arrays, params, batch_stats, keep=keep, source=source)
   return dataclasses.replace(ported, unused=(*ported.unused, *converted.dropped))
 
@@ -137,7 +146,8 @@ def _port_perceiver(
   except ValueError as error:
     raise PortingError(f"{source}: {error}") from error
   arrays = {("params", path): array for path, array in by_path.items()}
-  keep = ("cnn", "head") if replace_head else ("cnn",)
+  ours = params["head"]["linear"]["kernel"].shape
+  keep = ("cnn", *_replaced_head(arrays[_HEAD].shape, ours, replace_head))
   return porting.place(arrays, params, batch_stats, keep=keep, source=source)
 
 
