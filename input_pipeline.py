@@ -1,30 +1,75 @@
-"""Stored records to batches of clips: choose a window, decode only its frames, crop, batch, shard.
+"""Stored records to batches of clips: choose frames, decode only those, crop, batch, share out.
 
 In: `Records` (hybrid_video.datasets). Out: batches of NumPy arrays for this process's share of
 the global batch, clips as uint8 `[B, T, H, W, 3]`.
 
 What a batch holds follows from the seed and its place in the sequence alone: the k-th clip of
-training is known without those before it, so a resumed run goes on exactly where it stopped.
+training is known without those before it, so a resumed run goes on exactly where it stopped, and
+any number of processes sees the same global batches.
+
+`tf.data` plans the batches: which video, frames, box. Where records lie on this machine, threads
+read, decode and cut the planned clips straight into the batch's array, with every frame's checksum
+verified. Elsewhere, and on the workers of a tf.data service, `tf.data` does that too, in operations
+that need nothing of this process; it takes about twice the time.
 """
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Callable, Collection, Iterator
+from concurrent import futures
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
+import pathlib
+import queue
+import re
+import threading
 
+import cv2
 import jax
 import numpy as np
+import simplejpeg
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from hybrid_video import clips as clip_arithmetic
-from hybrid_video.datasets import made_actions, records, video_files
-from hybrid_video.datasets.hmdb51 import hmdb51_dataset_builder, layout
+from hybrid_video import datasets
+from hybrid_video.datasets import (
+  builder,
+  draws,
+  listing,
+  made_actions,
+  mirrors,
+  records,
+  video_files,
+)
+from hybrid_video.datasets import service as data_service
+from hybrid_video.datasets.draws import Purpose
 
 log = logging.getLogger("hybrid_video")
 
+# The clips are what runs in parallel here.
+cv2.setNumThreads(1)
+
 Batch = dict[str, np.ndarray]
+LISTS = ("train", "validation", "test")
+CROPS = ("random", "multi_scale", "random_resized")
 _PREFETCHED = 4
+# Clips that a thread takes at a time: handing them out one by one costs a twentieth of the work.
+_CLIPS_A_TASK = 8
+# What TensorFlow raises where a record file is damaged, cut off or gone.
+_DAMAGE = (
+  tf.errors.DataLossError,
+  tf.errors.InvalidArgumentError,
+  tf.errors.NotFoundError,
+  tf.errors.OutOfRangeError,
+)
+# Tries of a random resized crop before it falls back to the largest centred one, as torchvision's.
+_TRIES = 10
+# Batches of a data service that may arrive before the one that is due.
+_AHEAD = 64
+# A data service that has sent nothing for so long has lost a worker, or has none.
+_SILENT_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +77,75 @@ class ClipSettings:
   """What a clip is.
 
   Attributes:
-    frames: frames of a clip.
-    window_seconds: the stretch of video they are spread over.
-    crop: pixels of the square that is cut out.
-    flip: whether training mirrors half of the clips.
+    frames, mode, window_seconds, stride, rate, short: which frames, see `clips.Sampling`.
+    crop: pixels of the square that the model sees.
+    crop_mode: how training cuts it out. "random": a square of `crop` pixels anywhere.
+      "multi_scale": sides drawn from `scales` times the shorter stored side, no more than one step
+      apart, at one of 13 places, resized (TSN's way). "random_resized": a box of a share of the
+      area from `area` and an aspect ratio from `aspect` (log-uniform), anywhere, resized.
+    scales: of "multi_scale", descending.
+    area: of "random_resized", least and most share of the frame.
+    aspect: of "random_resized", least and most width / height.
+    flip: whether training mirrors half of the clips. That is done on the device.
+    eval_clips: windows a video in evaluation, evenly spaced; 0 is the fewest that cover it.
+    eval_crops: 1 for the centre; 3 for both ends of the longer side and the centre.
+
+  Raises:
+    ValueError: a value is out of range.
   """
 
   frames: int = 16
+  mode: str = "seconds"
   window_seconds: float = 2.0
+  stride: int = 1
+  rate: float = 0.0
+  short: str = "fit"
   crop: int = 112
+  crop_mode: str = "random"
+  scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+  area: tuple[float, float] = (0.5, 1.0)
+  aspect: tuple[float, float] = (3 / 4, 4 / 3)
   flip: bool = True
+  eval_clips: int = 0
+  eval_crops: int = 1
+
+  def __post_init__(self) -> None:
+    _ = self.sampling
+    if self.crop_mode not in CROPS:
+      raise ValueError(
+        f"There is no crop mode {self.crop_mode!r}: set --config.clip.crop_mode to one of "
+        f"{', '.join(CROPS)}."
+      )
+    for name, low, high in (("area", 0.0, 1.0), ("aspect", 0.0, 100.0)):
+      bounds = getattr(self, name)
+      if len(bounds) != 2 or not low < bounds[0] <= bounds[1] <= high:
+        raise ValueError(
+          f"--config.clip.{name} is {bounds}: expected two numbers, ascending, above {low:g} and up "
+          f"to {high:g}."
+        )
+    if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+      raise ValueError(f"--config.clip.scales is {self.scales}: expected numbers above 0, up to 1.")
+    if self.crop < 1 or self.eval_clips < 0 or self.eval_crops not in (1, 3):
+      raise ValueError(
+        f"--config.clip has crop {self.crop}, eval_clips {self.eval_clips} and eval_crops "
+        f"{self.eval_crops}: expected a crop of 1 or more pixels, 0 or more clips, and 1 or 3 crops."
+      )
+
+  @property
+  def sampling(self) -> clip_arithmetic.Sampling:
+    """Which frames."""
+    names = [field.name for field in dataclasses.fields(clip_arithmetic.Sampling)]
+    return clip_arithmetic.Sampling(**{name: getattr(self, name) for name in names})
+
+  def describe_views(self) -> str:
+    """How an evaluation looks at a video, in words."""
+    windows = (
+      f"{self.eval_clips} evenly spaced windows"
+      if self.eval_clips
+      else "uniform windows, the fewest that cover each video"
+    )
+    crops = "centre crop" if self.eval_crops == 1 else "3 crops along the longer side"
+    return f"{windows}: {self.sampling.describe()}; {crops} of {self.crop} pixels"
 
 
 def prepare(
@@ -50,59 +154,82 @@ def prepare(
   data_dir: str,
   records_dir: str,
   scale: video_files.StoredScale,
-  allow_missing: bool,
-  made_films: int,
-  seed: int,
+  allow_missing: bool = False,
+  missing_allowed: Collection[str] = (),
+  download: bool = False,
+  mirrors_file: str = "",
+  test_share: float = 0.2,
+  made_films: int = 0,
+  seed: int = 0,
 ) -> records.Records:
-  """Makes, decodes and stores what is not stored yet, and gives the index.
+  """Fetches, unpacks, makes, decodes and stores what is not stored yet, and gives the index.
 
   Args:
-    dataset: "hmdb51", or "made_actions" for videos that are made first.
-    data_dir: folder of the videos and split files.
+    dataset: one of `datasets.READERS`; "made_actions" stands for videos that are made first.
+    data_dir: folder of the videos and their lists, or of the archives that hold them.
     records_dir: where records are kept; "" is TFDS's own place, ~/tensorflow_datasets.
     scale: size and quality of stored frames.
     allow_missing: whether listed videos may be missing or broken.
+    missing_allowed: names of those that may be.
+    download: whether to fetch the official archives into `data_dir`.
+    mirrors_file: more places to fetch them from, see `datasets.mirrors`.
+    test_share: of the groups of a "folder", how many are for the test.
     made_films: for made videos, how many films of them.
     seed: for made videos, theirs.
 
   Raises:
     ValueError: the data cannot serve; the message names the file and says what to do.
   """
-  if dataset not in ("hmdb51", "made_actions"):
-    raise ValueError(f"There is no data set {dataset!r}. Known: hmdb51, made_actions.")
   if not data_dir:
     raise ValueError(
-      "No data folder is named: set --config.data_dir to a folder with HMDB51's AVI files and its "
-      "split files."
+      "No data folder is named: set --config.data_dir to the folder of the videos and their lists, "
+      "or of the official archives."
     )
-  if dataset == "made_actions" and made_actions.make(data_dir, made_films, seed):
-    log.info("Made %d videos in %s", made_films * len(made_actions.ACTIONS), data_dir)
-  config = hmdb51_dataset_builder.make_config(data_dir, scale, allow_missing=allow_missing)
-  # Not a pathlib path: records may lie on gs:// or another file system TFDS reads.
-  place = os.path.expanduser(records_dir or "~/tensorflow_datasets")
-  # One progress bar is enough: ours, over videos.
-  tfds.disable_progress_bar()
-  builder = hmdb51_dataset_builder.Builder(config=config, data_dir=place)
-  if not builder.info.initialized:
-    builder.download_and_prepare()
-  found = records.index(builder)
-  lacking = [*found.missing, *found.broken]
-  if lacking and not allow_missing:
-    raise hmdb51_dataset_builder.MissingVideosError(
-      f"{len(lacking)} listed videos are not in the records of {builder.data_dir}: "
-      f"{hmdb51_dataset_builder.describe(lacking)}. Complete {data_dir}, or set "
-      "--config.allow_missing=True to go on without them."
-    )
-  return found
+  folder = pathlib.Path(data_dir).expanduser()
+  if dataset == "made_actions" and made_actions.make(folder, made_films, seed):
+    log.info("Made %d videos in %s", made_films * len(made_actions.ACTIONS), folder)
+  if download:
+    mirrors.fetch(dataset, folder, pathlib.Path(mirrors_file) if mirrors_file else None)
+  listed = datasets.read(dataset, folder, test_share=test_share)
+  return builder.build(
+    listed,
+    records_dir,
+    scale,
+    allow_missing=allow_missing,
+    missing_allowed=missing_allowed,
+  )
 
 
-def select(found: records.Records, split: int, which: str) -> np.ndarray:
-  """Places of the official "train" or "test" list of a split.
+def select(
+  found: records.Records, split: int, which: str, validation_share: float = 0.0
+) -> np.ndarray:
+  """Places of the "train", "validation" or "test" list of a split.
+
+  The validation list is carved out of the official training list by whole groups, those whose
+  name's hash falls below `validation_share`: stable whatever else the data set holds.
 
   Raises:
-    ValueError: the list has no video here.
+    ValueError: the list has no video here, or the training list lacks a class.
   """
-  places = found.select(split, layout.LIST_CODES[which])
+  if which not in LISTS:
+    raise ValueError(f"There is no list {which!r}: take one of {', '.join(LISTS)}.")
+  if not 0 <= validation_share < 1:
+    raise ValueError(
+      f"--config.validation_share is {validation_share}: expected 0 or more and less than 1."
+    )
+  if which == "test":
+    places = found.select(split, listing.TEST)
+  else:
+    training = found.select(split, listing.TRAIN)
+    carved = found.validation_groups(training, validation_share)
+    places = training[carved if which == "validation" else ~carved]
+    lost = set(found.labels[training].tolist()) - set(found.labels[training[~carved]].tolist())
+    if lost:
+      raise ValueError(
+        f"A validation share of {validation_share:g} takes every training video of these classes: "
+        f"{listing.shown(found.class_names[i] for i in sorted(lost))}. Lower "
+        "--config.validation_share."
+      )
   if not len(places):
     raise ValueError(
       f"The {which} list of split {split} has no video among the {len(found)} that are stored. "
@@ -111,25 +238,31 @@ def select(found: records.Records, split: int, which: str) -> np.ndarray:
   return places
 
 
-def _decode(
-  frames: tf.Tensor, indices: tf.Tensor, top: tf.Tensor, left: tf.Tensor, crop: int
-) -> tf.Tensor:
-  window = tf.stack([top, left, crop, crop])
-  clip = tf.map_fn(
-    lambda jpeg: tf.io.decode_and_crop_jpeg(jpeg, window, channels=3),
-    tf.gather(frames, indices),
-    fn_output_signature=tf.uint8,
-  )
-  return tf.ensure_shape(clip, (indices.shape[0], crop, crop, 3))
+def check_training_classes(found: records.Records, split: int) -> None:
+  """Refuses a split that tests a class which it does not train.
 
-
-def _stored_size(found: records.Records, settings: ClipSettings) -> tuple[int, int]:
-  height, width = found.frame_size
-  if settings.crop > min(height, width):
+  Raises:
+    ValueError: with the names of the classes.
+  """
+  tested = set(found.labels[found.select(split, listing.TEST)].tolist())
+  unseen = tested - set(found.labels[found.select(split, listing.TRAIN)].tolist())
+  if unseen:
+    names = listing.shown(found.class_names[i] for i in sorted(unseen))
     raise ValueError(
-      f"A crop of {settings.crop} pixels does not fit stored frames of {height}x{width}."
+      f"Split {split} has test videos and no training video of these classes: {names}. Complete the "
+      "data folder, or set --config.allow_missing=True."
     )
-  return height, width
+
+
+def _check_crop(found: records.Records, places: np.ndarray, settings: ClipSettings) -> None:
+  smallest = np.minimum(found.height[places], found.width[places])
+  if settings.crop_mode == "random" and settings.crop > smallest.min():
+    place = places[smallest.argmin()]
+    raise ValueError(
+      f"A crop of {settings.crop} pixels does not fit stored frames of "
+      f"{found.height[place]}x{found.width[place]} ({found.names[place]}). Store larger frames "
+      "(--config.stored) or crop less (--config.clip.crop)."
+    )
 
 
 def _options() -> tf.data.Options:
@@ -146,6 +279,257 @@ def _share(global_batch: int) -> tuple[int, int]:
   return global_batch // processes, jax.process_index() * (global_batch // processes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Box:
+  """Boxes to cut out of frames, in pixels: tensors of one shape."""
+
+  top: tf.Tensor
+  left: tf.Tensor
+  height: tf.Tensor
+  width: tf.Tensor
+
+
+def _random_box(
+  settings: ClipSettings, seed: int, turns: tf.Tensor, height: tf.Tensor, width: tf.Tensor
+) -> _Box:
+  """The training crop of each clip, int64 `[B]`, of frames of `height` x `width` `[B]`."""
+  draw = functools.partial(draws.integers, seed)
+  if settings.crop_mode == "multi_scale":
+    shorter = tf.minimum(height, width)
+    count = len(settings.scales)
+    pairs = [(i, j) for i in range(count) for j in range(count) if abs(i - j) <= 1]
+    pair = draw(Purpose.CROP_HEIGHT, turns, len(pairs))
+    scales = tf.constant(settings.scales, tf.float64)
+    sides = []
+    for axis in (0, 1):
+      chosen = tf.gather(scales, tf.gather(tf.constant([p[axis] for p in pairs]), pair))
+      side = tf.cast(tf.cast(shorter, tf.float64) * chosen, tf.int64)
+      # A side that is nearly the model's needs no resizing: TSN takes the model's own.
+      near = tf.abs(side - settings.crop) < 3
+      sides.append(tf.minimum(tf.where(near, tf.cast(settings.crop, tf.int64), side), shorter))
+    # Corners, edges, centre, and the places half way between: in quarters of the spare room.
+    quarters = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2)]
+    quarters += [(1, 1), (1, 3), (3, 1), (3, 3)]
+    place = draw(Purpose.TOP, turns, len(quarters))
+    down = tf.gather(tf.constant([q[0] for q in quarters], tf.int64), place)
+    right = tf.gather(tf.constant([q[1] for q in quarters], tf.int64), place)
+    top, left = (height - sides[0]) // 4 * down, (width - sides[1]) // 4 * right
+    return _Box(top, left, sides[0], sides[1])
+  if settings.crop_mode == "random_resized":
+    unit = 2**31
+
+    def uniform(purpose: Purpose, low: float, high: float) -> tf.Tensor:
+      drawn = tf.cast(draw(purpose, turns, unit, _TRIES), tf.float64) / unit
+      return low + (high - low) * drawn
+
+    tall, wide = (tf.cast(side, tf.float64)[:, None] for side in (height, width))
+    area = tall * wide * uniform(Purpose.AREA, *settings.area)
+    aspect = tf.exp(uniform(Purpose.ASPECT, *np.log(settings.aspect)))
+    box_width = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int64)
+    box_height = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int64)
+    fits = (box_width > 0) & (box_width <= width[:, None])
+    fits &= (box_height > 0) & (box_height <= height[:, None])
+    first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
+    any_fits = tf.reduce_any(fits, axis=1)
+    # Where none fits: the whole frame, cut to the nearest aspect ratio that is allowed.
+    low, high = settings.aspect
+    widest = tf.cast(tf.round(tall[:, 0] * high), tf.int64)
+    tallest = tf.cast(tf.round(wide[:, 0] / low), tf.int64)
+    box_width = tf.where(
+      any_fits, tf.gather(box_width, first, batch_dims=1), tf.minimum(width, widest)
+    )
+    box_height = tf.where(
+      any_fits, tf.gather(box_height, first, batch_dims=1), tf.minimum(height, tallest)
+    )
+    top = draw(Purpose.TOP, turns, height - box_height + 1)
+    left = draw(Purpose.LEFT, turns, width - box_width + 1)
+    top = tf.where(any_fits, top, (height - box_height) // 2)
+    left = tf.where(any_fits, left, (width - box_width) // 2)
+    return _Box(top, left, box_height, box_width)
+  side = tf.fill(tf.shape(turns), tf.constant(settings.crop, tf.int64))
+  top = draw(Purpose.TOP, turns, height - settings.crop + 1)
+  left = draw(Purpose.LEFT, turns, width - settings.crop + 1)
+  return _Box(top, left, side, side)
+
+
+def _even_box(settings: ClipSettings, view: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> _Box:
+  """The evaluation's crops, int64 `[B]`: `view` is 0 to `eval_crops` - 1 along the longer side."""
+  # Where frames are smaller than the crop, their largest square is resized.
+  side = tf.minimum(tf.cast(settings.crop, tf.int64), tf.minimum(height, width))
+  top, left = (height - side) // 2, (width - side) // 2
+  if settings.eval_crops == 3:
+    wide = width >= height
+    left = tf.where(wide, (width - side) * view // 2, left)
+    top = tf.where(wide, top, (height - side) * view // 2)
+  return _Box(top, left, side, side)
+
+
+def _cuts(found: records.Records, place: tf.Tensor, box: _Box, frames: int) -> tf.Tensor:
+  """What `_decode` is told of each clip, for all of a batch at once.
+
+  Returns:
+    int32 `[B, 4, 4]`: the decoder's window of the stripe (top, left, height, width); the shape of
+    what it gives; of that, where the box begins and what size it has.
+  """
+  rows, frame_width = (tf.gather(tf.constant(of), place) for of in (found.rows, found.width))
+  # The decoder is up to twice as slow where a window does not begin on a block of 16 pixels or is a
+  # multiple of 8 wide. So it gets a little more, and what it gives is cut.
+  begin = box.left // 16 * 16
+  wide = tf.minimum(tf.bitwise.bitwise_or(box.left - begin + box.width, 1), frame_width - begin)
+  none, three = tf.zeros_like(place), tf.fill(tf.shape(place), tf.constant(3, tf.int64))
+  count = tf.fill(tf.shape(place), tf.constant(frames, tf.int64))
+  cuts = (
+    (none, begin, rows * frames, wide),
+    (count, rows, wide, three),
+    (none, box.top, box.left - begin, none),
+    (count, box.height, box.width, three),
+  )
+  return tf.cast(tf.stack([tf.stack(cut, axis=1) for cut in cuts], axis=1), tf.int32)
+
+
+def _decode(stripe: tf.Tensor, cuts: tf.Tensor, settings: ClipSettings) -> tf.Tensor:
+  """A stripe of frames to a clip, uint8 `[T, crop, crop, 3]`; other boxes are resized (bilinear)."""
+  window, shape, begin, size = tf.unstack(cuts)
+  # Colour is taken from the nearest stored pixel, as the threads take it: what stands above or below
+  # a frame in its stripe cannot reach into it.
+  exact = {"fancy_upscaling": False, "dct_method": "INTEGER_ACCURATE"}
+  decoded = tf.io.decode_and_crop_jpeg(stripe, window, channels=3, **exact)
+  frames = tf.reshape(decoded, shape)
+  clip, crop = tf.slice(frames, begin, size), settings.crop
+  fits = tf.reduce_all(size[1:3] == crop)
+  clip = tf.cond(fits, lambda: clip, lambda: _resize(clip, crop))
+  return tf.ensure_shape(clip, (settings.frames, crop, crop, 3))
+
+
+def _resize(clip: tf.Tensor, crop: int) -> tf.Tensor:
+  smooth = tf.image.resize(clip, (crop, crop), tf.image.ResizeMethod.BILINEAR)
+  return tf.cast(tf.clip_by_value(tf.round(smooth), 0, 255), tf.uint8)
+
+
+def _graph_batches(
+  found: records.Records, plans: tf.data.Dataset, local: int, settings: ClipSettings
+) -> tf.data.Dataset:
+  """Plans of batches to batches, in TensorFlow's operations alone.
+
+  Args:
+    found: the index of records.
+    plans: elements with `places` `[b]`, `frames` `[b, T]`, `cuts` `[b, 4, 4]`, and what else is to
+      go into the batches, numbers `[b]`.
+    local: b.
+    settings: what a clip is.
+  """
+
+  def decode(plan: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    stripe = found.stripe(plan.pop("places"), plan.pop("frames"))
+    return {"clips": _decode(stripe, plan.pop("cuts"), settings), **plan}
+
+  plans = plans.map(lambda plan: {**plan, "place": plan["places"]})
+  data = plans.unbatch().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+  data = data.map(lambda clip: {"places" if k == "place" else k: v for k, v in clip.items()})
+  return data.batch(local, drop_remainder=True)
+
+
+def _graph_arrays(data: tf.data.Dataset, found: records.Records) -> Iterator[Batch]:
+  """A data set's elements as NumPy arrays; what TensorFlow says of damage becomes a clear error."""
+  try:
+    yield from data.prefetch(_PREFETCHED).with_options(_options()).as_numpy_iterator()
+  except _DAMAGE as error:
+    raise records.RecordsError(_explained(error.message, found)) from error
+
+
+def _explained(message: str, found: records.Records) -> str:
+  """Which record file TensorFlow stumbled over: it tells a place in a file, and not of which."""
+  ends = found.offset + found.length + records.FOOTER_BYTES
+  for shard in np.unique(found.shard).tolist():
+    path = found.shards[shard]
+    if not tf.io.gfile.exists(path):
+      return f"{path}: the stored records are gone. The same command makes them anew."
+    if tf.io.gfile.stat(path).length < ends[found.shard == shard].max():
+      return records.damaged(path, "its end is missing")
+  told = re.search(r"corrupted record at (\d+)", message)
+  at = int(told[1]) if told else 0
+  for place in np.flatnonzero((found.offset == at) | (found.offset == at + records.HEADER_BYTES)):
+    try:
+      found.stripe(tf.constant(place), tf.constant([0], tf.int64))
+    except tf.errors.OpError:
+      return found.damaged(int(place))
+  return f"{found.folder}: the stored records cannot be read: {message.splitlines()[0]}"
+
+
+def _thread_batches(
+  found: records.Records, plans: tf.data.Dataset, settings: ClipSettings
+) -> Iterator[Batch]:
+  """Plans of batches to batches, by threads of this process; see `_graph_batches`."""
+  shape = (settings.frames, settings.crop, settings.crop, 3)
+  mine = threading.local()
+
+  def fill(clip: np.ndarray, place: int, frames: np.ndarray, cuts: np.ndarray) -> None:
+    window, _, begin, size = cuts
+    header = found.headers[found.header[place]]
+    needed = header.rows * len(frames) * header.width * 3
+    if getattr(mine, "size", 0) < needed:
+      mine.size, mine.buffer = needed, np.empty(needed, np.uint8)
+    stripe = found.read_stripe(place, frames)
+    try:
+      pixels = simplejpeg.decode_jpeg(stripe, fastupsample=True, buffer=mine.buffer[:needed])
+    except ValueError as error:
+      raise records.RecordsError(found.damaged(place)) from error
+    pixels = pixels.reshape(len(frames), header.rows, header.width, 3)
+    top, left = begin[1], window[1] + begin[2]
+    cut = pixels[:, top : top + size[1], left : left + size[2]]
+    if cut.shape == shape:
+      clip[:] = cut
+      return
+    for small, frame in zip(clip, cut, strict=True):
+      cv2.resize(frame, (settings.crop, settings.crop), small, interpolation=cv2.INTER_LINEAR)
+
+  def fill_some(
+    clips: np.ndarray, places: np.ndarray, frames: np.ndarray, cuts: np.ndarray
+  ) -> None:
+    for clip, place, chosen, cut in zip(clips, places.tolist(), frames, cuts, strict=True):
+      fill(clip, place, chosen, cut)
+
+  def begun(plan: Batch) -> tuple[Batch, list[futures.Future]]:
+    work = (plan["places"], plan.pop("frames"), plan.pop("cuts"))
+    clips = np.empty((len(work[0]), *shape), np.uint8)
+    parts = (slice(i, i + _CLIPS_A_TASK) for i in range(0, len(clips), _CLIPS_A_TASK))
+    jobs = [pool.submit(fill_some, clips[part], *(of[part] for of in work)) for part in parts]
+    return {"clips": clips, **plan}, jobs
+
+  cores = os.cpu_count() or 1
+  plan_arrays = plans.prefetch(_PREFETCHED).with_options(_options()).as_numpy_iterator()
+  waiting: collections.deque[tuple[Batch, list[futures.Future]]] = collections.deque()
+  pool = futures.ThreadPoolExecutor(cores, "decode")
+  try:
+    for plan in plan_arrays:
+      waiting.append(begun(plan))
+      # Enough work for every core, and then the batch that is due.
+      if len(waiting) > max(_PREFETCHED, 2 * cores // len(waiting[0][1])):
+        yield _finished(*waiting.popleft())
+    while waiting:
+      yield _finished(*waiting.popleft())
+  finally:
+    try:  # noqa: SIM105
+      pool.shutdown(wait=True, cancel_futures=True)
+    except AttributeError:
+      # At the end of the interpreter, a pool's modules may be gone before batches nobody closed are.
+      pass
+
+
+def _finished(batch: Batch, jobs: list[futures.Future]) -> Batch:
+  for job in jobs:
+    job.result()
+  return batch
+
+
+def _batches(
+  found: records.Records, plans: tf.data.Dataset, local: int, settings: ClipSettings
+) -> Iterator[Batch]:
+  if found.is_local:
+    return _thread_batches(found, plans, settings)
+  return _graph_arrays(_graph_batches(found, plans, local, settings), found)
+
+
 def training_batches(
   found: records.Records,
   places: np.ndarray,
@@ -155,6 +539,7 @@ def training_batches(
   first_step: int,
   steps: int,
   seed: int,
+  service: str = "",
 ) -> Iterator[Batch]:
   """Batches for the training steps `first_step` to `steps`, exclusive.
 
@@ -169,44 +554,142 @@ def training_batches(
     first_step: the first batch wanted.
     steps: where to stop.
     seed: of order, windows, crops and flips.
+    service: address of a tf.data service dispatcher (`grpc://HOST:PORT`) whose workers, which must
+      reach the records, do the work; "" is this process.
 
   Yields:
-    {"clips": uint8 `[b, T, crop, crop, 3]`, "labels": int32 `[b]`, "places": int64 `[b]`}, b being
-    this process's share of the batch.
+    {"clips": uint8 `[b, T, crop, crop, 3]`, "labels": int32 `[b]`, "places": int64 `[b]`, "flips":
+    bool `[b]`, the clips to mirror}, b being this process's share of the batch.
+
+  Raises:
+    RecordsError: a stored record is damaged.
+    ServiceError: no data service is reached at the address.
   """
-  height, width = _stored_size(found, settings)
+  _check_crop(found, places, settings)
   local, first_row = _share(batch_size)
-  lengths = clip_arithmetic.window_length(found.num_frames, found.fps, settings.window_seconds)
-  count = len(places)
+  sampling = settings.sampling
+  windows = clip_arithmetic.windows(sampling, found.num_frames, found.fps)
 
-  def load(turn: tf.Tensor) -> dict[str, tf.Tensor]:
-    # turn: the clip's place in the whole sequence of training.
-    epoch, within = turn // count, turn % count
-    order = tf.stack([tf.constant(seed, tf.int64), epoch])
-    row = tf.random.experimental.index_shuffle(within, order, count - 1)
-    place = tf.gather(tf.constant(places, tf.int64), row)
+  def plan(step: tf.Tensor) -> dict[str, tf.Tensor]:
+    # A turn is a clip's place in the whole sequence of training.
+    turns = step * batch_size + first_row + tf.range(local, dtype=tf.int64)
+    place = tf.gather(tf.constant(places, tf.int64), draws.shuffled(seed, turns, len(places)))
+    of = {
+      field.name: tf.gather(tf.constant(getattr(windows, field.name)), place)[:, None]
+      for field in dataclasses.fields(windows)
+    }
+    if sampling.mode == "segments":
+      unit, count = clip_arithmetic.SEGMENT_UNIT, sampling.frames
+      within = draws.integers(seed, Purpose.SEGMENT, turns, unit, count)
+      within = tf.reshape(within, (local, count))
+      frames = clip_arithmetic.segment_frames(sampling, within, frames=of["frames"])
+    else:
+      start = draws.integers(seed, Purpose.WINDOW, turns, of["starts"][:, 0])
+      shape = {name: of[name] for name in ("span", "positions", "numerator", "denominator")}
+      frames = clip_arithmetic.window_frames(sampling, start[:, None], **shape)
+    box = _random_box(
+      settings,
+      seed,
+      turns,
+      tf.gather(tf.constant(found.height), place),
+      tf.gather(tf.constant(found.width), place),
+    )
+    flips = draws.integers(seed, Purpose.FLIP, turns, 2) == 1
+    return {
+      "places": place,
+      "frames": tf.ensure_shape(frames, (local, sampling.frames)),
+      "labels": tf.gather(tf.constant(found.labels, tf.int32), place),
+      "flips": flips & settings.flip,
+      "cuts": _cuts(found, place, box, settings.frames),
+    }
 
-    def draw(purpose: int, limit: tf.Tensor | int) -> tf.Tensor:
-      # A whole number from 0 to limit - 1, one stream of numbers a purpose.
-      key = tf.stack([tf.constant(seed * 8 + purpose, tf.int64), turn])
-      return tf.random.stateless_uniform((), key, 0, tf.cast(limit, tf.int64), tf.int64)
+  if not service:
+    plans = tf.data.Dataset.range(first_step, steps).map(plan)
+    return _batches(found, plans, local, settings)
 
-    length = tf.gather(tf.constant(lengths), place)
-    spare = tf.gather(tf.constant(found.num_frames, tf.int64), place) - length
-    indices = clip_arithmetic.frame_indices(draw(1, spare + 1), length, settings.frames)
-    top = tf.cast(draw(2, height - settings.crop + 1), tf.int32)
-    left = tf.cast(draw(3, width - settings.crop + 1), tf.int32)
-    example = found.fetch(place)
-    clip = _decode(example["video"], indices, top, left, settings.crop)
-    if settings.flip:
-      clip = tf.cond(draw(4, 2) == 1, lambda: tf.reverse(clip, [2]), lambda: clip)
-    return {"clips": clip, "labels": tf.cast(example["label"], tf.int32), "places": place}
+  def one_batch(step: tf.Tensor) -> tf.data.Dataset:
+    plans = tf.data.Dataset.from_tensors(plan(step))
+    data = _graph_batches(found, plans, local, settings)
+    return data.map(lambda batch: {**batch, "step": step})
 
-  rows = tf.data.Dataset.range(first_step, steps).flat_map(
-    lambda step: tf.data.Dataset.range(local).map(lambda i: step * batch_size + first_row + i)
-  )
-  data = rows.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(local, drop_remainder=True)
-  return data.prefetch(_PREFETCHED).with_options(_options()).as_numpy_iterator()
+  data_service.check_reachable(service)
+  return _served(one_batch, found, first_step, steps, service)
+
+
+def _served(
+  one_batch: Callable[[tf.Tensor], tf.data.Dataset],
+  found: records.Records,
+  first_step: int,
+  steps: int,
+  service: str,
+) -> Iterator[Batch]:
+  """Batches from the workers of a tf.data service, put back into the order of their steps.
+
+  The dispatcher hands out steps one by one, and whichever worker is done first sends first. A step
+  that a lost worker took with it is done here.
+  """
+  data = tf.data.Dataset.range(first_step, steps).flat_map(one_batch)
+  not_served = "the data service failed; is this the address of its dispatcher?"
+  try:
+    data = data.apply(
+      tf.data.experimental.service.distribute(
+        processing_mode=tf.data.experimental.service.ShardingPolicy.DYNAMIC,
+        service=service if "://" in service else f"grpc://{service}",
+      )
+    )
+  except tf.errors.OpError as error:
+    raise data_service.ServiceError(f"{service}: {not_served} {error.message}") from error
+  arrived: queue.Queue[Batch | Exception | None] = queue.Queue(1)
+  closed = threading.Event()
+
+  def hand_over(item: Batch | Exception | None) -> None:
+    while not closed.is_set():
+      with contextlib.suppress(queue.Full):
+        arrived.put(item, timeout=0.1)
+        return
+
+  def receive() -> None:
+    # TensorFlow waits for a lost worker without end, and nothing can call it back: so a thread waits.
+    try:
+      for batch in _graph_arrays(data, found):
+        hand_over(batch)
+        if closed.is_set():
+          return
+      hand_over(None)
+    except tf.errors.OpError as error:
+      hand_over(data_service.ServiceError(f"{service}: {not_served} {error.message}"))
+    except Exception as error:
+      hand_over(error)
+
+  threading.Thread(target=receive, name="data service", daemon=True).start()
+  early: dict[int, Batch] = {}
+  silent = ended = False
+  try:
+    for due in range(first_step, steps):
+      while due not in early and len(early) <= _AHEAD and not ended:
+        try:
+          batch = arrived.get(timeout=0 if silent else _SILENT_SECONDS)
+        except queue.Empty:
+          if not silent:
+            log.warning(
+              "The data service %s has sent nothing for %g s: making batches here until it does",
+              service,
+              _SILENT_SECONDS,
+            )
+          silent = True
+          break
+        if isinstance(batch, Exception):
+          raise batch
+        ended, silent = batch is None, False
+        if batch is not None and int(batch["step"]) >= due:
+          early[int(batch.pop("step"))] = batch
+      if due not in early:
+        log.warning("Step %d did not come from the data service: made here", due)
+        (early[due],) = _graph_arrays(one_batch(tf.constant(due, tf.int64)), found)
+        early[due].pop("step")
+      yield early.pop(due)
+  finally:
+    closed.set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,34 +699,55 @@ class EvaluationPlan:
   Attributes:
     places: the videos, `[V]`.
     rows: for each clip, its video's row in `places`, `[C]`.
-    starts, lengths: for each clip, its window's first frame and frames, `[C]`.
+    frames: of each clip, `[C, T]`.
+    crops: which crop of each clip, `[C]`.
   """
 
   places: np.ndarray
   rows: np.ndarray
-  starts: np.ndarray
-  lengths: np.ndarray
+  frames: np.ndarray
+  crops: np.ndarray
 
   def batches(self, batch_size: int) -> int:
     """Batches that hold all clips, the last one padded."""
     return -(-len(self.rows) // batch_size)
 
+  def take(self, chosen: np.ndarray | list[int]) -> "EvaluationPlan":
+    """Some of the clips, of the same videos."""
+    return EvaluationPlan(self.places, self.rows[chosen], self.frames[chosen], self.crops[chosen])
+
 
 def plan_evaluation(
   found: records.Records, places: np.ndarray, settings: ClipSettings
 ) -> EvaluationPlan:
-  """Uniform windows over every video: the fewest that cover it, evenly spaced."""
-  lengths = clip_arithmetic.window_length(found.num_frames, found.fps, settings.window_seconds)
-  starts = [
-    clip_arithmetic.uniform_starts(int(found.num_frames[place]), int(lengths[place]))
-    for place in places
-  ]
-  counts = [len(s) for s in starts]
+  """The views of every video: its windows, and of each window its crops."""
+  sampling = settings.sampling
+  windows = clip_arithmetic.windows(sampling, found.num_frames, found.fps)
+  frames: list[np.ndarray] = []
+  counts: list[int] = []
+  for place in places.tolist():
+    if sampling.mode == "segments":
+      clips = settings.eval_clips or 1
+      within = (2 * np.arange(clips) + 1) * clip_arithmetic.SEGMENT_UNIT // (2 * clips)
+      within = np.broadcast_to(within[:, None], (clips, sampling.frames))
+      chosen = clip_arithmetic.segment_frames(sampling, within, frames=windows.frames[place])
+    else:
+      shape = {
+        name: getattr(windows, name)[place]
+        for name in ("span", "positions", "numerator", "denominator")
+      }
+      starts = clip_arithmetic.even_starts(
+        int(windows.starts[place]), int(shape["span"]), int(shape["positions"]), settings.eval_clips
+      )
+      chosen = clip_arithmetic.window_frames(sampling, starts[:, None], **shape)
+    frames.append(np.repeat(chosen, settings.eval_crops, axis=0))
+    counts.append(len(frames[-1]))
+  total = sum(counts)
   return EvaluationPlan(
     places=places,
     rows=np.repeat(np.arange(len(places)), counts),
-    starts=np.concatenate(starts),
-    lengths=np.repeat(lengths[places], counts),
+    frames=np.concatenate(frames),
+    crops=np.arange(total) % settings.eval_crops,
   )
 
 
@@ -255,7 +759,7 @@ def evaluation_batches(
   batch_size: int,
   shuffle_frames_seed: int | None = None,
 ) -> Iterator[Batch]:
-  """Every clip of a plan once, in order, from the centre of the frame; the last batch is padded.
+  """Every clip of a plan once, in order; the last batch is padded.
 
   Args:
     found: the index of records.
@@ -268,32 +772,37 @@ def evaluation_batches(
   Yields:
     {"clips": uint8 `[b, T, crop, crop, 3]`, "labels": int32 `[b]`, "mask": float32 `[b]`}, with
     mask 0 for padding. Clips follow the plan's order across the global batch.
+
+  Raises:
+    RecordsError: a stored record is damaged.
   """
-  height, width = _stored_size(found, settings)
   local, first_row = _share(batch_size)
   total = len(plan.rows)
-  top, left = (height - settings.crop) // 2, (width - settings.crop) // 2
+  frames = plan.frames
+  if shuffle_frames_seed is not None:
+    rng = np.random.default_rng(shuffle_frames_seed)
+    frames = rng.permuted(frames, axis=1)
   clip_places = plan.places[plan.rows]
 
-  def load(turn: tf.Tensor) -> dict[str, tf.Tensor]:
-    real = turn < total
-    turn = tf.minimum(turn, total - 1)
-    start = tf.gather(tf.constant(plan.starts), turn)
-    length = tf.gather(tf.constant(plan.lengths), turn)
-    indices = clip_arithmetic.frame_indices(start, length, settings.frames)
-    if shuffle_frames_seed is not None:
-      key = tf.stack([tf.constant(shuffle_frames_seed, tf.int64), turn])
-      indices = tf.random.experimental.stateless_shuffle(indices, key)
-    example = found.fetch(tf.gather(tf.constant(clip_places, tf.int64), turn))
-    clip = _decode(example["video"], indices, tf.constant(top), tf.constant(left), settings.crop)
+  def batch_plan(batch: tf.Tensor) -> dict[str, tf.Tensor]:
+    turns = batch * batch_size + first_row + tf.range(local, dtype=tf.int64)
+    real = turns < total
+    turns = tf.minimum(turns, total - 1)
+    place = tf.gather(tf.constant(clip_places, tf.int64), turns)
+    box = _even_box(
+      settings,
+      tf.gather(tf.constant(plan.crops, tf.int64), turns),
+      tf.gather(tf.constant(found.height), place),
+      tf.gather(tf.constant(found.width), place),
+    )
     return {
-      "clips": clip,
-      "labels": tf.cast(example["label"], tf.int32),
+      "places": place,
+      "frames": tf.gather(tf.constant(frames, tf.int64), turns),
+      "labels": tf.gather(tf.constant(found.labels, tf.int32), place),
       "mask": tf.cast(real, tf.float32),
+      "cuts": _cuts(found, place, box, settings.frames),
     }
 
-  rows = tf.data.Dataset.range(plan.batches(batch_size)).flat_map(
-    lambda batch: tf.data.Dataset.range(local).map(lambda i: batch * batch_size + first_row + i)
-  )
-  data = rows.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(local, drop_remainder=True)
-  return data.prefetch(_PREFETCHED).with_options(_options()).as_numpy_iterator()
+  plans = tf.data.Dataset.range(plan.batches(batch_size)).map(batch_plan)
+  batches = _batches(found, plans, local, settings)
+  return ({k: v for k, v in batch.items() if k != "places"} for batch in batches)

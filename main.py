@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import signal
 import sys
 
 from absl import app, flags
@@ -14,8 +15,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "evaluate", "export"],
-  "Train and evaluate; evaluate the last checkpoint; or write it as a file PyTorch loads.",
+  ["train", "evaluate", "export", "inspect"],
+  "Train and evaluate; evaluate the last checkpoint; write it as a file PyTorch loads; or draw a page "
+  "about the data.",
 )
 
 
@@ -60,10 +62,13 @@ def main(argv: list[str]) -> None:
 
   try:
     train.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), mode=_MODE.value)
-  except (ValueError, FileExistsError, train.TrainingError) as error:
+  except (ValueError, OSError, train.TrainingError) as error:
     if os.environ.get("HYBRID_VIDEO_TRACEBACK"):
       raise
     sys.exit(f"Error: {error}")
+  except KeyboardInterrupt:
+    print("Stopped. The same command goes on from here.", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

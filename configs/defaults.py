@@ -40,15 +40,61 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0
 
   # Data. "{workdir}" in a path stands for the work directory.
-  config.dataset = "hmdb51"  # hmdb51 | made_actions
-  config.data_dir = ""  # folder with the AVI files and the split files
+  config.dataset = "hmdb51"  # hmdb51 | hmdb51_layout | ucf101 | kinetics | folder | made_actions
+  config.data_dir = ""  # folder of the videos and their lists, or of the archives that hold them
+  config.download = False  # hmdb51, ucf101: fetch the official archives into data_dir first
+  config.mirrors = ""  # a JSON file of more places to fetch them from
   config.records_dir = ""  # "" is ~/tensorflow_datasets
-  config.allow_missing = False  # go on although listed videos are missing or broken
+  config.allow_missing = False  # go on although listed videos are missing or broken, any of them
+  config.missing_allowed = ()  # names of videos that may be missing or broken
   config.made_films = 0  # made_actions: how many films to make
-  config.split = 1  # official split, 1 to 3
-  config.stored = ml_collections.ConfigDict({"height": 128, "width": 171, "jpeg_quality": 90})
+  config.test_share = 0.2  # folder: share of the groups held out for the test
+  config.split = 1  # official split, from 1
+  config.validation_share = 0.0  # share of the training list's groups carved out for validation
+  config.data_service = ""  # address of a tf.data service dispatcher; "" is this process
+  # width 0 keeps the aspect ratio, with height the short side's.
+  config.stored = ml_collections.ConfigDict({"height": 128, "width": 171, "jpeg_quality": 75})
   config.clip = ml_collections.ConfigDict(
-    {"frames": 16, "window_seconds": 2.0, "crop": 112, "flip": True}
+    {
+      "frames": 16,
+      "mode": "seconds",  # seconds | stride | segments, see hybrid_video/clips.py
+      "window_seconds": 2.0,
+      "stride": 1,  # mode stride: positions from frame to frame
+      "rate": 0.0,  # positions a second; 0 is the video's own rate
+      "short": "fit",  # fit | loop | last: what a video shorter than the window does
+      "crop": 112,
+      "crop_mode": "random",  # random | multi_scale | random_resized
+      "scales": (1.0, 0.875, 0.75, 0.66),
+      "area": (0.5, 1.0),
+      "aspect": (3 / 4, 4 / 3),
+      "flip": True,
+      "eval_clips": 0,  # windows a video; 0 is the fewest that cover it
+      "eval_crops": 1,  # 1 | 3
+    }
+  )
+  # On the device, the same for all frames of a clip, on top of crop and flip.
+  config.augmentation = ml_collections.ConfigDict(
+    {
+      "label_smoothing": 0.0,
+      "mixup": 0.0,  # alpha; 0 is off
+      "cutmix": 0.0,  # alpha; 0 is off
+      "mix_probability": 1.0,
+      "mix_switch": 0.5,  # CutMix's share where both are on
+      "brightness": 0.0,
+      "contrast": 0.0,
+      "saturation": 0.0,
+      "hue": 0.0,  # at most 0.5
+      "jitter_probability": 1.0,
+      "randaugment_layers": 0,  # 0 is off
+      "randaugment_magnitude": 7.0,  # 0 to 10
+      "randaugment_std": 0.5,
+      "randaugment_probability": 0.5,
+      "erasing": 0.0,  # probability
+      "erasing_min_area": 0.02,
+      "erasing_max_area": 1 / 3,
+      "erasing_aspect": 0.3,  # to its inverse
+      "erasing_noise": True,  # False is the mean colour
+    }
   )
   config.mean = (0.43216, 0.394666, 0.37645)
   config.std = (0.22803, 0.22145, 0.216989)

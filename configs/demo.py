@@ -18,6 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.records_dir = "{workdir}/records"
   config.made_films = 80
   config.stored.height, config.stored.width = 38, 50
+  # Frames this small have little to lose.
+  config.stored.jpeg_quality = 90
   config.clip.crop = 32
   # Mirrored, one class becomes another.
   config.clip.flip = False

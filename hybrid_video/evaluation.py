@@ -94,6 +94,7 @@ class Evaluator:
     settings: input_pipeline.ClipSettings,
     *,
     split: int,
+    validation_share: float = 0.0,
     batch_size: int,
     mesh: jax.sharding.Mesh,
   ):
@@ -103,13 +104,15 @@ class Evaluator:
       found: the index of records.
       network: the model.
       settings: what a clip is.
-      split: official split, 1 to 3.
+      split: official split, from 1.
+      validation_share: what the validation list takes of the training list.
       batch_size: clips at a time, over all devices.
       mesh: the devices.
     """
     self._found = found
     self._settings = settings
     self._split = split
+    self._validation_share = validation_share
     self._batch_size = batch_size
     self._mesh = mesh
     self._predict = jax.jit(
@@ -120,17 +123,20 @@ class Evaluator:
   @property
   def protocol(self) -> str:
     """In words, how the numbers come about."""
-    clip, (height, width) = self._settings, self._found.frame_size
+    sizes = {
+      f"{height}x{width}"
+      for height, width in zip(self._found.height.tolist(), self._found.width.tolist(), strict=True)
+    }
+    stored = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes"
     return (
-      f"uniform windows of {clip.window_seconds:g} s at the video's own rate, the fewest that "
-      f"cover each video, {clip.frames} frames each; centre crop {clip.crop} of {height}x{width}; "
-      "a video's score is the mean of its clips' softmax; loss is the mean cross-entropy of a "
-      "clip; the parameters after the last step, nothing selected on the test list"
+      f"{self._settings.describe_views()} of stored frames of {stored}; a video's score is the mean "
+      "of its views' softmax; loss is the mean cross-entropy of a view; the parameters after the "
+      "last step, nothing selected on the test list"
     )
 
   def plan(self, which: str) -> input_pipeline.EvaluationPlan:
-    """Every clip of the "train" or "test" list."""
-    places = input_pipeline.select(self._found, self._split, which)
+    """Every clip of the "train", "validation" or "test" list."""
+    places = input_pipeline.select(self._found, self._split, which, self._validation_share)
     return input_pipeline.plan_evaluation(self._found, places, self._settings)
 
   def batches(
@@ -146,7 +152,7 @@ class Evaluator:
     )
 
   def run(self, state: steps.State, which: str, *, shuffled: bool = False) -> Evaluation:
-    """Evaluates on the whole "train" or "test" list, frames shuffled within clips if asked for."""
+    """Evaluates on a whole list ("train", "validation", "test"), frames shuffled within clips if asked for."""
     plan = self.plan(which)
     total, done, started = plan.batches(self._batch_size), 0, time.monotonic()
 

@@ -14,13 +14,17 @@ Array = jax.Array | np.ndarray
 TOP_K = 5
 
 
-def sums(logits: Array, labels: Array, mask: Array) -> dict[str, jax.Array]:
+def sums(
+  logits: Array, labels: Array, mask: Array, targets: Array | None = None
+) -> dict[str, jax.Array]:
   """Masked sums over a batch.
 
   Args:
     logits: `[B, classes]`; log-probabilities serve as well.
     labels: class ids `[B]`.
     mask: `[B]`, 1 for a row that counts and 0 for padding.
+    targets: soft labels `[B, classes]` whose rows add up to 1; with them, the loss is against them
+      and the correct rows still against `labels`.
 
   Returns:
     Scalars: `loss` (cross-entropy, nats), `top1` and `top5` (correct rows), `count` (rows). With
@@ -29,7 +33,8 @@ def sums(logits: Array, labels: Array, mask: Array) -> dict[str, jax.Array]:
   logits = jnp.asarray(logits, jnp.float32)
   labels = jnp.asarray(labels)
   true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  losses = jax.nn.logsumexp(logits, axis=-1) - true[:, 0]
+  aimed_at = true[:, 0] if targets is None else jnp.sum(logits * targets, axis=-1)
+  losses = jax.nn.logsumexp(logits, axis=-1) - aimed_at
   # Equal scores and NaN count against the row: a constant output is never right by accident.
   others = jnp.arange(logits.shape[-1]) != labels[:, None]
   rank = jnp.sum(~(logits < true) & others, axis=-1)

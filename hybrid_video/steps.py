@@ -13,9 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from hybrid_video import metrics, models
+from hybrid_video.augmentation import Augment
 
 State = dict[str, Any]
 Array = jax.Array
+# Folded into the seed's key before the step, so that augmentation's draws are none of dropout's; no
+# step's number gets so far.
+_AUGMENTATION_STREAM = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +75,11 @@ def init_state(
   }
 
 
+def mirror(clips: Array, flips: Array) -> Array:
+  """Clips `[B, T, H, W, 3]`, those where `flips` `[B]` is true with left and right exchanged."""
+  return jnp.where(flips[:, None, None, None, None], clips[..., ::-1, :], clips)
+
+
 def train_step(
   state: State,
   batch: dict[str, Array],
@@ -78,28 +87,37 @@ def train_step(
   network: Network,
   optimizer: optax.GradientTransformation,
   seed: int,
+  augment: Augment | None = None,
 ) -> tuple[State, dict[str, Array]]:
   """One update.
 
   Args:
     state: see the module.
-    batch: `clips` uint8 `[B, T, H, W, 3]`, `labels` `[B]`.
+    batch: `clips` uint8 `[B, T, H, W, 3]`, `labels` `[B]`, `flips` bool `[B]`: clips to mirror.
     network: the model.
     optimizer: the same that made the state.
-    seed: dropout's key follows from it and the step.
+    seed: the keys of dropout and augmentation follow from it and the step.
+    augment: what is done to the batch, see `augmentation.make_augment`; None is nothing.
 
   Returns:
-    (the state after the step, metric sums of the batch before it).
+    (the state after the step, metric sums of the batch before it). With soft labels, the loss is
+    the one they give, and a clip is right if its own label wins.
   """
-  key = jax.random.fold_in(jax.random.key(seed), state["step"])
-  labels = batch["labels"]
-  clips = network.normalise(batch["clips"])
+  root = jax.random.key(seed)
+  key = jax.random.fold_in(root, state["step"])
+  labels, targets = batch["labels"], None
+  pixels = mirror(batch["clips"], batch["flips"])
+  if augment is None:
+    clips = network.normalise(pixels)
+  else:
+    stream = jax.random.fold_in(root, _AUGMENTATION_STREAM)
+    clips, targets = augment(pixels, labels, jax.random.fold_in(stream, state["step"]))
 
   def loss_and_rest(params: models.Tree) -> tuple[Array, tuple]:
     model = nnx.merge(network.training, params, state["batch_stats"])
     logits = model(clips, rngs=nnx.Rngs(dropout=key))
     _, _, batch_stats = models.split(model)
-    parts = metrics.sums(logits, labels, jnp.ones(labels.shape))
+    parts = metrics.sums(logits, labels, jnp.ones(labels.shape), targets)
     return parts["loss"] / parts["count"], (batch_stats, parts)
 
   gradients, (batch_stats, parts) = jax.grad(loss_and_rest, has_aux=True)(state["params"])

@@ -15,12 +15,15 @@ from typing import Any
 from clu import parameter_overview, periodic_actions
 from flax import nnx
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
 from hybrid_video import (
+  augmentation,
   checkpoints,
   evaluation,
+  inspection,
   metrics,
   models,
   optimizers,
@@ -29,7 +32,7 @@ from hybrid_video import (
   weights,
 )
 from hybrid_video.datasets import records, video_files
-from hybrid_video.report import figures, results, writers
+from hybrid_video.report import data_page, figures, results, writers
 from hybrid_video.weights import sources
 import input_pipeline
 
@@ -40,6 +43,11 @@ _SHEET_CLIPS = 8
 
 class TrainingError(RuntimeError):
   """Training that cannot go on; the message says at which step and what was found."""
+
+
+def _is_first() -> bool:
+  """Whether this process is the one that writes what people read; checkpoints are written by all."""
+  return jax.process_index() == 0
 
 
 def _within(workdir: pathlib.Path, path: str) -> str:
@@ -54,6 +62,10 @@ def load_data(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> recor
     records_dir=_within(workdir, config.records_dir),
     scale=video_files.StoredScale(**config.stored),
     allow_missing=config.allow_missing,
+    missing_allowed=tuple(config.missing_allowed),
+    download=config.download,
+    mirrors_file=_within(workdir, config.mirrors),
+    test_share=config.test_share,
     made_films=config.made_films,
     seed=config.seed,
   )
@@ -105,7 +117,9 @@ def _train_loop(
   first_step = int(state["step"])
   steps_per_epoch = len(places) / config.batch_size
   save_every = max(1, round(config.checkpoint_every_epochs * steps_per_epoch))
-  writer = writers.create(workdir, first_step=first_step, steps=total_steps)
+  writer = None
+  if _is_first():
+    writer = writers.create(workdir, first_step=first_step, steps=total_steps)
   batches = input_pipeline.training_batches(
     found,
     places,
@@ -114,6 +128,7 @@ def _train_loop(
     first_step=first_step,
     steps=total_steps,
     seed=config.seed,
+    service=config.data_service,
   )
   profile = periodic_actions.Profile(logdir=str(workdir / "tensorboard"), num_profile_steps=3)
   waiting: list[dict[str, jax.Array]] = []
@@ -138,20 +153,23 @@ def _train_loop(
       now = time.monotonic()
       pace = (now - started) / max(step - first_step - 1, 1)
       recent = (now - reported) / max(step - reported_step, 1) or pace
-      writer.write_scalars(
-        step,
-        {
-          "epoch": step / steps_per_epoch,
-          **{f"train/{k}": v for k, v in metrics.means(jax.device_get(waiting)).items()},
-          "clips_per_second": config.batch_size / recent if recent else 0.0,
-          "seconds_left": pace * (total_steps - step),
-        },
-      )
+      means = metrics.means(jax.device_get(waiting))
+      if writer:
+        writer.write_scalars(
+          step,
+          {
+            "epoch": step / steps_per_epoch,
+            **{f"train/{k}": v for k, v in means.items()},
+            "clips_per_second": config.batch_size / recent if recent else 0.0,
+            "seconds_left": pace * (total_steps - step),
+          },
+        )
       waiting.clear()
       reported, reported_step = time.monotonic(), step
     if saves:
       kept.save(step, state)
-  writer.close()
+  if writer:
+    writer.close()
   return state
 
 
@@ -161,12 +179,6 @@ def _draw_figures(
   evaluator: evaluation.Evaluator,
   tested: evaluation.Evaluation,
 ) -> None:
-  folder = workdir / "figures"
-  folder.mkdir(exist_ok=True)
-  chance = 1 / len(found.class_names)
-  history = writers.read_history(workdir)
-  figures.learning_curves(folder / "learning_curves.png", history, tested.numbers, chance)
-  figures.confusion_matrix(folder / "confusion.png", tested.confusion(), found.class_names)
   plan = evaluator.plan("test")
   # One clip each of classes spread over the list, drawn so that films differ too.
   labels = found.labels[plan.places[plan.rows]]
@@ -174,11 +186,21 @@ def _draw_figures(
   shown = classes[np.linspace(0, len(classes) - 1, min(_SHEET_CLIPS, len(classes))).astype(int)]
   rng = np.random.default_rng(0)
   chosen = [int(rng.choice(np.flatnonzero(labels == label))) for label in shown]
-  few = input_pipeline.EvaluationPlan(
-    plan.places, plan.rows[chosen], plan.starts[chosen], plan.lengths[chosen]
-  )
-  batches = [batch["clips"] for batch in evaluator.batches(few)]
+  few = plan.take(chosen)
+  # Each process has its share of a batch's rows.
+  batches = [
+    multihost_utils.process_allgather(batch["clips"], tiled=True)
+    for batch in evaluator.batches(few)
+  ]
   clips = np.concatenate(batches)[: len(chosen)]
+  if not _is_first():
+    return
+  folder = workdir / "figures"
+  folder.mkdir(exist_ok=True)
+  chance = 1 / len(found.class_names)
+  history = writers.read_history(workdir)
+  figures.learning_curves(folder / "learning_curves.png", history, tested.numbers, chance)
+  figures.confusion_matrix(folder / "confusion.png", tested.confusion(), found.class_names)
   predicted = tested.probabilities.argmax(-1)
   names = found.class_names
   figures.contact_sheet(
@@ -203,6 +225,7 @@ def _evaluate(
     network,
     input_pipeline.ClipSettings(**config.clip),
     split=config.split,
+    validation_share=config.validation_share,
     batch_size=config.eval_batch_size,
     mesh=mesh,
   )
@@ -224,6 +247,8 @@ def _evaluate(
     "test": dict(tested.numbers),
     "params_digest": results.params_digest(state["params"]),
   }
+  if config.validation_share:
+    outcome["validation"] = dict(evaluator.run(state, "validation").numbers)
   if config.evaluate_shuffled:
     shuffled = evaluator.run(state, "test", shuffled=True)
     outcome["test"]["shuffled_video_top1"] = shuffled.numbers["video_top1"]
@@ -240,11 +265,11 @@ def run(
   Args:
     config: as the files in `configs/` make it.
     workdir: where everything goes; a run that is already in it goes on from its last checkpoint.
-    mode: "train", "evaluate", or "export" (the last checkpoint, a video ResNet's, as a safetensors
-      file under torchvision's names).
+    mode: "train", "evaluate", "export" (the last checkpoint, a video ResNet's, as a safetensors
+      file under torchvision's names), or "inspect" (a page about the data, without a model).
 
   Returns:
-    What `results.json` holds; of an export, the path written.
+    What `results.json` holds; of an export or inspection, what was written.
 
   Raises:
     ValueError: a value, file or folder that cannot serve; the message says what to do.
@@ -253,21 +278,31 @@ def run(
   began = time.monotonic()
   workdir = pathlib.Path(workdir).absolute()
   workdir.mkdir(parents=True, exist_ok=True)
+  clip = input_pipeline.ClipSettings(**config.clip)
+  augmented = augmentation.AugmentationSettings(**config.augmentation)
+  if mode == "inspect":
+    found = load_data(config, workdir)
+    return inspection.run(
+      found,
+      workdir / inspection.FOLDER,
+      split=config.split,
+      validation_share=config.validation_share,
+      clip=clip,
+      augment=augmented,
+      mean=tuple(config.mean),
+      std=tuple(config.std),
+      seed=config.seed,
+    )
   mesh = sharding.make_mesh()
   for size in (config.batch_size, config.eval_batch_size):
     sharding.check_batch_size(size, mesh)
 
   found = load_data(config, workdir)
-  places = input_pipeline.select(found, config.split, "train")
-  tests = input_pipeline.select(found, config.split, "test")
-  log.info(
-    "%d videos of %d classes; split %d: %d for training, %d for the test",
-    len(found),
-    len(found.class_names),
-    config.split,
-    len(places),
-    len(tests),
-  )
+  places = input_pipeline.select(found, config.split, "train", config.validation_share)
+  input_pipeline.select(found, config.split, "test")
+  if not config.allow_missing:
+    input_pipeline.check_training_classes(found, config.split)
+  log.info("%s", data_page.text(data_page.summarise(found, config.split, config.validation_share)))
   lacking = [*found.missing, *found.broken]
   if lacking:
     log.warning("%d listed videos are missing or broken, by leave of allow_missing", len(lacking))
@@ -278,6 +313,9 @@ def run(
   schedule = optimizers.make_schedule(settings, steps=total_steps, steps_per_epoch=steps_per_epoch)
   optimizer = optimizers.make_optimizer(settings, schedule)
   network = make_network(config, len(found.class_names))
+  augment = augmentation.make_augment(
+    augmented, mesh=mesh, normalise=network.normalise, num_classes=len(found.class_names)
+  )
   shapes = jax.eval_shape(functools.partial(steps.init_state, network, optimizer))
   state_shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
   abstract = jax.tree.map(
@@ -307,7 +345,8 @@ def run(
     log.info("Written under torchvision's names: %s", path)
     kept.close()
     return {"exported": str(path), "step": int(state["step"])}
-  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+  if _is_first():
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 
   done = int(state["step"])
   if mode == "evaluate" or done >= total_steps:
@@ -328,7 +367,9 @@ def run(
       config.batch_size,
     )
     step_fn = jax.jit(
-      functools.partial(steps.train_step, network=network, optimizer=optimizer, seed=config.seed),
+      functools.partial(
+        steps.train_step, network=network, optimizer=optimizer, seed=config.seed, augment=augment
+      ),
       donate_argnums=0,
       out_shardings=(state_shardings, sharding.replicated(mesh)),
     )
@@ -348,8 +389,9 @@ def run(
   outcome = _evaluate(config, workdir, found, network, mesh, state)
   outcome["parameters"] = parameters
   outcome["seconds"] = round(time.monotonic() - began, 1)
-  path = results.write(workdir, outcome)
-  log.info("%s", results.summary(outcome))
-  log.info("Results: %s", path)
-  log.info("Figures: %s", workdir / "figures")
+  if _is_first():
+    path = results.write(workdir, outcome)
+    log.info("%s", results.summary(outcome))
+    log.info("Results: %s", path)
+    log.info("Figures: %s", workdir / "figures")
   return outcome

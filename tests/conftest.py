@@ -11,8 +11,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from hybrid_video.datasets import made_actions, video_files
-from hybrid_video.datasets.hmdb51 import layout
+from hybrid_video.datasets import hmdb51, made_actions, video_files
 
 REAL_CLIPS = pathlib.Path(__file__).parent / "data" / "hmdb51"
 # Class and the codes of splits 1 to 3, as the official lists have them.
@@ -59,12 +58,12 @@ def made_records(made_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFac
   import input_pipeline
 
   return input_pipeline.prepare(
-    dataset="hmdb51",
+    dataset="made_actions",
     data_dir=str(made_folder),
     records_dir=str(tmp_path_factory.mktemp("records")),
     scale=video_files.StoredScale(38, 50),
     allow_missing=False,
-    made_films=0,
+    made_films=4,
     seed=0,
   )
 
@@ -80,5 +79,5 @@ def moving_square(frames: int, size: int = 64) -> list[np.ndarray]:
 def made_clip_name(action: str, number: int = 0, film: str = "film") -> str:
   """A clip name of HMDB51's form."""
   name = f"{film}_{action}_f_nm_np1_fr_goo_{number}.avi"
-  layout.parse_name(name, action)
+  hmdb51.parse_name(name, action)
   return name

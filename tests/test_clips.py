@@ -1,56 +1,220 @@
+"""Frame indices against tables written by hand, torchvision's rule in plain NumPy, and properties."""
+
+from fractions import Fraction
+import itertools
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from hybrid_video import clips
+from hybrid_video.clips import Sampling
+
+
+def _frames(sampling, num_frames, fps, start=0):
+  """A window's frames, and how many first positions there are."""
+  found = clips.windows(sampling, num_frames, fps)
+  shape = {name: int(getattr(found, name)[0]) for name in clips_shape}
+  chosen = clips.window_frames(sampling, start, **shape)
+  return chosen.tolist(), int(found.starts[0])
+
+
+clips_shape = ("span", "positions", "numerator", "denominator")
 
 
 @pytest.mark.parametrize(
-  ("start", "length", "frames", "expected"),
+  ("num_frames", "fps", "start", "expected", "starts"),
   [
-    (0, 60, 16, [0, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59]),
-    (5, 16, 16, list(range(5, 21))),
-    (0, 1, 4, [0, 0, 0, 0]),
-    (7, 3, 6, [7, 7, 7, 8, 8, 9]),
-    (2, 9, 1, [2]),
+    (89, 30.0, 0, [0, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59], 30),
+    (89, 30.0, 29, [29, 32, 36, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 84, 88], 30),
+    (89, 29.97, 0, [0, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59], 30),
+    (25, 12.5, 0, [0, 1, 3, 4, 6, 8, 9, 11, 12, 14, 16, 17, 19, 20, 22, 24], 1),
+    (16, 30.0, 0, list(range(16)), 1),
+    (3, 30.0, 0, [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2], 1),
+    (1, 30.0, 0, [0] * 16, 1),
+    (100, 0.1, 50, [50] * 16, 100),
   ],
 )
-def test_frames_are_evenly_spaced_from_the_first_to_the_last_of_the_window(
-  start, length, frames, expected
+def test_a_window_in_seconds_has_evenly_spaced_frames_from_its_first_to_its_last(
+  num_frames, fps, start, expected, starts
 ):
-  assert clips.frame_indices(start, length, frames).tolist() == expected
+  assert _frames(Sampling(), num_frames, fps, start) == (expected, starts)
 
 
-def test_tensors_give_the_same_frames_as_integers():
-  import tensorflow as tf
-
-  found = clips.frame_indices(tf.constant(11, tf.int64), tf.constant(48, tf.int64), 16)
-  assert found.numpy().tolist() == clips.frame_indices(11, 48, 16).tolist()
-
-
-@pytest.mark.parametrize(
-  ("frames", "fps", "expected"),
-  [(89, 30.0, 60), (89, 29.97, 60), (40, 30.0, 40), (1, 30.0, 1), (100, 0.1, 1), (31, 12.5, 25)],
-)
-def test_a_window_is_two_seconds_or_the_whole_of_a_shorter_video(frames, fps, expected):
-  assert clips.window_length(frames, fps, 2.0) == expected
+@pytest.mark.parametrize("span", [1, 2, 7, 15, 16, 17, 25, 48, 60, 119])
+def test_even_spacing_is_the_truncated_linspace(span):
+  sampling = Sampling(frames=16, window_seconds=span / 10)
+  # In exact numbers: a float linspace may fall short of the integer it means.
+  exact = [int(Fraction(i * (span - 1), 15)) for i in range(16)]
+  assert _frames(sampling, 200, 10.0)[0] == exact
 
 
 @pytest.mark.parametrize(
-  ("frames", "length", "expected"),
-  [(60, 60, [0]), (61, 60, [0, 1]), (120, 60, [0, 60]), (150, 60, [0, 45, 90]), (1, 1, [0])],
+  ("fps", "expected"),
+  [
+    (30.0, [0, 2, 4, 6, 8, 10, 12, 14]),
+    (25.0, [0, 1, 3, 5, 6, 8, 10, 11]),
+    (29.97, [0, 1, 3, 5, 7, 9, 11, 13]),
+    (30000 / 1001, [0, 1, 3, 5, 7, 9, 11, 13]),
+    (60.0, [0, 4, 8, 12, 16, 20, 24, 28]),
+    (15.0, [0, 1, 2, 3, 4, 5, 6, 7]),
+    (12.0, [0, 1, 2, 3, 4, 5, 6, 7]),
+  ],
 )
-def test_uniform_windows_cover_a_video_to_its_last_frame(frames, length, expected):
-  assert clips.uniform_starts(frames, length).tolist() == expected
+def test_a_rate_leaves_the_frames_that_torchvision_leaves(fps, expected):
+  sampling = Sampling(frames=8, mode="stride", rate=15.0)
+  assert _frames(sampling, 300, fps)[0] == expected
 
 
-def test_no_frame_is_ever_past_the_end_and_every_frame_lies_in_a_window():
-  for frames in range(1, 200):
-    length = int(clips.window_length(frames, 24.0, 2.0))
-    starts = clips.uniform_starts(frames, length)
-    seen = np.concatenate([np.arange(start, start + length) for start in starts])
-    assert set(seen.tolist()) == set(range(frames))
-    for start in starts:
-      chosen = clips.frame_indices(start, length, 16)
-      assert chosen.min() == start
-      assert chosen.max() == start + length - 1 < frames
-      assert (np.diff(chosen) >= 0).all()
+@pytest.mark.parametrize(("num_frames", "fps"), [(91, 25.0), (100, 30.0), (95, 29.97), (64, 50.0)])
+def test_every_window_is_one_of_torchvisions_clips(num_frames, fps):
+  # VideoClips: resample to floor(arange(n) fps / rate), then unfold consecutive ones.
+  rate, frames = 15, 16
+  step = Fraction(fps).limit_denominator(100_000) / rate
+  total = int(num_frames / step)
+  resampled = [int(i * step) for i in range(total)]
+  theirs = [resampled[i : i + frames] for i in range(total - frames + 1)]
+  sampling = Sampling(frames=frames, mode="stride", rate=rate)
+  count = _frames(sampling, num_frames, fps)[1]
+  assert [_frames(sampling, num_frames, fps, start)[0] for start in range(count)] == theirs
+
+
+def test_a_stride_skips_frames_at_the_videos_own_rate():
+  sampling = Sampling(frames=4, mode="stride", stride=3)
+  assert _frames(sampling, 20, 30.0, 10) == ([10, 13, 16, 19], 11)
+
+
+@pytest.mark.parametrize(
+  ("short", "expected"),
+  [
+    ("fit", [0, 0, 1, 2, 2, 3, 4]),
+    ("loop", [0, 2, 4, 1, 3, 0, 2]),
+    ("last", [0, 2, 4, 4, 4, 4, 4]),
+  ],
+)
+def test_a_video_shorter_than_its_window_is_fitted_looped_or_held(short, expected):
+  sampling = Sampling(frames=7, mode="stride", stride=2, short=short)
+  assert _frames(sampling, 5, 30.0) == (expected, 1)
+
+
+def test_a_short_video_is_looped_at_the_wanted_rate():
+  # Seven frames at 30 are three positions at 15: 0, 2, 4.
+  sampling = Sampling(frames=8, mode="stride", rate=15.0, short="loop")
+  assert _frames(sampling, 7, 30.0)[0] == [0, 2, 4, 0, 2, 4, 0, 2]
+
+
+def test_nothing_lies_past_the_end_and_evaluation_windows_cover_every_position():
+  choices = itertools.product(
+    ("seconds", "stride"), clips.SHORT, (0.0, 7.5, 15.0, 24.0), (1, 3), (1, 4, 16)
+  )
+  lengths = np.concatenate([np.arange(1, 70), [99, 150, 301, 1062]])
+  for mode, short, rate, stride, frames in choices:
+    sampling = Sampling(
+      frames=frames, mode=mode, short=short, rate=rate, stride=stride, window_seconds=1.1
+    )
+    for fps in (5.0, 24.0, 25.0, 30000 / 1001, 60.0):
+      found = clips.windows(sampling, lengths, fps)
+      for i, length in enumerate(lengths.tolist()):
+        row = {name: int(getattr(found, name)[i]) for name in clips_shape}
+        for start in (0, int(found.starts[i]) - 1):
+          chosen = clips.window_frames(sampling, start, **row)
+          assert chosen.min() >= 0
+          assert chosen.max() < length, (sampling, fps, length)
+          if short != "loop" or row["span"] <= row["positions"]:
+            assert (np.diff(chosen) >= 0).all()
+        starts = clips.even_starts(int(found.starts[i]), row["span"], row["positions"])
+        ends = starts + row["span"]
+        assert starts[0] == 0
+        assert ends[-1] >= row["positions"]
+        assert (starts[1:] <= ends[:-1]).all(), "a position lies in no window"
+        assert starts[-1] < found.starts[i]
+
+
+@pytest.mark.parametrize(
+  ("starts", "span", "positions", "count", "expected"),
+  [
+    (1, 60, 60, 0, [0]),
+    (2, 60, 61, 0, [0, 1]),
+    (61, 60, 120, 0, [0, 60]),
+    (91, 60, 150, 0, [0, 45, 90]),
+    (91, 60, 150, 1, [45]),
+    (91, 60, 150, 10, [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]),
+    (4, 60, 63, 5, [0, 0, 1, 2, 3]),
+    (1, 60, 40, 3, [0, 0, 0]),
+  ],
+)
+def test_evaluation_windows_are_evenly_spaced(starts, span, positions, count, expected):
+  assert clips.even_starts(starts, span, positions, count).tolist() == expected
+
+
+@pytest.mark.parametrize(
+  ("within", "frames", "expected"),
+  [
+    (0.0, 32, [0, 8, 16, 24]),
+    (0.5, 32, [4, 12, 20, 28]),
+    (1.0, 32, [7, 15, 23, 31]),
+    (0.5, 10, [1, 3, 6, 8]),
+    (1.0, 10, [1, 4, 6, 9]),
+    (0.5, 3, [0, 0, 1, 2]),
+    (1.0, 1, [0, 0, 0, 0]),
+  ],
+)
+def test_segments_give_one_frame_each(within, frames, expected):
+  unit = clips.SEGMENT_UNIT
+  drawn = np.full(4, min(int(within * unit), unit - 1), np.int64)
+  sampling = Sampling(frames=4, mode="segments")
+  assert clips.segment_frames(sampling, drawn, frames=frames).tolist() == expected
+
+
+def test_segments_meet_without_gap_or_overlap():
+  sampling = Sampling(frames=8, mode="segments")
+  grid = np.linspace(0, clips.SEGMENT_UNIT - 1, 400).astype(np.int64)[:, None].repeat(8, 1)
+  for frames in range(8, 200):
+    drawn = clips.segment_frames(sampling, grid, frames=frames)
+    of = [set(column.tolist()) for column in drawn.T]
+    assert sum(len(segment) for segment in of) == frames
+    assert set.union(*of) == set(range(frames))
+    assert max(map(len, of)) - min(map(len, of)) <= 1
+
+
+@pytest.mark.parametrize("short", clips.SHORT)
+@pytest.mark.parametrize("mode", clips.MODES)
+def test_integers_arrays_and_tensors_give_the_same_frames(mode, short):
+  sampling = Sampling(frames=8, mode=mode, short=short, rate=15.0, window_seconds=2.0)
+  lengths = np.array([1, 5, 29, 48, 95, 1062])
+  found = clips.windows(sampling, lengths, [30.0, 25.0, 29.97, 12.0, 24.0, 30.0])
+  starts = (found.starts - 1) * 2 // 3
+  within = np.arange(48, dtype=np.int64).reshape(6, 8) * (clips.SEGMENT_UNIT // 48)
+
+  def chosen(convert):
+    if mode == "segments":
+      return clips.segment_frames(sampling, convert(within), frames=convert(lengths[:, None]))
+    rows = {name: convert(getattr(found, name)[:, None]) for name in clips_shape}
+    return clips.window_frames(sampling, convert(starts[:, None]), **rows)
+
+  arrays = chosen(np.asarray)
+  tensors = tf.function(lambda: chosen(tf.constant))()
+  np.testing.assert_array_equal(arrays, tensors.numpy())
+  for i in range(6):
+    if mode == "segments":
+      one = clips.segment_frames(sampling, within[i], frames=int(lengths[i]))
+    else:
+      row = {name: int(getattr(found, name)[i]) for name in clips_shape}
+      one = clips.window_frames(sampling, int(starts[i]), **row)
+    assert one.tolist() == arrays[i].tolist()
+
+
+@pytest.mark.parametrize(
+  ("wrong", "told"),
+  [
+    ({"mode": "second"}, "mode 'second': take seconds, stride, segments"),
+    ({"short": "repeat"}, "short 'repeat': take fit, loop, last"),
+    ({"frames": 0}, "frames=0"),
+    ({"stride": 0}, "stride=0"),
+    ({"window_seconds": 0.0}, "window_seconds=0"),
+    ({"rate": -1.0}, "rate=-1"),
+  ],
+)
+def test_settings_out_of_range_are_refused(wrong, told):
+  with pytest.raises(ValueError, match=told):
+    Sampling(**wrong)

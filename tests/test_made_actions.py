@@ -1,10 +1,11 @@
+"""The made videos: what they show, how they are parted, and that a seed makes them again."""
+
 import json
 
 import numpy as np
 import pytest
 
-from hybrid_video.datasets import made_actions
-from hybrid_video.datasets.hmdb51 import layout
+from hybrid_video.datasets import hmdb51, listing, made_actions
 
 TURN = 2 * np.pi / 3
 
@@ -63,12 +64,12 @@ def test_videos_vary_within_a_class():
 
 
 def test_the_folder_is_in_hmdb51s_layout_with_films_kept_whole(made_folder):
-  clips = layout.read_folder(made_folder)
-  assert len(clips) == 4 * len(made_actions.ACTIONS)
-  assert all(clip.path for clip in clips)
+  listed = hmdb51.read(made_folder, official=False)
+  assert len(listed.videos) == 4 * len(made_actions.ACTIONS)
+  assert all(video.path for video in listed.videos) and not listed.unlisted
   for split in range(3):
-    train = {clip.film for clip in clips if clip.codes[split] == layout.TRAIN}
-    test = {clip.film for clip in clips if clip.codes[split] == layout.TEST}
+    train = {video.group for video in listed.videos if video.codes[split] == listing.TRAIN}
+    test = {video.group for video in listed.videos if video.codes[split] == listing.TEST}
     assert train and test and not train & test
 
 

@@ -2,20 +2,23 @@
 
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 
+from conftest import REAL_CLIPS
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
     [sys.executable, "main.py", *arguments],
     cwd=ROOT,
-    env=environment,
+    env=ENVIRONMENT,
     capture_output=True,
     text=True,
     timeout=300,
@@ -34,7 +37,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
       "Did you mean cnn8_cross1_self6",
     ),
     (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
-    (["--config=configs/demo.py", "--mode=eval"], "train|evaluate|export"),
+    (["--config=configs/demo.py", "--mode=eval"], "train|evaluate|export|inspect"),
     (["--config=configs/demo.py"], "--workdir"),
     (["--workdir=x"], "--config"),
     (["--config=configs/demo.py", "--workdir=x", "epochs=3"], "--config.NAME=VALUE"),
@@ -48,13 +51,95 @@ def test_a_mistake_on_the_command_line_is_one_clear_message(arguments, expected,
   assert not (tmp_path / "x").exists()
 
 
+def assert_one_clear_error(done: subprocess.CompletedProcess, *expected: str) -> None:
+  assert done.returncode == 1
+  assert "Traceback" not in done.stderr
+  message = done.stderr[done.stderr.rindex("Error: ") :]
+  for text in expected:
+    assert text in message
+
+
 def test_data_that_is_not_there_is_one_clear_message(tmp_path):
   done = run(
     "--config=configs/hmdb51.py:baseline",
     f"--workdir={tmp_path / 'run'}",
     f"--config.data_dir={tmp_path / 'none'}",
   )
-  assert done.returncode == 1
-  assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
-  assert str(tmp_path / "none") in done.stderr
-  assert "Traceback" not in done.stderr
+  assert_one_clear_error(done, str(tmp_path / "none"), "--config.data_dir")
+
+
+def test_an_unknown_data_set_is_one_clear_message(tmp_path):
+  done = run("--config=configs/demo.py", f"--workdir={tmp_path}", "--config.dataset=hmdb51_layot")
+  assert_one_clear_error(done, "Did you mean hmdb51_layout", "kinetics")
+
+
+def test_a_work_directory_that_cannot_be_is_one_clear_message(tmp_path):
+  (tmp_path / "file").write_text("mine")
+  done = run("--config=configs/demo.py", f"--workdir={tmp_path / 'file' / 'run'}")
+  assert_one_clear_error(done, str(tmp_path / "file"))
+
+
+def test_broken_videos_are_one_clear_message(real_folder, tmp_path):
+  path = next(path for path in (real_folder / "videos").iterdir() if "wave" in path.name)
+  path.unlink()
+  path.write_bytes((REAL_CLIPS / path.name).read_bytes()[:50_000])
+  done = run(
+    "--config=configs/hmdb51.py:baseline",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.dataset=hmdb51_layout",
+    f"--config.data_dir={real_folder}",
+    f"--config.records_dir={tmp_path / 'records'}",
+  )
+  assert_one_clear_error(
+    done, str(path), "cut short", "--config.allow_missing=True", "--config.missing_allowed"
+  )
+
+
+def on_made_set(made_folder: pathlib.Path, tmp_path: pathlib.Path) -> list[str]:
+  return [
+    "--config=configs/demo.py",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data_dir={made_folder}",
+    f"--config.records_dir={tmp_path / 'records'}",
+    "--config.made_films=4",
+    "--config.clip.frames=8",
+    "--config.model.cnn_blocks=2",
+    "--config.model.cnn_width=4",
+  ]
+
+
+def test_the_data_are_inspected_and_damage_to_them_is_one_clear_message(made_folder, tmp_path):
+  arguments = [*on_made_set(made_folder, tmp_path), "--mode=inspect"]
+  done = run(*arguments)
+  assert done.returncode == 0, done.stderr
+  page = tmp_path / "run" / "inspection" / "index.html"
+  assert page.is_file() and str(page) in done.stdout
+  assert not (tmp_path / "run" / "checkpoints").exists()
+  (shard,) = (tmp_path / "records").rglob("*.tfrecord-*-of-00001")
+  data = bytearray(shard.read_bytes())
+  data[1000::500] = bytes(len(data[1000::500]))
+  shard.write_bytes(data)
+  assert_one_clear_error(run(*arguments), str(shard), "damaged", "Delete this file")
+
+
+def test_ctrl_c_stops_without_a_stack_trace(made_folder, tmp_path):
+  command = [sys.executable, "main.py", *on_made_set(made_folder, tmp_path)]
+  process = subprocess.Popen(
+    [*command, "--config.epochs=1000", "--config.log_every_steps=1"],
+    cwd=ROOT,
+    env=ENVIRONMENT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    assert process.stdout is not None
+    assert any(re.match(r"step +2/", line) for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert process.returncode == 128 + signal.SIGINT
+  assert told.strip().endswith("Stopped. The same command goes on from here.")
+  assert "Traceback" not in told

@@ -21,6 +21,22 @@ def test_sums_match_a_plain_computation():
   assert int(found["count"]) == kept.sum()
 
 
+def test_soft_labels_give_the_mean_of_the_losses_they_mix_and_hits_of_the_own_label():
+  rng = np.random.default_rng(3)
+  logits = 3 * rng.standard_normal((40, 9))
+  own, other = rng.integers(0, 9, (2, 40))
+  mask = (rng.random(40) < 0.8).astype(np.float32)
+  targets = 0.7 * np.eye(9)[own] + 0.3 * np.eye(9)[other]
+  mixed = metrics.sums(logits, own, mask, targets)
+  hard = metrics.sums(logits, own, mask)
+  partners = metrics.sums(logits, other, mask)
+  assert float(mixed["loss"]) == pytest.approx(
+    0.7 * float(hard["loss"]) + 0.3 * float(partners["loss"]), rel=1e-5
+  )
+  for name in ("top1", "top5", "count"):
+    assert int(mixed[name]) == int(hard[name])
+
+
 def test_padding_never_counts_whatever_it_holds():
   logits = np.random.default_rng(0).standard_normal((4, 6))
   labels = np.array([0, 1, 2, 3])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import checkpoints, models, optimizers, sharding, steps
+from hybrid_video import augmentation, checkpoints, models, optimizers, sharding, steps
 
 OPTIONS = {
   "cnn_blocks": 3,
@@ -39,19 +39,28 @@ def _batches(count, size=8):
     {
       "clips": rng.integers(0, 256, (size, 4, 24, 24, 3), np.uint8),
       "labels": rng.integers(0, 4, size, np.int32),
+      "flips": rng.integers(0, 2, size).astype(bool),
     }
     for _ in range(count)
   ]
 
 
-def _run(devices, network, state=None, count=3):
+def _run(devices, network, state=None, count=3, augment=None, batches=None):
   mesh = sharding.make_mesh(jax.devices()[:devices])
   optimizer = _optimizer()
   state = steps.init_state(network, optimizer) if state is None else state
   state = jax.device_put(state, sharding.replicated(mesh))
-  step = jax.jit(functools.partial(steps.train_step, network=network, optimizer=optimizer, seed=0))
+  if isinstance(augment, augmentation.AugmentationSettings):
+    augment = augmentation.make_augment(
+      augment, mesh=mesh, normalise=network.normalise, num_classes=4
+    )
+  step = jax.jit(
+    functools.partial(
+      steps.train_step, network=network, optimizer=optimizer, seed=0, augment=augment
+    )
+  )
   losses = []
-  for batch in _batches(count):
+  for batch in batches or _batches(count):
     state, parts = step(state, sharding.put_batch(batch, mesh))
     losses.append(float(parts["loss"]))
   return state, losses
@@ -110,6 +119,59 @@ def test_every_parameter_of_the_attention_and_the_cnn_gets_a_gradient():
     if np.array_equal(a, b)
   ]
   assert still == []
+
+
+AUGMENTED = augmentation.AugmentationSettings(
+  label_smoothing=0.1,
+  mixup=0.8,
+  cutmix=1.0,
+  brightness=0.4,
+  contrast=0.4,
+  saturation=0.4,
+  hue=0.1,
+  randaugment_layers=2,
+  erasing=0.5,
+)
+
+
+def test_augmented_training_is_the_same_on_any_number_of_devices():
+  # Dropout's own draws are not in question here.
+  network = _network(dropout=0.0)
+  state, losses = _run(1, network, count=2, augment=AUGMENTED)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
+  np.testing.assert_allclose(_run(4, network, count=2, augment=AUGMENTED)[1], losses, rtol=2e-4)
+
+
+def test_dropout_draws_the_same_beside_augmentation_whose_keys_are_its_own():
+  network = _network(dropout=0.5)
+  seen = []
+
+  def only_watches(clips, labels, key):
+    jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+    return network.normalise(clips), None
+
+  plain, _ = _run(1, network)
+  found, _ = _run(1, network, augment=only_watches)
+  jax.effects_barrier()
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
+    np.testing.assert_array_equal(a, b)
+  dropout = [jax.random.fold_in(jax.random.key(0), step) for step in range(3)]
+  others = [tuple(jax.random.key_data(key).tolist()) for key in dropout]
+  assert len(seen) == 3
+  assert len({*seen, *others}) == 6
+
+
+def test_soft_labels_train_as_the_hard_labels_they_hold():
+  network = _network(dropout=0.0)
+
+  def of_the_next_class(clips, labels, key):
+    return network.normalise(clips), jax.nn.one_hot((labels + 1) % 4, 4)
+
+  # The second loss shows the first gradient.
+  _, found = _run(1, network, count=2, augment=of_the_next_class)
+  batches = [{**b, "labels": (b["labels"] + 1) % 4} for b in _batches(2)]
+  _, expected = _run(1, network, batches=batches)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_evaluation_neither_drops_nor_depends_on_the_rest_of_the_batch():

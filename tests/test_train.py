@@ -1,7 +1,11 @@
 """Whole runs, small: from video files to results.json, interrupted, resumed and evaluated."""
 
 import json
+import os
 import pathlib
+import socket
+import subprocess
+import sys
 
 from conftest import REAL_CLIPS, REAL_LISTS, write_lists
 import numpy as np
@@ -46,7 +50,11 @@ def test_results_hold_what_was_run_and_what_came_out(finished):
   assert written == json.loads(json.dumps(returned))
   assert written["config"]["model"]["name"] == "hybrid"
   assert (written["dataset"], written["split"]) == ("made_actions", 1)
-  assert "uniform windows of 2 s" in written["protocol"]
+  assert written["protocol"].startswith(
+    "uniform windows, the fewest that cover each video: 8 frames evenly over 2 s"
+  )
+  assert "of stored frames of 38x50" in written["protocol"]
+  assert "validation" not in written
   parts = written["parameters"]
   assert parts["total"] == parts["cnn"] + parts["attention"] + parts["head"] > 0
   test = written["test"]
@@ -118,6 +126,110 @@ def test_an_interrupted_run_ends_with_the_same_parameters_to_the_bit(
   assert steps == sorted(set(steps)) and steps[-1] == 6
 
 
+def test_with_everything_on_an_interrupted_run_still_ends_with_the_same_bits(
+  finished, made_folder, tmp_path, monkeypatch
+):
+  _, workdir, plain = finished
+  config = small_demo(made_folder, workdir / "records")
+  config.validation_share = 0.5
+  config.clip.flip = True
+  config.clip.crop_mode = "random_resized"
+  config.evaluate_shuffled = False
+  config.augmentation.update(
+    mixup=0.8, cutmix=1.0, label_smoothing=0.1, randaugment_layers=2, erasing=0.5, hue=0.1
+  )
+  straight = train.run(config, tmp_path / "straight")
+  assert straight["step"] == 4
+  assert straight["params_digest"] != plain["params_digest"]
+  # One of the three training films is held out; the test list is what it was.
+  assert straight["validation"]["videos"] == 8 and straight["test"]["videos"] == 8
+  assert straight["validation"]["loss"] != straight["test"]["loss"]
+  written = json.loads((tmp_path / "straight" / "results.json").read_text())
+  assert written["validation"] == straight["validation"]
+  original = checkpoints.Checkpoints.save
+
+  def save_and_stop(self, step, state):
+    original(self, step, state)
+    self.close()
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+      train.run(config, tmp_path / "stopped")
+  assert not (tmp_path / "stopped" / "results.json").exists()
+  resumed = train.run(config, tmp_path / "stopped")
+  assert resumed["params_digest"] == straight["params_digest"]
+  assert resumed["validation"] == straight["validation"]
+
+
+_PROCESS = """
+import os, pathlib, sys
+
+def main():
+  rank, count, port, workdir, videos, records = sys.argv[1:]
+  import test_train
+  os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 // int(count)}"
+  import jax
+  if int(count) > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(rank))
+  from hybrid_video import train
+  config = test_train.small_demo(pathlib.Path(videos), pathlib.Path(records))
+  found = train.run(config, pathlib.Path(workdir))
+  print("ended", found["params_digest"], found["test"], flush=True)
+
+if __name__ == "__main__":
+  main()
+"""
+
+
+def free_port() -> int:
+  with socket.socket() as listening:
+    listening.bind(("127.0.0.1", 0))
+    return listening.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_and_one_of_them_writes(finished, made_folder, tmp_path):
+  _, workdir, _ = finished
+  script = tmp_path / "process.py"
+  script.write_text(_PROCESS)
+  root = pathlib.Path(__file__).parent.parent
+  environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+
+  def run(count: int, place: pathlib.Path) -> list[str]:
+    port, folders = free_port(), [str(place), str(made_folder), str(workdir / "records")]
+    processes = [
+      subprocess.Popen(
+        [sys.executable, script, str(rank), str(count), str(port), *folders],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      for rank in range(count)
+    ]
+    try:
+      told = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+      for process in processes:
+        process.kill()
+    assert [process.returncode for process in processes] == [0] * count, told
+    return told
+
+  (one,) = run(1, tmp_path / "one")
+  two = run(2, tmp_path / "two")
+  ends = {line for text in [one, *two] for line in text.splitlines() if line.startswith("ended")}
+  assert len(ends) == 1
+  # Steps are told by the first process alone.
+  assert "step 2/6" in two[0] and "step 2/6" not in two[1]
+  first, both = ({p.name for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
+  assert first == both
+  assert len(writers.read_history(tmp_path / "two")) == 3
+  assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+
+
 def test_another_models_work_directory_is_refused(finished):
   config, workdir, _ = finished
   other = config.copy_and_resolve_references()
@@ -149,8 +261,12 @@ def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
   for name in REAL_LISTS:
     (folder / name).symlink_to(REAL_CLIPS / name)
   config = small_demo(folder, tmp_path / "records")
-  config.dataset = "hmdb51"
+  config.dataset = "hmdb51_layout"
   config.split = 3
+  # No training video of golf: that is refused, unless asked for.
+  with pytest.raises(ValueError, match="no training video of these classes: golf"):
+    train.run(config, tmp_path / "refused")
+  config.allow_missing = True
   config.epochs = 80.0
   config.batch_size = 4
   config.eval_batch_size = 4

@@ -215,6 +215,7 @@ def test_rematerialised_blocks_give_the_same_gradients_and_statistics():
     batch = {
       "clips": np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8),
       "labels": np.array([0, 2]),
+      "flips": np.array([False, True]),
     }
     step = jax.jit(
       functools.partial(steps.train_step, network=network, optimizer=optimizer, seed=0)

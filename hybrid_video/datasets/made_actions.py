@@ -27,7 +27,7 @@ import av
 import numpy as np
 import tqdm
 
-from hybrid_video.datasets.hmdb51 import layout
+from hybrid_video.datasets import hmdb51, listing
 
 HEIGHT, WIDTH = 96, 128
 FRAME_RATES = (12, 15, 20, 24, 30)
@@ -255,8 +255,8 @@ def _write_film(folder: pathlib.Path, seed: int, film: int) -> None:
 def _split_codes(films: int, split: int) -> list[int]:
   # Whole films are for training (7 in 10) or for the test (3 in 10); each split tests others.
   order = np.random.default_rng([films, split]).permutation(films)
-  codes = np.full(films, layout.TRAIN)
-  codes[order[: round(0.3 * films)]] = layout.TEST
+  codes = np.full(films, listing.TRAIN)
+  codes[order[: round(0.3 * films)]] = listing.TEST
   return codes.tolist()
 
 
@@ -305,7 +305,7 @@ def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | No
   else:
     list(map(write, range(films)))
   (part / SPLITS_FOLDER).mkdir()
-  for split in range(1, layout.NUM_SPLITS + 1):
+  for split in range(1, hmdb51.NUM_SPLITS + 1):
     codes = _split_codes(films, split)
     for action in ACTIONS:
       lines = [f"{clip_name(action, film)} {codes[film]} \n" for film in range(films)]

@@ -1,7 +1,12 @@
-"""Figures of one run: learning curves, confusion matrix, and clips as the model sees them."""
+"""Figures of one run: learning curves, confusion matrix, and clips as the model sees them.
+
+In: numbers and frames. Out: PNG files.
+"""
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
+import warnings
 
 import matplotlib
 import matplotlib.axes
@@ -29,6 +34,10 @@ _STYLE = {
   "savefig.bbox": "tight",
   "figure.facecolor": "white",
 }
+# Of a contact sheet, in inches.
+_PANEL, _ROW_TEXT = 1.1, 0.5
+# Of a strip, in pixels; a panel that is smaller is enlarged by whole factors, so that it stays sharp.
+_GAP, _LEAST_HEIGHT = 4, 96
 
 
 def _figure(width: float, height: float) -> matplotlib.figure.Figure:
@@ -113,6 +122,112 @@ def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequen
     figure.savefig(path)
 
 
+def printable(text: str) -> str:
+  """A name as any terminal, font and browser takes it: what does not print, as Python writes it."""
+  return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strip:
+  """Frames of one video side by side, time to the right.
+
+  Attributes:
+    title: what comes first, such as the class.
+    frames: uint8 `[N, H, W, 3]`.
+    labels: what stands below each frame, N texts.
+    detail: what else is to be said of it, such as the video's name.
+    wrong: whether the title is marked as a fault.
+
+  Raises:
+    ValueError: there are not as many labels as frames.
+  """
+
+  title: str
+  frames: np.ndarray
+  labels: Sequence[str]
+  detail: str = ""
+  wrong: bool = False
+
+  def __post_init__(self) -> None:
+    if not len(self.labels) == len(self.frames) > 0:
+      raise ValueError(
+        f"The strip {self.title!r} has {len(self.frames)} frames and {len(self.labels)} labels: "
+        "expected one label a frame, and at least one frame."
+      )
+
+  def picture(self) -> np.ndarray:
+    """The frames in one row, uint8 RGBA `[H', W', 4]`, with clear gaps between them."""
+    count, height, width = self.frames.shape[:3]
+    factor = -(-_LEAST_HEIGHT // height)
+    panels = self.frames.repeat(factor, axis=1).repeat(factor, axis=2)
+    height, width = height * factor, width * factor
+    picture = np.zeros((height, count * width + (count - 1) * _GAP, 4), np.uint8)
+    for i, panel in enumerate(panels):
+      left = i * (width + _GAP)
+      picture[:, left : left + width, :3] = panel
+      picture[:, left : left + width, 3] = 255
+    return picture
+
+
+def even_frames(total: int, shown: int) -> np.ndarray:
+  """Places of at most `shown` of `total` frames, evenly spaced, the first and the last among them."""
+  return np.unique(np.linspace(0, total - 1, min(shown, total)).round().astype(int))
+
+
+def _shortened(text: str, letters: int) -> str:
+  # Names differ at both ends.
+  half = (letters - 1) // 2
+  return text if len(text) <= letters else f"{text[:half]}…{text[-half:]}"
+
+
+def sheet(path: pathlib.Path, strips: Sequence[Strip]) -> None:
+  """Strips one below the other.
+
+  Args:
+    path: PNG to write.
+    strips: at least one.
+  """
+  pictures = [strip.picture() for strip in strips]
+  columns = max(len(strip.frames) for strip in strips)
+  # A strip with fewer frames than others has panels as large as theirs.
+  heights = [
+    _PANEL * len(strip.frames) * picture.shape[0] / picture.shape[1]
+    for strip, picture in zip(strips, pictures, strict=True)
+  ]
+  width, height = _PANEL * columns, sum(heights) + _ROW_TEXT * len(strips)
+  with matplotlib.rc_context({**_STYLE, "axes.grid": False}), warnings.catch_warnings():
+    # A name may hold letters that the font lacks; they are drawn as boxes.
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    figure = matplotlib.figure.Figure(figsize=(width, height))
+    top = height
+    for strip, picture, tall in zip(strips, pictures, heights, strict=True):
+      wide = _PANEL * len(strip.frames)
+      place = (0, (top - _ROW_TEXT / 2 - tall) / height, wide / width, tall / height)
+      top -= tall + _ROW_TEXT
+      axes = figure.add_axes(place)
+      axes.imshow(picture, aspect="auto")
+      axes.set_axis_off()
+      for i, label in enumerate(strip.labels):
+        at = ((i + 0.5) / len(strip.labels), -0.03)
+        axes.text(
+          *at,
+          printable(label),
+          transform=axes.transAxes,
+          ha="center",
+          va="top",
+          fontsize=8,
+          color=MUTED,
+          parse_math=False,
+        )
+      text = printable(f"{strip.title}   {strip.detail}" if strip.detail else strip.title)
+      colour = ORANGE if strip.wrong else INK
+      title = axes.set_title(text, loc="left", fontsize=9, color=colour, pad=3, parse_math=False)
+      wanted = title.get_window_extent().width / (width * figure.dpi)
+      if wanted > 1:
+        title.set_text(_shortened(text, int(len(text) / wanted)))
+    figure.savefig(path)
+
+
 def contact_sheet(
   path: pathlib.Path,
   clips: np.ndarray,
@@ -120,7 +235,7 @@ def contact_sheet(
   predicted: Sequence[str],
   shown_frames: int = 8,
 ) -> None:
-  """Clips as the model gets them, one a row, time to the right.
+  """Clips as the model gets them, one a row, time to the right, and what it takes them for.
 
   Args:
     path: PNG to write.
@@ -129,19 +244,11 @@ def contact_sheet(
     predicted: what the model takes the clip's video for.
     shown_frames: how many of the T frames to show, evenly spaced.
   """
-  count, total = clips.shape[:2]
-  indices = np.unique(np.linspace(0, total - 1, min(shown_frames, total)).round().astype(int))
-  with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-    figure = matplotlib.figure.Figure(figsize=(1.1 * len(indices), 1.35 * count))
-    spacing = {"hspace": 0.3, "wspace": 0.04}
-    grid = figure.subplots(count, len(indices), squeeze=False, gridspec_kw=spacing)
-    for row, clip, is_, taken_for in zip(grid, clips, true, predicted, strict=True):
-      for axes, index in zip(row, indices, strict=True):
-        axes.imshow(clip[index])
-        axes.set_axis_off()
-      right = is_ == taken_for
-      title = f"{is_}, recognised" if right else f"{is_}, taken for {taken_for}"
-      row[0].set_title(title, loc="left", fontsize=9, color=INK if right else ORANGE)
-    for axes, index in zip(grid[-1], indices, strict=True):
-      axes.text(0.5, -0.08, f"frame {index}", transform=axes.transAxes, ha="center", va="top")
-    figure.savefig(path)
+  indices = even_frames(clips.shape[1], shown_frames)
+  strips = []
+  for clip, is_, taken_for in zip(clips, true, predicted, strict=True):
+    right = is_ == taken_for
+    title = f"{is_}, recognised" if right else f"{is_}, taken for {taken_for}"
+    labels = [f"frame {index}" for index in indices]
+    strips.append(Strip(title, clip[indices], labels, wrong=not right))
+  sheet(path, strips)

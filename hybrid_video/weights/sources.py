@@ -2,40 +2,23 @@
 
 In: a local path, a URL, or a known name (`SOURCES`). Out: the path of a complete file, with its
 SHA-256 checked wherever one is published.
-
-A download grows as `<file>.part` and is renamed once it is whole and checked, so that nothing at
-the final path is ever half-written. A lock on the `.part` file itself keeps processes apart: it
-vanishes with its holder, leaves no file of its own behind, and passes with the rename. Locks are
-POSIX ones.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import fcntl
 import hashlib
-import http.client
-import logging
 import os
 import pathlib
 import re
-import shutil
-from typing import Any, BinaryIO
-import urllib.error
 import urllib.parse
 import urllib.request
 
-import tqdm
+from hybrid_video import downloads
 
 CACHE_VARIABLE = "HYBRID_VIDEO_CACHE"
 DEFAULT_CACHE = "~/.cache/hybrid_video/weights"
-TIMEOUT_SECONDS = 30.0
 
-_CHUNK_BYTES = 1 << 18
-_WEB_SCHEMES = ("http", "https")
 _HUB_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9]+$")
-
-log = logging.getLogger("hybrid_video")
 
 
 class SourceError(ValueError):
@@ -184,7 +167,7 @@ def locate(
     url = urllib.parse.urlsplit(source)
     if url.scheme == "file":
       return _local(_file_url_path(source))
-    if url.scheme not in _WEB_SCHEMES:
+    if url.scheme not in downloads.WEB_SCHEMES:
       raise SourceError(
         f"Weights cannot be had from {source!r}: the scheme is {url.scheme!r}, and only http, "
         "https and file are read. Download it by hand and give the file's path."
@@ -204,61 +187,32 @@ def locate(
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Download:
-  """A URL, the file it becomes, and how that file's SHA-256 begins, if that is known."""
-
-  url: str
-  path: pathlib.Path
-  sha256_prefix: str | None
-
-  @property
-  def part(self) -> pathlib.Path:
-    return self.path.with_name(self.path.name + ".part")
-
-  @property
-  def etag_file(self) -> pathlib.Path:
-    return self.path.with_name(self.path.name + ".part.etag")
-
-  def etag(self) -> str | None:
-    """The server's name for the version that the `.part` file is the beginning of."""
-    try:
-      return self.etag_file.read_text(encoding="latin-1") or None
-    except FileNotFoundError:
-      return None
-
-  def discard(self) -> None:
-    self.etag_file.unlink(missing_ok=True)
-    self.part.unlink(missing_ok=True)
-
-  def failure(self, reason: str) -> SourceError:
-    """An error that says what went wrong and how to do without the network."""
-    check = (
-      f"its SHA-256 begins {self.sha256_prefix}" if self.sha256_prefix else "no hash is published"
-    )
-    return SourceError(
-      f"{self.url} could not be downloaded: {reason}. Try again, or download it by hand on any "
-      f"machine and save it as {self.path} ({check}), or give its path instead of the URL: a local "
-      "file is taken as it is."
-    )
-
-
 def _cache_folder(cache_dir: pathlib.Path | None) -> pathlib.Path:
   folder = cache_dir or pathlib.Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
   return folder.expanduser().absolute()
 
 
-def _known(source: Source, cache_dir: pathlib.Path | None) -> _Download:
-  return _Download(source.url, _cache_folder(cache_dir) / source.file, source.sha256_prefix)
+def _known(source: Source, cache_dir: pathlib.Path | None) -> downloads.Download:
+  return _download(source.url, _cache_folder(cache_dir) / source.file, source.sha256_prefix)
 
 
-def _unknown(url: str, cache_dir: pathlib.Path | None) -> _Download:
+def _unknown(url: str, cache_dir: pathlib.Path | None) -> downloads.Download:
   name = _url_name(url)
   hub = _HUB_NAME.search(name)
   if not hub:
     # Without a hash in it a name may well stand at the end of two URLs.
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
-  return _Download(url, _cache_folder(cache_dir) / name, hub.group(1) if hub else None)
+  return _download(url, _cache_folder(cache_dir) / name, hub.group(1) if hub else None)
+
+
+def _download(url: str, path: pathlib.Path, sha256_prefix: str | None) -> downloads.Download:
+  return downloads.Download(
+    url=url,
+    path=path,
+    checksum=downloads.Checksum("sha256", sha256_prefix) if sha256_prefix else None,
+    other_folder=f"name another folder in ${CACHE_VARIABLE}",
+    alternative=", or give its path instead of the URL: a local file is taken as it is",
+  )
 
 
 def _url_name(url: str) -> str:
@@ -288,225 +242,8 @@ def _local(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _cached(download: _Download, progress: bool) -> pathlib.Path:
-  """The download's file from the cache, fetched first if it is not there."""
+def _cached(download: downloads.Download, progress: bool) -> pathlib.Path:
   try:
-    if not download.path.is_file():
-      download.path.parent.mkdir(parents=True, exist_ok=True)
-      if _fetch(download, progress):
-        return download.path
-    found = _sha256(download.path)
-  except OSError as error:
-    raise download.failure(
-      f"{error.strerror or error} (in {download.path.parent}; ${CACHE_VARIABLE} names another folder)"
-    ) from error
-  if not found.startswith(download.sha256_prefix or ""):
-    raise SourceError(
-      f"{download.path} is not the file that {download.url} gives: its SHA-256 is {found} and "
-      f"should begin {download.sha256_prefix}. Delete it, and it is downloaded again."
-    )
-  _report(download, found)
-  return download.path
-
-
-def _fetch(download: _Download, progress: bool) -> bool:
-  """Downloads under a lock; False if another process brought the file in the meantime."""
-  while not download.path.is_file():
-    with download.part.open("ab") as file:
-      _lock(file, download)
-      if not _is_still(file, download.part):
-        continue
-      if download.path.is_file():
-        download.discard()
-        continue
-      try:
-        _transfer(download, file, _resumable_bytes(download, file), progress)
-        file.flush()
-        os.fsync(file.fileno())
-        found = _sha256(download.part)
-        if not found.startswith(download.sha256_prefix or ""):
-          download.discard()
-          raise download.failure(
-            f"what it gives has the SHA-256 {found}, which should begin {download.sha256_prefix}"
-          )
-      except SourceError:
-        if _size(file) == 0:
-          download.discard()
-        raise
-      download.etag_file.unlink(missing_ok=True)
-      download.part.rename(download.path)
-    _report(download, found)
-    return True
-  return False
-
-
-def _lock(file: BinaryIO, download: _Download) -> None:
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    log.info("Another process is downloading %s; waiting for it.", download.path)
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _is_still(file: BinaryIO, path: pathlib.Path) -> bool:
-  """Whether the path still names the open file, or the last holder of the lock took it away."""
-  try:
-    return os.path.samestat(os.fstat(file.fileno()), path.stat())
-  except FileNotFoundError:
-    return False
-
-
-def _size(file: BinaryIO) -> int:
-  file.flush()
-  return os.fstat(file.fileno()).st_size
-
-
-def _resumable_bytes(download: _Download, file: BinaryIO) -> int:
-  # With neither a hash nor an ETag, the halves of two versions could be joined unseen.
-  return _size(file) if download.sha256_prefix or download.etag() else 0
-
-
-class _WebRedirects(urllib.request.HTTPRedirectHandler):
-  """Follows redirects to the web only, and never from https to http."""
-
-  def redirect_request(
-    self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-  ) -> urllib.request.Request | None:
-    scheme = urllib.parse.urlsplit(newurl).scheme
-    if scheme not in _WEB_SCHEMES or (req.type == "https" and scheme == "http"):
-      raise urllib.error.HTTPError(
-        req.full_url, code, f"redirect to {newurl}, which is not followed", headers, fp
-      )
-    return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _content_range(headers: Any) -> tuple[int | None, int | None]:
-  """First byte and total of a Content-Range, each None where it is not said (RFC 9110, 14.4)."""
-  match = re.fullmatch(
-    r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", (headers.get("Content-Range") or "").strip()
-  )
-  if not match:
-    return None, None
-  first, total = match.groups()
-  return int(first) if first else None, int(total) if total != "*" else None
-
-
-def _transfer(download: _Download, file: BinaryIO, offset: int, progress: bool) -> None:
-  """Appends the bytes from `offset` on, or writes all anew where the server will not resume."""
-  headers = {"User-Agent": "hybrid-video"}
-  etag = download.etag()
-  if offset:
-    headers["Range"] = f"bytes={offset}-"
-    if etag:
-      headers["If-Range"] = etag
-  opener = urllib.request.build_opener(_WebRedirects)
-  try:
-    request = urllib.request.Request(download.url, headers=headers)
-    response = opener.open(request, timeout=TIMEOUT_SECONDS)
-  except urllib.error.HTTPError as error:
-    with contextlib.closing(error):
-      if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
-        raise download.failure(f"HTTP {error.code} {error.reason}") from error
-      total = _content_range(error.headers)[1]
-    if total != offset:
-      _transfer(download, file, 0, progress)
-    return
-  except (OSError, http.client.HTTPException, ValueError) as error:
-    raise download.failure(_reason(error)) from error
-  with response:
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT and offset:
-      first, total = _content_range(response.headers)
-      if total is None and response.length is not None:
-        total = offset + response.length
-      # Some servers pass over If-Range and send the rest of another version.
-      if first == offset and etag in (None, response.headers.get("ETag", etag)):
-        _receive(download, response, file, total, progress)
-        return
-    elif response.status == http.HTTPStatus.OK:
-      _start_anew(download, file, response.headers.get("ETag"))
-      _receive(download, response, file, response.length, progress)
-      return
-    else:
-      raise download.failure(f"HTTP {response.status} {response.reason}")
-  _transfer(download, file, 0, progress)
-
-
-def _start_anew(download: _Download, file: BinaryIO, etag: str | None) -> None:
-  download.etag_file.unlink(missing_ok=True)
-  file.truncate(0)
-  # A weak ETag does not promise the same bytes, and If-Range must not carry it (RFC 9110, 13.1.5).
-  if etag and not etag.startswith("W/"):
-    download.etag_file.write_text(etag, encoding="latin-1")
-
-
-def _receive(
-  download: _Download,
-  response: http.client.HTTPResponse,
-  file: BinaryIO,
-  total: int | None,
-  progress: bool,
-) -> None:
-  """Appends the response's body to the file, up to `total` bytes in all."""
-  if response.headers.get_content_type() == "text/html":
-    raise download.failure("the server answers with a web page, not with a file")
-  if total is None and not response.chunked and not download.sha256_prefix:
-    raise download.failure(
-      "neither its length nor its hash is known, so that a broken transfer would not be seen"
-    )
-  size = _size(file)
-  log.info("Downloading %s to %s", download.url, download.path)
-  free = shutil.disk_usage(download.path.parent).free
-  if total is not None and total - size > free:
-    raise download.failure(
-      f"the disk of {download.path.parent} has {free / 1e6:.0f} MB free and {(total - size) / 1e6:.0f} "
-      f"MB are missing; make room, or name another folder in ${CACHE_VARIABLE}"
-    )
-  with tqdm.tqdm(
-    total=total,
-    initial=size,
-    unit="B",
-    unit_scale=True,
-    unit_divisor=1024,
-    desc=download.path.name,
-    disable=not progress,
-  ) as bar:
-    while total is None or size < total:
-      # No more than was announced, whatever the server sends after it.
-      wanted = _CHUNK_BYTES if total is None else min(_CHUNK_BYTES, total - size)
-      try:
-        chunk = response.read1(wanted)
-      except (OSError, http.client.HTTPException) as error:
-        raise download.failure(f"{_reason(error)} after {size} bytes, which are kept") from error
-      if not chunk:
-        break
-      file.write(chunk)
-      size += len(chunk)
-      bar.update(len(chunk))
-  if size == 0:
-    raise download.failure("the server gives an empty file")
-  if total is not None and size < total:
-    raise download.failure(
-      f"the connection ended after {size} of {total} bytes, which are kept: the next attempt goes "
-      "on from there"
-    )
-
-
-def _reason(error: Exception) -> str:
-  cause = getattr(error, "reason", error)
-  if isinstance(cause, TimeoutError):
-    return f"no answer in {TIMEOUT_SECONDS:.0f} seconds"
-  return str(cause) or type(cause).__name__
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _report(download: _Download, sha256: str) -> None:
-  if not download.sha256_prefix:
-    log.warning(
-      "%s was not verified, since no hash of it is published; its SHA-256 is %s",
-      download.path,
-      sha256,
-    )
+    return downloads.fetch(download, progress=progress)
+  except downloads.DownloadError as error:
+    raise SourceError(str(error)) from error

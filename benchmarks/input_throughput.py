@@ -1,0 +1,320 @@
+"""Clips a second of the input pipeline, beside decoding videos and beside libjpeg-turbo alone.
+
+python benchmarks/input_throughput.py [--videos FOLDER]
+
+Three ways to the same kind of clip (16 frames over 2 s, 112x112 out of 128x171), each on all cores,
+turn by turn in one run, so that what else the machine does falls on all of them:
+
+- videos: as data loaders of video libraries do it (PyAV): seek, decode the window, turn every frame
+  to RGB, keep 16, resize (Pillow), crop. One process a core.
+- ours: `input_pipeline.training_batches` from stored records: random videos and windows, random crop.
+  (Mirroring and the other augmentations run on the device.)
+- libjpeg-turbo: nothing but decoding the very frames that our clips take, from memory, whole, one
+  process a core. No pipeline on JPEG frames can be faster than it.
+
+Then the memory of the process over many clips, and the bytes and the error of stored frames at
+several JPEG qualities, against the decoded and scaled video.
+
+The last line is one JSON object; `ratio_per_core` is ours / videos, `ratio_to_jpeg_limit` is ours /
+libjpeg-turbo, both medians over the turns.
+"""
+
+import argparse
+from collections.abc import Callable
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import av  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+import simplejpeg  # noqa: E402
+
+FRAMES, SECONDS, HEIGHT, WIDTH, CROP = 16, 2.0, 128, 171, 112
+QUALITIES = (50, 60, 70, 75, 80, 85, 90, 95)
+SUFFIXES = (".avi", ".mp4")
+
+
+def clip_of_video(path: str, rng: np.random.Generator) -> np.ndarray:
+  """A random clip straight from a video file, uint8 `[FRAMES, CROP, CROP, 3]`."""
+  with av.open(path, metadata_errors="ignore") as container:
+    stream = container.streams.video[0]
+    stream.thread_type = "NONE"  # every core has a process of its own
+    fps = float(stream.average_rate)
+    # The header counts one frame too many.
+    spare = max(stream.frames - 1 - round(SECONDS * fps), 0)
+    begin = int(rng.integers(spare + 1)) / fps
+    container.seek(int(begin / stream.time_base), stream=stream)
+    window = []
+    for frame in container.decode(stream):
+      if frame.time < begin - 1e-6:
+        continue
+      if frame.time >= begin + SECONDS:
+        break
+      window.append(frame.to_ndarray(format="rgb24"))
+  chosen = [window[i] for i in np.linspace(0, len(window) - 1, FRAMES).astype(int)]
+  top, left = int(rng.integers(HEIGHT - CROP + 1)), int(rng.integers(WIDTH - CROP + 1))
+  small = [
+    np.asarray(Image.fromarray(frame).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
+    for frame in chosen
+  ]
+  return np.stack([frame[top : top + CROP, left : left + CROP] for frame in small])
+
+
+def _videos_worker(paths: list[str], seed: int) -> Callable[[], int]:
+  rng = np.random.default_rng(seed)
+  turn = iter(int(i) for _ in range(10**6) for i in rng.permutation(len(paths)))
+
+  def work() -> int:
+    clip_of_video(paths[next(turn)], rng)
+    return 1
+
+  return work
+
+
+def _jpeg_worker(clips: list[list[bytes]]) -> Callable[[], int]:
+  turn = iter(i for _ in range(10**6) for i in range(len(clips)))
+
+  def work() -> int:
+    for frame in clips[next(turn)]:
+      # As our pipeline decodes them.
+      simplejpeg.decode_jpeg(frame, fastupsample=True)
+    return 1
+
+  return work
+
+
+def _serve(
+  make: Callable[..., Callable[[], int]],
+  arguments: tuple,
+  pipe: multiprocessing.connection.Connection,
+) -> None:
+  work = make(*arguments)
+  work()
+  pipe.send("ready")
+  while seconds := pipe.recv():
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+      count += work()
+    pipe.send(count / (time.perf_counter() - started))
+
+
+class Processes:
+  """One process a core, each doing the same; `rate` runs all of them for some seconds."""
+
+  def __init__(self, make: Callable[..., Callable[[], int]], arguments: list[tuple]):
+    """Starts a process for each of `arguments`, whose work is `make(*arguments)`."""
+    context = multiprocessing.get_context("spawn")
+    self._pipes = []
+    for given in arguments:
+      here, there = context.Pipe()
+      context.Process(target=_serve, args=(make, given, there), daemon=True).start()
+      self._pipes.append(here)
+    for pipe in self._pipes:
+      pipe.recv()
+
+  def rate(self, seconds: float) -> float:
+    """Clips a second of all together."""
+    for pipe in self._pipes:
+      pipe.send(seconds)
+    return sum(pipe.recv() for pipe in self._pipes)
+
+  def close(self) -> None:
+    """Ends the processes."""
+    for pipe in self._pipes:
+      pipe.send(None)
+
+
+def resident_mib() -> float:
+  """Memory of this process that no file backs, in MiB; Linux alone tells."""
+  with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+    for line in file:
+      if line.startswith("RssAnon"):
+        return int(line.split()[1]) / 1024
+  return float("nan")
+
+
+def stored_quality(paths: list[str]) -> list[dict[str, float]]:
+  """Bytes a frame and PSNR (dB) by JPEG quality; the error is of all frames' pixels together."""
+  from hybrid_video.datasets import video_files
+
+  frames = [f for path in paths for i, (f, _) in enumerate(video_files.decode_frames(path, HEIGHT, WIDTH)) if i % 8 == 0]  # fmt: skip
+  rows = []
+  for quality in QUALITIES:
+    errors, sizes = [], []
+    for frame in frames:
+      jpeg = video_files.encode_jpeg(frame, quality)
+      sizes.append(len(jpeg))
+      decoded = simplejpeg.decode_jpeg(jpeg, fastupsample=True)
+      errors.append(np.mean((decoded.astype(np.float64) - frame) ** 2))
+    psnr = 10 * np.log10(255**2 / np.array(errors))
+    rows.append(
+      {
+        "quality": quality,
+        "bytes_a_frame": round(float(np.mean(sizes))),
+        "psnr_mean_db": round(float(psnr.mean()), 2),
+        "psnr_least_db": round(float(psnr.min()), 2),
+      }
+    )
+  return rows
+
+
+def main() -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  default = ROOT / "tests" / "data" / "hmdb51"
+  parser.add_argument("--videos", default=str(default), help="folder of video files, at any depth")
+  parser.add_argument("--cores", type=int, default=os.cpu_count(), help="processes and threads")
+  parser.add_argument("--turns", type=int, default=7, help="how often each way has its turn")
+  parser.add_argument("--seconds", type=float, default=5.0, help="length of a turn")
+  parser.add_argument("--memory_clips", type=int, default=10_000, help="0 leaves memory out")
+  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument("--quality", type=int, default=75, help="JPEG quality of the records")
+  arguments = parser.parse_args()
+  cores = arguments.cores
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+  paths = sorted(
+    str(path)
+    for path in pathlib.Path(arguments.videos).rglob("*")
+    if path.suffix.lower() in SUFFIXES and path.is_file()
+  )
+  if not paths:
+    sys.exit(f"{arguments.videos}: no {' or '.join(SUFFIXES)} file. Name a folder with --videos.")
+
+  from hybrid_video.datasets import builder, listing, video_files
+  import input_pipeline
+
+  scale = video_files.StoredScale(HEIGHT, WIDTH, arguments.quality)
+  listed = listing.make(
+    "throughput",
+    arguments.videos,
+    [
+      listing.Video(f"{i:03d} {pathlib.Path(p).name}", str(i % 2), str(i), (listing.TRAIN,), pathlib.Path(p))
+      for i, p in enumerate(paths)
+    ],
+  )  # fmt: skip
+  with tempfile.TemporaryDirectory() as folder:
+    found = builder.build(listed, folder, scale)
+    places = np.arange(len(found))
+    settings = {
+      mode: input_pipeline.ClipSettings(
+        frames=FRAMES, window_seconds=SECONDS, crop=CROP, crop_mode=mode
+      )
+      for mode in input_pipeline.CROPS
+    }
+
+    def batches(mode: str):
+      return input_pipeline.training_batches(
+        found,
+        places,
+        settings[mode],
+        batch_size=arguments.batch_size,
+        first_step=0,
+        steps=10**9,
+        seed=0,
+      )
+
+    # What libjpeg-turbo gets: frames of the windows that the pipeline takes.
+    rng = np.random.default_rng(0)
+    clips = []
+    for place in np.tile(places, -(-64 // len(places))):
+      length = min(found.num_frames[place], round(SECONDS * found.fps[place]))
+      start = int(rng.integers(found.num_frames[place] - length + 1))
+      clips.append(
+        found.read_frames(int(place), np.linspace(start, start + length - 1, FRAMES).astype(int))
+      )
+    videos = Processes(_videos_worker, [(paths, seed) for seed in range(cores)])
+    jpeg = Processes(_jpeg_worker, [(clips,)] * cores)
+    sources = {mode: batches(mode) for mode in settings}
+    for source in sources.values():
+      for _ in range(4):
+        next(source)
+
+    def ours(mode: str, seconds: float) -> float:
+      # What stands ready does not count: it was made before the clock started.
+      for _ in range(6):
+        next(sources[mode])
+      count, started = 0, time.perf_counter()
+      while time.perf_counter() - started < seconds:
+        count += len(next(sources[mode])["clips"])
+      return count / (time.perf_counter() - started)
+
+    turns: dict[str, list[float]] = {}
+    print(
+      f"{len(found)} videos, {cores} cores, {arguments.turns} turns of {arguments.seconds:g} s each"
+    )
+    for turn in range(arguments.turns):
+      seconds = arguments.seconds
+      measured = {
+        "videos (PyAV)": videos.rate(seconds),
+        "ours, random crop": ours("random", seconds),
+        "libjpeg-turbo alone": jpeg.rate(seconds),
+        "ours, multi-scale crop": ours("multi_scale", seconds / 2),
+        "ours, random resized crop": ours("random_resized", seconds / 2),
+      }
+      for name, rate in measured.items():
+        turns.setdefault(name, []).append(rate / cores)
+      line = ", ".join(f"{name} {rate / cores:.0f}" for name, rate in measured.items())
+      print(f"turn {turn + 1} of {arguments.turns}, clips/s a core: {line}", flush=True)
+    videos.close()
+    jpeg.close()
+    for source in sources.values():
+      source.close()
+
+    base, limit = (np.array(turns[n]) for n in ("videos (PyAV)", "libjpeg-turbo alone"))
+    print(f"\n{'':28s}{'clips/s a core':>16s}{'x videos':>10s}{'x libjpeg-turbo':>17s}")
+    for name, rates in turns.items():
+      rate = np.array(rates)
+      ratios = np.median(rate / base), np.median(rate / limit)
+      print(f"{name:28s}{np.median(rate):16.0f}{ratios[0]:10.1f}{ratios[1]:17.2f}")
+
+    memory: list[float] = []
+    if arguments.memory_clips:
+      source, done = batches("random"), 0
+      for batch in source:
+        done += len(batch["clips"])
+        if done >= (len(memory) + 1) * arguments.memory_clips / 10:
+          memory.append(resident_mib())
+        if done >= arguments.memory_clips:
+          break
+      source.close()
+      told = " ".join(f"{value:.0f}" for value in memory)
+      print(f"\nMemory (anonymous, MiB) over {done} clips, each tenth: {told}")
+    bytes_a_frame = found.record_bytes / int(found.num_frames.sum())
+
+  quality = stored_quality(paths)
+  print(f"\n{'JPEG quality':>12s}{'bytes a frame':>15s}{'PSNR mean':>11s}{'least':>8s}")
+  for row in quality:
+    print(
+      f"{row['quality']:12d}{row['bytes_a_frame']:15d}{row['psnr_mean_db']:11.2f}"
+      f"{row['psnr_least_db']:8.2f}"
+    )
+  ratio = np.array(turns["ours, random crop"])
+  outcome = {
+    "ratio_per_core": round(float(np.median(ratio / base)), 2),
+    "ratio_to_jpeg_limit": round(float(np.median(ratio / limit)), 3),
+    "clips_per_second_per_core": {n: round(float(np.median(r)), 1) for n, r in turns.items()},
+    "cores": cores,
+    "videos": len(found),
+    "stored_bytes_a_frame": round(bytes_a_frame),
+    "jpeg_quality": arguments.quality,
+    "memory_growth_mib": round(memory[-1] - memory[1], 1) if memory else None,
+    "quality": quality,
+  }
+  print(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+  main()

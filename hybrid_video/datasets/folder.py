@@ -1,0 +1,194 @@
+"""A folder of one's own: class folders, or a list `videos.csv`; no official lists are needed.
+
+In: videos in one of three forms. Out: a `Listing` of one split.
+
+- `CLASS/clip.mp4`, or `CLASS/GROUP/.../clip.mp4`: the first folder below the class names the group,
+  such as a film, a person or a day, whichever the class; a clip without one is its own group.
+- `train/CLASS/...` and `test/CLASS/...` (or `val`, `validate`, `validation`): the lists are given.
+- `videos.csv` with a header `path,label` and, if wished, `group` and `list` (`train` or `test`);
+  paths are relative to its folder or the data folder. Only the listed videos count.
+
+The forms hold for what archives contained as well: an archive that has everything, or one a class.
+
+Where no list is given, whole groups are parted into training and test by a hash of the group's
+name: adding or removing videos never moves others.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+
+from hybrid_video.datasets import listing
+
+LIST_FILE = "videos.csv"
+# `archives.UNPACKED`, whose module brings libraries along that a list does not need.
+_UNPACKED = "unpacked"
+_COLUMNS = ("path", "label", "group", "list")
+_HELD_OUT = ("test", "val", "validate", "validation")
+_ADVICE = (
+  "Add videos (of other groups), set another --config.test_share, or give a videos.csv with a "
+  "column `list`."
+)
+
+
+def in_test_list(group: str, test_share: float) -> bool:
+  """Whether a group without a given list is for the test.
+
+  Args:
+    group: its name.
+    test_share: of all groups, from 0 to 1; a larger share keeps the groups of a smaller one.
+  """
+  digest = hashlib.sha256(group.encode("utf-8", "surrogateescape")).digest()
+  return int.from_bytes(digest[:8], "big") < test_share * 2**64
+
+
+def _own_group(name: str) -> str:
+  # Without the suffix: converting a video does not move it to the other list.
+  return (pathlib.PurePosixPath(name).parent / listing.stem(name)).as_posix()
+
+
+def _entries_from_csv(
+  path: pathlib.Path, folder: pathlib.Path, video_files: listing.VideoFiles
+) -> list[tuple[listing.Video, str]]:
+  rows = listing.read_rows(path)
+  columns = [column.lower() for column in next(rows, (1, [""]))[1]]
+  if not {"path", "label"} <= {*columns} or {*columns} - {*_COLUMNS}:
+    raise listing.ListingError(
+      f"{path}: found the header {','.join(columns)}, expected `path,label` and, if wished, "
+      "`group` and `list`, parted by commas. Mend the first line."
+    )
+  entries = []
+  for number, fields in rows:
+    place = f"{path}, line {number}"
+    if len(fields) != len(columns):
+      raise listing.ListingError(
+        f"{place}: found {len(fields)} fields, expected {len(columns)} as in the header. Put a "
+        "field that holds a comma in double quotes."
+      )
+    row = dict(zip(columns, fields, strict=True))
+    if not row["path"] or not row["label"]:
+      raise listing.ListingError(f"{place}: the path or the label is empty. Mend the line.")
+    given = row.get("list", "").lower()
+    if given not in ("", *listing.LIST_CODES):
+      raise listing.ListingError(
+        f"{place}: found the list {given!r}, expected train, test or nothing. Mend the line."
+      )
+    name = listing.relative_name(row["path"], folder)
+    found = video_files.at(row["path"], (path.parent, folder))
+    group = row.get("group") or _own_group(name)
+    entries.append((listing.Video(name, row["label"], group, (), found), given))
+  return entries
+
+
+def _root(folder: pathlib.Path, video_files: listing.VideoFiles) -> pathlib.Path:
+  """Where the class folders begin: the data folder, or within what archives held."""
+
+  def folders_in(place: pathlib.Path) -> list[str]:
+    below = [p.relative_to(place).parts for p in video_files.paths if p.is_relative_to(place)]
+    return sorted({parts[0] for parts in below if len(parts) > 1})
+
+  first = folders_in(folder)
+  if _UNPACKED not in first:
+    return folder
+  if len(first) > 1:
+    raise listing.ListingError(
+      f"{folder}: found class folders both within {_UNPACKED}, from archives, and beside it: "
+      f"{listing.shown(name for name in first if name != _UNPACKED)}. Unpack the archives by hand "
+      f"and remove them and {_UNPACKED}, or give a videos.csv."
+    )
+  root = folder / _UNPACKED
+  inside = folders_in(root)
+  # One archive that has everything, often in one more folder of its own name.
+  while len(inside) == 1 and (root.name == _UNPACKED or inside[0] == root.name):
+    root = root / inside[0]
+    inside = folders_in(root)
+  return root
+
+
+def _entries_from_folders(
+  folder: pathlib.Path, video_files: listing.VideoFiles
+) -> list[tuple[listing.Video, str]]:
+  root = _root(folder, video_files)
+  relative = {
+    path: path.relative_to(root) for path in video_files.paths if path.is_relative_to(root)
+  }
+  first = {path.parts[0] for path in relative.values() if len(path.parts) > 1}
+  lowered = {name.lower() for name in first}
+  given_lists = bool(first) and lowered <= {"train", *_HELD_OUT}
+  if given_lists and not ("train" in lowered and len(first) == 2):
+    raise listing.ListingError(
+      f"{folder}: found the folders {', '.join(sorted(first))}, expected class folders, or train "
+      f"and one of {', '.join(_HELD_OUT)}. Rearrange them, or give a videos.csv with a column "
+      "`list`."
+    )
+  entries = []
+  for path, below in relative.items():
+    *above, _ = below.parts
+    given = ""
+    if given_lists and above:
+      given = "train" if above[0].lower() == "train" else "test"
+      above = above[1:]
+    # A video beside the class folders has no class: it is told of as unlisted.
+    if above:
+      group = above[1] if len(above) > 1 else _own_group(below.as_posix())
+      # Given lists are taken as they are, also where folders in both bear one name.
+      group = f"{given}/{group}" if given and len(above) > 1 else group
+      name = path.relative_to(folder).as_posix()
+      entries.append((listing.Video(name, above[0], group, (), path), given))
+  return entries
+
+
+def read(folder: pathlib.Path, *, test_share: float = 0.2) -> listing.Listing:
+  """Reads a folder of videos of one's own.
+
+  Args:
+    folder: in one of the forms above.
+    test_share: of the groups without a given list, how many are for the test; 0 for none.
+
+  Raises:
+    ListingError: the folder is missing or empty, `videos.csv` has a line of another form, a video
+      is listed twice, there are fewer than two classes, a group is given to both lists, a class has
+      test videos but none for training, the test list is empty though a share was asked for, or no
+      listed video is there.
+  """
+  if not 0 <= test_share < 1:
+    raise listing.ListingError(
+      f"test_share is {test_share}, expected 0 to below 1. Set --config.test_share."
+    )
+  files = listing.files_below(folder)
+  video_files = listing.VideoFiles(files)
+  list_file = listing.only_file(files, [LIST_FILE])
+  if list_file:
+    entries = _entries_from_csv(list_file, folder, video_files)
+  else:
+    entries = _entries_from_folders(folder, video_files)
+  if not entries:
+    raise listing.ListingError(
+      f"{folder}: no video in a class folder ({len(video_files.paths)} videos found in all). Put "
+      "them into one folder a class, such as walk/clip.mp4, or list them in videos.csv."
+    )
+  labels = {video.label for video, _ in entries}
+  if len(labels) < 2:
+    raise listing.ListingError(
+      f"{folder}: found the one class {', '.join(labels)}, expected two or more. Let "
+      "--config.data_dir be the folder that holds the class folders."
+    )
+  given_lists: dict[str, str] = {}
+  for video, given in entries:
+    if given and given_lists.setdefault(video.group, given) != given:
+      raise listing.ListingError(
+        f"{folder}: the group {video.group} is in both lists, with {video.name} in {given}. Give "
+        "all its videos one list."
+      )
+  videos = []
+  for video, _ in entries:
+    drawn = "test" if in_test_list(video.group, test_share) else "train"
+    code = listing.LIST_CODES[given_lists.get(video.group, drawn)]
+    videos.append(dataclasses.replace(video, codes=(code,)))
+  listing.check_training(videos, folder, _ADVICE)
+  if test_share > 0 and all(video.codes == (listing.TRAIN,) for video in videos):
+    raise listing.ListingError(
+      f"{folder}: none of the {len(videos)} videos falls into the test list. {_ADVICE} To train "
+      "without a test, set --config.test_share=0."
+    )
+  return listing.make("folder", folder, videos, video_files.paths)

@@ -1,1 +1,0 @@
-"""HMDB51 as a TensorFlow Datasets builder, for any folder in HMDB51's layout."""

@@ -1,0 +1,396 @@
+"""Downloads of large files: weights and archives of videos.
+
+In: a URL, the path that its file shall have, and its checksum where one is published. Out: the
+complete file, checked.
+
+A download grows as `<file>.part` and is renamed once it is whole and checked, so that nothing at
+the final path is ever half-written; what arrived before an interruption is kept and the next call
+goes on from there. A lock on the `.part` file itself keeps processes apart: it vanishes with its
+holder, leaves no file of its own behind, and passes with the rename. Locks are POSIX ones.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import http.client
+import logging
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, BinaryIO
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import tqdm
+
+TIMEOUT_SECONDS = 30.0
+WEB_SCHEMES = ("http", "https")
+
+_CHUNK_BYTES = 1 << 18
+_ALGORITHMS = {"sha256": "SHA-256", "md5": "MD5"}
+
+log = logging.getLogger("hybrid_video")
+
+
+class DownloadError(ValueError):
+  """A file that cannot be had; the message says why and what to do.
+
+  Attributes:
+    reason: why, in a few words, for a message about several places.
+  """
+
+  def __init__(self, message: str, reason: str):
+    super().__init__(message)
+    self.reason = reason
+
+
+class ChecksumError(DownloadError):
+  """A file that is not the published one; the message has both checksums."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checksum:
+  """How a file's SHA-256 or MD5 begins, or all of it.
+
+  Attributes:
+    algorithm: "sha256" or "md5".
+    begins: hex digits; lower case after construction.
+
+  Raises:
+    ValueError: another algorithm, no hex digits, or more of them than the algorithm gives.
+  """
+
+  algorithm: str
+  begins: str
+
+  def __post_init__(self) -> None:
+    if self.algorithm not in _ALGORITHMS:
+      raise ValueError(f"The checksum {self.algorithm!r} is none of {', '.join(_ALGORITHMS)}.")
+    digits = 2 * hashlib.new(self.algorithm, usedforsecurity=False).digest_size
+    if not re.fullmatch(f"[0-9a-fA-F]{{1,{digits}}}", self.begins):
+      raise ValueError(
+        f"{self.begins!r} is no {self.title}: that has up to {digits} digits of 0 to 9 and a to f."
+      )
+    object.__setattr__(self, "begins", self.begins.lower())
+
+  @property
+  def title(self) -> str:
+    """The algorithm's name for people."""
+    return _ALGORITHMS[self.algorithm]
+
+  def accepts(self, digest: str) -> bool:
+    """Whether a whole digest, lower-case hex, is this one."""
+    return digest.startswith(self.begins)
+
+  def __str__(self) -> str:
+    return f"{self.title} begins {self.begins}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Download:
+  """A URL and the file it becomes.
+
+  Attributes:
+    url: http or https.
+    path: where the file shall be.
+    checksum: of the whole file; None where none is published.
+    other_folder: for a full disk: how another folder is chosen.
+    alternative: what the user can do instead of saving the file by hand; "" if nothing.
+  """
+
+  url: str
+  path: pathlib.Path
+  checksum: Checksum | None
+  other_folder: str
+  alternative: str = ""
+
+  @property
+  def part(self) -> pathlib.Path:
+    """The file while it is incomplete."""
+    return self.path.with_name(self.path.name + ".part")
+
+  @property
+  def etag_file(self) -> pathlib.Path:
+    """Keeps the version that the `.part` file is the beginning of, and the URL that named it."""
+    return self.path.with_name(self.path.name + ".part.etag")
+
+  def etag(self) -> str | None:
+    """The server's name for the version that the `.part` file is the beginning of."""
+    try:
+      text = self.etag_file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+      return None
+    url, _, etag = text.partition("\n")
+    # Another server has other names for the same bytes.
+    return etag if etag and url == self.url else None
+
+  def keep_etag(self, etag: str) -> None:
+    """Remembers the version whose beginning the `.part` file is going to be."""
+    self.etag_file.write_text(f"{self.url}\n{etag}", encoding="utf-8")
+
+  def discard(self) -> None:
+    """Removes what has arrived so far."""
+    self.etag_file.unlink(missing_ok=True)
+    self.part.unlink(missing_ok=True)
+
+  def failure(self, reason: str, kind: type[DownloadError] = DownloadError) -> DownloadError:
+    """An error that says what went wrong and how to do without the network."""
+    check = f"its {self.checksum}" if self.checksum else "no hash is published"
+    return kind(
+      f"{self.url} could not be downloaded: {reason}. Try again, or download it by hand on any "
+      f"machine and save it as {self.path} ({check}){self.alternative}.",
+      reason,
+    )
+
+
+def fetch(download: Download, *, progress: bool = True) -> pathlib.Path:
+  """The download's file, fetched first if it is not there.
+
+  Args:
+    download: what to have, and where.
+    progress: whether to show a bar with bytes, rate and time left.
+
+  Returns:
+    `download.path`. A file that is there already is hashed at every call: that costs about a
+    second for 300 MB, and sees what a stamp of an earlier check cannot: a wrong file put there by
+    hand, and damage since.
+
+  Raises:
+    ChecksumError: what the URL gives, which is then removed, or the file that was there before,
+      which is left alone, has another checksum.
+    DownloadError: a failed download or a full disk.
+  """
+  try:
+    if not download.path.is_file():
+      download.path.parent.mkdir(parents=True, exist_ok=True)
+      if _bring(download, progress):
+        return download.path
+    found = digest(download.path, download.checksum)
+  except OSError as error:
+    raise download.failure(
+      f"{error.strerror or error} (in {download.path.parent}; {download.other_folder})"
+    ) from error
+  if download.checksum and not download.checksum.accepts(found):
+    reason = f"its {download.checksum.title} is {found} and should begin {download.checksum.begins}"
+    raise ChecksumError(
+      f"{download.path} is not the file that {download.url} gives: {reason}. Delete it, and it is "
+      "downloaded again.",
+      reason,
+    )
+  _report(download, found)
+  return download.path
+
+
+def digest(path: pathlib.Path, checksum: Checksum | None = None) -> str:
+  """A file's digest by the checksum's algorithm, SHA-256 without one: lower-case hex.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  # MD5 is here to find damage, for files that have no better checksum published.
+  new = hashlib.new(checksum.algorithm if checksum else "sha256", usedforsecurity=False)
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, lambda: new).hexdigest()
+
+
+def _bring(download: Download, progress: bool) -> bool:
+  """Downloads under a lock; False if another process brought the file in the meantime."""
+  while not download.path.is_file():
+    with download.part.open("ab") as file:
+      _lock(file, download)
+      if not _is_still(file, download.part):
+        continue
+      if download.path.is_file():
+        download.discard()
+        continue
+      try:
+        _transfer(download, file, _resumable_bytes(download, file), progress)
+        file.flush()
+        os.fsync(file.fileno())
+        found = digest(download.part, download.checksum)
+        if download.checksum and not download.checksum.accepts(found):
+          download.discard()
+          raise download.failure(
+            f"what it gives has the {download.checksum.title} {found}, which should begin "
+            f"{download.checksum.begins}, and was removed",
+            ChecksumError,
+          )
+      except DownloadError:
+        if _size(file) == 0:
+          download.discard()
+        raise
+      download.etag_file.unlink(missing_ok=True)
+      download.part.rename(download.path)
+    _report(download, found)
+    return True
+  return False
+
+
+def _lock(file: BinaryIO, download: Download) -> None:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    log.info("Another process is downloading %s; waiting for it.", download.path)
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_still(file: BinaryIO, path: pathlib.Path) -> bool:
+  """Whether the path still names the open file, or the last holder of the lock took it away."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
+
+
+def _size(file: BinaryIO) -> int:
+  file.flush()
+  return os.fstat(file.fileno()).st_size
+
+
+def _resumable_bytes(download: Download, file: BinaryIO) -> int:
+  # With neither a hash nor an ETag, the halves of two versions could be joined unseen.
+  return _size(file) if download.checksum or download.etag() else 0
+
+
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+  """Follows redirects to the web only, and never from https to http."""
+
+  def redirect_request(
+    self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+  ) -> urllib.request.Request | None:
+    scheme = urllib.parse.urlsplit(newurl).scheme
+    if scheme not in WEB_SCHEMES or (req.type == "https" and scheme == "http"):
+      raise urllib.error.HTTPError(
+        req.full_url, code, f"redirect to {newurl}, which is not followed", headers, fp
+      )
+    return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _content_range(headers: Any) -> tuple[int | None, int | None]:
+  """First byte and total of a Content-Range, each None where it is not said (RFC 9110, 14.4)."""
+  match = re.fullmatch(
+    r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", (headers.get("Content-Range") or "").strip()
+  )
+  if not match:
+    return None, None
+  first, total = match.groups()
+  return int(first) if first else None, int(total) if total != "*" else None
+
+
+def _transfer(download: Download, file: BinaryIO, offset: int, progress: bool) -> None:
+  """Appends the bytes from `offset` on, or writes all anew where the server will not resume."""
+  headers = {"User-Agent": "hybrid-video"}
+  etag = download.etag()
+  if offset:
+    headers["Range"] = f"bytes={offset}-"
+    if etag:
+      headers["If-Range"] = etag
+  opener = urllib.request.build_opener(_WebRedirects)
+  try:
+    request = urllib.request.Request(download.url, headers=headers)
+    response = opener.open(request, timeout=TIMEOUT_SECONDS)
+  except urllib.error.HTTPError as error:
+    with contextlib.closing(error):
+      if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
+        raise download.failure(f"HTTP {error.code} {error.reason}") from error
+      total = _content_range(error.headers)[1]
+    if total != offset:
+      _transfer(download, file, 0, progress)
+    return
+  except (OSError, http.client.HTTPException, ValueError) as error:
+    raise download.failure(_reason(error)) from error
+  with response:
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT and offset:
+      first, total = _content_range(response.headers)
+      if total is None and response.length is not None:
+        total = offset + response.length
+      # Some servers pass over If-Range and send the rest of another version.
+      if first == offset and etag in (None, response.headers.get("ETag", etag)):
+        _receive(download, response, file, total, progress)
+        return
+    elif response.status == http.HTTPStatus.OK:
+      _start_anew(download, file, response.headers.get("ETag"))
+      _receive(download, response, file, response.length, progress)
+      return
+    else:
+      raise download.failure(f"HTTP {response.status} {response.reason}")
+  _transfer(download, file, 0, progress)
+
+
+def _start_anew(download: Download, file: BinaryIO, etag: str | None) -> None:
+  download.etag_file.unlink(missing_ok=True)
+  file.truncate(0)
+  # A weak ETag does not promise the same bytes, and If-Range must not carry it (RFC 9110, 13.1.5).
+  if etag and not etag.startswith("W/"):
+    download.keep_etag(etag)
+
+
+def _receive(
+  download: Download,
+  response: http.client.HTTPResponse,
+  file: BinaryIO,
+  total: int | None,
+  progress: bool,
+) -> None:
+  """Appends the response's body to the file, up to `total` bytes in all."""
+  if response.headers.get_content_type() == "text/html":
+    raise download.failure("the server answers with a web page, not with a file")
+  if total is None and not response.chunked and not download.checksum:
+    raise download.failure(
+      "neither its length nor its hash is known, so that a broken transfer would not be seen"
+    )
+  size = _size(file)
+  log.info("Downloading %s to %s", download.url, download.path)
+  free = shutil.disk_usage(download.path.parent).free
+  if total is not None and total - size > free:
+    raise download.failure(
+      f"the disk of {download.path.parent} has {free / 1e6:.0f} MB free and {(total - size) / 1e6:.0f} "
+      f"MB are missing; make room, or {download.other_folder}"
+    )
+  with tqdm.tqdm(
+    total=total,
+    initial=size,
+    unit="B",
+    unit_scale=True,
+    unit_divisor=1024,
+    desc=download.path.name,
+    disable=not progress,
+  ) as bar:
+    while total is None or size < total:
+      # No more than was announced, whatever the server sends after it.
+      wanted = _CHUNK_BYTES if total is None else min(_CHUNK_BYTES, total - size)
+      try:
+        chunk = response.read1(wanted)
+      except (OSError, http.client.HTTPException) as error:
+        raise download.failure(f"{_reason(error)} after {size} bytes, which are kept") from error
+      if not chunk:
+        break
+      file.write(chunk)
+      size += len(chunk)
+      bar.update(len(chunk))
+  if size == 0:
+    raise download.failure("the server gives an empty file")
+  if total is not None and size < total:
+    raise download.failure(
+      f"the connection ended after {size} of {total} bytes, which are kept: the next attempt goes "
+      "on from there"
+    )
+
+
+def _reason(error: Exception) -> str:
+  cause = getattr(error, "reason", error)
+  if isinstance(cause, TimeoutError):
+    return f"no answer in {TIMEOUT_SECONDS:.0f} seconds"
+  return str(cause) or type(cause).__name__
+
+
+def _report(download: Download, found: str) -> None:
+  if not download.checksum:
+    log.warning(
+      "%s was not verified, since no hash of it is published; its SHA-256 is %s",
+      download.path,
+      found,
+    )

@@ -1,0 +1,244 @@
+"""The tf.data service with servers that are processes of their own, and a run that uses it."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from hybrid_video.datasets import records, service
+import input_pipeline
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "hybrid_video.datasets.service"]
+SETTINGS = input_pipeline.ClipSettings(frames=8, crop=32)
+
+
+def _start(*words):
+  return subprocess.Popen([*COMMAND, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _ready(server):
+  """The address that a server tells when it is ready."""
+  line = server.stdout.readline()
+  assert " ready: " in line, line
+  return line.split()[2]
+
+
+def _end(server, number=signal.SIGTERM):
+  """Ends a server, and gives its exit code."""
+  server.send_signal(number)
+  try:
+    return server.wait(5)
+  finally:
+    server.kill()
+    server.wait()
+    server.stdout.close()
+
+
+class Service:
+  """A dispatcher and two workers on this machine."""
+
+  def __init__(self):
+    self.dispatcher = _start("--dispatcher", "--port=0")
+    port = int(_ready(self.dispatcher).rpartition(":")[2])
+    self.address = f"grpc://localhost:{port}"
+    self.workers = [
+      _start("--worker", f"--dispatcher_address=localhost:{port}", "--worker_address=localhost")
+      for _ in range(2)
+    ]
+    self.worker_addresses = [_ready(worker) for worker in self.workers]
+
+
+def _seconds(server):
+  """Processor time that a server has taken; infinite where the system does not tell."""
+  stat = pathlib.Path(f"/proc/{server.pid}/stat")
+  if not stat.exists():
+    return float("inf")
+  fields = stat.read_text().rpartition(")")[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture(scope="module")
+def running():
+  started = Service()
+  yield started
+  for server in (started.dispatcher, *started.workers):
+    _end(server)
+
+
+def _batches(found, *, steps, first_step=0, batch_size=8, address=""):
+  places = np.arange(len(found))
+  return input_pipeline.training_batches(
+    found,
+    places,
+    SETTINGS,
+    batch_size=batch_size,
+    first_step=first_step,
+    steps=steps,
+    seed=3,
+    service=address,
+  )
+
+
+def _assert_same(batches, others):
+  count = 0
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for name, values in batch.items():
+      assert values.dtype == other[name].dtype
+      np.testing.assert_array_equal(values, other[name])
+    count += 1
+  return count
+
+
+def test_a_service_gives_the_same_batches_in_the_same_order(made_records, running, caplog):
+  before = [_seconds(worker) for worker in running.workers]
+  served = list(_batches(made_records, steps=44, first_step=4, address=running.address))
+  assert _assert_same(served, _batches(made_records, steps=44, first_step=4)) == 40
+  assert not caplog.records, "the service did not send every step"
+  # 32 videos: an epoch is four batches.
+  for i in range(0, 40, 4):
+    epoch = np.concatenate([batch["places"] for batch in served[i : i + 4]])
+    assert sorted(epoch.tolist()) == list(range(len(made_records)))
+  for worker, idle in zip(running.workers, before, strict=True):
+    assert idle == float("inf") or _seconds(worker) > idle + 0.1, "a worker did nothing"
+
+
+def test_a_run_that_stops_in_the_middle_leaves_the_service_to_others(made_records, running):
+  for _ in range(3):
+    batches = _batches(made_records, steps=10_000, address=running.address)
+    assert _assert_same(itertools.islice(batches, 2), _batches(made_records, steps=2)) == 2
+    batches.close()
+
+
+def test_damage_that_a_worker_meets_names_the_file(made_records, running, tmp_path):
+  folder = tmp_path / "damaged"
+  shutil.copytree(made_records.folder, folder)
+  shard = folder / pathlib.Path(made_records.shards[0]).name
+  data = bytearray(shard.read_bytes())
+  data[int(made_records.offset[5] + made_records.length[5] // 2)] ^= 4
+  shard.write_bytes(data)
+  found = dataclasses.replace(made_records, folder=str(folder), shards=(str(shard),))
+  with pytest.raises(records.RecordsError, match=rf"{shard.name}.*{made_records.names[5]}"):
+    list(_batches(found, steps=8, address=running.address))
+
+
+def test_a_worker_that_is_killed_costs_no_step(made_records, running, monkeypatch, caplog):
+  monkeypatch.setattr(input_pipeline, "_SILENT_SECONDS", 2.0)
+  lost = _start(
+    "--worker",
+    f"--dispatcher_address={running.address}",
+    "--worker_address=localhost",
+  )
+  _ready(lost)
+  idle = _seconds(lost)
+  steps = 400
+  batches = _batches(made_records, steps=steps, batch_size=4, address=running.address)
+  plain = _batches(made_records, steps=steps, batch_size=4)
+  done = 0
+  while done < 5 or (done < steps // 2 and _seconds(lost) < idle + 0.1):
+    done += _assert_same([next(batches)], [next(plain)])
+  lost.kill()
+  lost.wait()
+  lost.stdout.close()
+  assert _assert_same(batches, plain) == steps - done
+  told = [record.getMessage() for record in caplog.records]
+  made = [line for line in told if "made here" in line]
+  assert 0 < len(made) < steps // 2, told
+
+
+def test_a_service_without_workers_leaves_the_work_to_the_run(made_records, monkeypatch, caplog):
+  monkeypatch.setattr(input_pipeline, "_SILENT_SECONDS", 0.5)
+  dispatcher = _start("--dispatcher", "--port=0")
+  address = f"localhost:{_ready(dispatcher).rpartition(':')[2]}"
+  batches = _batches(made_records, steps=3, address=address)
+  assert _assert_same(batches, _batches(made_records, steps=3)) == 3
+  assert "has sent nothing for 0.5 s" in caplog.text
+  assert _end(dispatcher) == 0
+
+
+def test_an_address_where_nothing_listens_is_told_within_seconds(made_records, monkeypatch):
+  monkeypatch.setattr(service, "REACH_SECONDS", 0.5)
+  with socket.create_server(("localhost", 0)) as free:
+    port = free.getsockname()[1]
+  begun = time.monotonic()
+  with pytest.raises(service.ServiceError, match=rf"localhost:{port}.*--dispatcher --port={port}"):
+    _batches(made_records, steps=3, address=f"grpc://localhost:{port}")
+  with pytest.raises(service.ServiceError, match="no data service is reached"):
+    service.start_worker(0, f"localhost:{port}", "")
+  assert time.monotonic() - begun < 5
+
+
+def test_a_workers_address_is_told_from_the_dispatchers(made_records, running):
+  with pytest.raises(service.ServiceError, match="the address of its dispatcher"):
+    list(_batches(made_records, steps=3, address=running.worker_addresses[0]))
+
+
+@pytest.mark.parametrize(
+  "address", ["", "host", "host:", ":5050", "host:0", "host:99999", "http://host:5050", "h:5o"]
+)
+def test_what_is_no_address_is_refused(address):
+  with pytest.raises(service.ServiceError, match="expected HOST:PORT"):
+    service.host_and_port(address)
+
+
+def test_addresses_are_taken_apart():
+  assert service.host_and_port("grpc://host.domain:5050") == ("host.domain", 5050)
+  assert service.host_and_port("10.0.0.2:1") == ("10.0.0.2", 1)
+  assert service.host_and_port("[::1]:65535") == ("::1", 65535)
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1"])
+def test_a_port_that_is_taken_is_refused(host):
+  with (
+    socket.create_server((host, 0)) as taken,
+    pytest.raises(service.ServiceError, match=f"Port {taken.getsockname()[1]} cannot be taken"),
+  ):
+    service.start_dispatcher(taken.getsockname()[1], "")
+
+
+@pytest.mark.parametrize(
+  ("words", "told"),
+  [
+    ([], "one of the arguments --dispatcher --worker is required"),
+    (["--dispatcher", "--worker"], "not allowed with argument"),
+    (["--worker"], "--worker needs --dispatcher_address"),
+    (["--worker", "--dispatcher_address=h:1", "--work_dir=x"], "--work_dir is the dispatcher's"),
+    (["--dispatcher", "--worker_address=h"], "are a worker's"),
+    (["--dispatcher", "--port=70000"], "--port is 70000"),
+  ],
+)
+def test_a_command_line_that_makes_no_sense_is_refused(words, told, capsys):
+  with pytest.raises(SystemExit) as ended:
+    service.main(words)
+  assert ended.value.code == 2
+  assert told in capsys.readouterr().err
+
+
+def test_an_interrupted_dispatcher_ends_at_once_and_another_goes_on(tmp_path):
+  # Its notes lie in the folder; a second dispatcher starts from them, at the same port.
+  first = _start("--dispatcher", "--port=0", f"--work_dir={tmp_path}")
+  port = int(_ready(first).rpartition(":")[2])
+  assert list(tmp_path.iterdir())
+  assert _end(first, signal.SIGINT) == 0
+  second = _start("--dispatcher", f"--port={port}", f"--work_dir={tmp_path}")
+  assert _ready(second).endswith(f":{port}")
+  assert _end(second, signal.SIGTERM) == 0
+
+
+def test_the_command_needs_no_accelerators_library():
+  # TensorFlow looks for JAX by itself; the command brings neither before it has to.
+  code = (
+    "import sys, hybrid_video.datasets.service\n"
+    "assert not {'tensorflow', 'jax', 'flax', 'hybrid_video.models'} & set(sys.modules)\n"
+  )
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

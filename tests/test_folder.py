@@ -1,0 +1,221 @@
+import hashlib
+
+import pytest
+
+from hybrid_video.datasets import folder as own_folder
+from hybrid_video.datasets import listing
+
+
+def _touch(folder, names):
+  for name in names:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+  return folder
+
+
+def _names(number, labels=("run", "walk")):
+  return [f"{label}/{i}.mp4" for label in labels for i in range(number)]
+
+
+def _lists(folder, **kwargs):
+  return {video.name: video.codes for video in own_folder.read(folder, **kwargs).videos}
+
+
+def test_the_first_folder_is_the_class_and_the_next_the_group(tmp_path):
+  _touch(tmp_path, [*_names(20), "run/film1/a.MP4", "walk/film1/deep/b.avi"])
+  videos = {video.name: video for video in own_folder.read(tmp_path).videos}
+  assert videos["run/film1/a.MP4"].label == "run"
+  assert videos["run/film1/a.MP4"].group == videos["walk/film1/deep/b.avi"].group == "film1"
+  assert videos["walk/film1/deep/b.avi"].path == tmp_path / "walk" / "film1" / "deep" / "b.avi"
+  assert len({video.group for video in videos.values()}) == 41
+
+
+def test_adding_and_removing_videos_moves_no_other(tmp_path):
+  before = _lists(_touch(tmp_path, _names(40)))
+  (tmp_path / "run" / "0.mp4").unlink()
+  after = _lists(_touch(tmp_path, [*_names(60)[1:], "jump/a.mp4", "jump/b.mp4", "jump/c.mp4"]))
+  shared = before.keys() & after.keys()
+  assert len(shared) == 79
+  assert {name: before[name] for name in shared} == {name: after[name] for name in shared}
+
+
+def test_converting_a_video_does_not_move_it(tmp_path):
+  first = _lists(_touch(tmp_path / "one", _names(30)))
+  names = [name.replace(".mp4", ".avi") for name in _names(30)]
+  second = _lists(_touch(tmp_path / "two", names))
+  assert list(first.values()) == list(second.values())
+
+
+def test_a_larger_share_keeps_the_test_videos_of_a_smaller_one(tmp_path):
+  _touch(tmp_path, _names(500))
+  tests = [
+    {name for name, codes in _lists(tmp_path, test_share=share).items() if codes == (2,)}
+    for share in (0.1, 0.2, 0.5)
+  ]
+  assert tests[0] < tests[1] < tests[2]
+  # Six standard deviations of the binomial counts 100, 200 and 500 of 1000 groups.
+  assert abs(len(tests[0]) - 100) < 57
+  assert abs(len(tests[1]) - 200) < 76
+  assert abs(len(tests[2]) - 500) < 95
+
+
+def test_the_list_of_a_group_is_fixed_for_all_time():
+  # The first hexadecimal digit of a SHA-256 is its place in sixteenths.
+  digit = int(hashlib.sha256(b"film1").hexdigest()[0], 16)
+  assert own_folder.in_test_list("film1", (digit + 1) / 16)
+  assert not own_folder.in_test_list("film1", digit / 16)
+
+
+def test_a_group_is_in_one_list_as_a_whole(tmp_path):
+  names = [
+    f"{label}/film{g}/{i}.mp4" for label in ("run", "walk") for g in range(20) for i in range(3)
+  ]
+  lists = {}
+  for video in own_folder.read(_touch(tmp_path, names)).videos:
+    lists.setdefault(video.group, set()).add(video.codes)
+  assert {len(codes) for codes in lists.values()} == {1}
+  assert {code for codes in lists.values() for code in codes} == {(1,), (2,)}
+
+
+def test_without_a_test_share_everything_is_for_training(tmp_path):
+  _touch(tmp_path, _names(20))
+  assert {*_lists(tmp_path, test_share=0).values()} == {(1,)}
+
+
+def test_videos_without_a_class_are_told_of_and_other_files_are_not(tmp_path):
+  _touch(tmp_path, [*_names(30), "loose.mov", "notes.txt", "run/.hidden.mp4", "run/cover.jpg"])
+  assert own_folder.read(tmp_path).unlisted == ("loose.mov",)
+
+
+@pytest.mark.parametrize("held_out", ["test", "val", "Validation"])
+def test_folders_named_as_lists_are_lists_and_no_classes(tmp_path, held_out):
+  names = ["train/run/1/a.mp4", "train/walk/b.mp4", f"{held_out}/run/1/c.mp4"]
+  found = own_folder.read(_touch(tmp_path, names))
+  assert found.class_names == ("run", "walk")
+  assert {video.name: video.codes for video in found.videos} == {
+    "train/run/1/a.mp4": (1,),
+    "train/walk/b.mp4": (1,),
+    f"{held_out}/run/1/c.mp4": (2,),
+  }
+
+
+@pytest.mark.parametrize("place", ["unpacked/mine", "unpacked/mine/mine", "unpacked"])
+def test_what_archives_held_is_parted_like_class_folders(tmp_path, place):
+  by_hand = own_folder.read(_touch(tmp_path / "one", _names(30)))
+  names = [f"{place}/{name}" for name in _names(30)]
+  found = own_folder.read(_touch(tmp_path / "two", names))
+  assert found.class_names == ("run", "walk")
+  assert [(v.name, v.codes) for v in found.videos] == [
+    (f"{place}/{v.name}", v.codes) for v in by_hand.videos
+  ]
+
+
+def test_a_list_within_an_archive_counts_from_its_own_folder(tmp_path):
+  rows = "path,label,list\nd.mp4,run,train\nc.mp4,walk,train\ne.mp4,walk,test\n"
+  place = tmp_path / "unpacked" / "mine"
+  _csv(place, rows, ("d.mp4", "c.mp4", "e.mp4", "other/d.mp4"))
+  found = own_folder.read(tmp_path)
+  assert [video.path for video in found.videos] == [place / n for n in ("d.mp4", "c.mp4", "e.mp4")]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  found = own_folder.read(_touch(tmp_path, _names(20, ("bus", "train"))))
+  assert found.class_names == ("bus", "train")
+
+
+def _csv(folder, text, files=("a, b.mp4", "run/c.mp4", "d.mp4")):
+  _touch(folder, files)
+  (folder / "videos.csv").write_text(text, encoding="utf-8")
+  return folder
+
+
+def test_a_list_gives_labels_groups_and_lists(tmp_path):
+  _csv(
+    tmp_path,
+    '\ufeffpath,label,group,list\n"a, b.mp4",walk,day 1,train\nrun/c.mp4,run,day 1,\n'
+    f"{tmp_path / 'd.mp4'},run,,TEST\nrun/gone.mp4,walk,day 2,train\n",
+    ("a, b.mp4", "run/c.mp4", "d.mp4", "run/extra.mp4"),
+  )
+  found = own_folder.read(tmp_path)
+  assert [(v.name, v.label, v.group, v.codes, v.path is None) for v in found.videos] == [
+    ("d.mp4", "run", "d", (2,), False),
+    ("run/c.mp4", "run", "day 1", (1,), False),
+    ("a, b.mp4", "walk", "day 1", (1,), False),
+    ("run/gone.mp4", "walk", "day 2", (1,), True),
+  ]
+  assert found.unlisted == ("run/extra.mp4",)
+
+
+def test_a_list_and_class_folders_part_the_same_videos_alike(tmp_path):
+  _touch(tmp_path, _names(40))
+  by_folders = _lists(tmp_path)
+  rows = "".join(f"{name},{name.split('/')[0]}\n" for name in reversed(_names(40)))
+  assert _lists(_csv(tmp_path, "path,label\n" + rows, ())) == by_folders
+
+
+def test_a_video_keeps_its_list_while_another_files_are_missing(tmp_path):
+  _touch(tmp_path, _names(40))
+  rows = "".join(f"{tmp_path / name},{name.split('/')[0]}\n" for name in _names(40))
+  before = _lists(_csv(tmp_path, "path,label\n" + rows, ()))
+  for i in range(30):
+    (tmp_path / "run" / f"{i}.mp4").unlink()
+  assert _lists(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("", "found the header , expected `path,label`"),
+    ("path;label\nd.mp4;run\n", "found the header path;label"),
+    ("path,label,grup\nd.mp4,run,1\n", "found the header path,label,grup"),
+    ("path,label\nd.mp4\n", "videos.csv, line 2: found 1 fields, expected 2"),
+    ("path,label\nd.mp4,\n", "videos.csv, line 2: the path or the label is empty"),
+    ("path,label,list\nd.mp4,run,valid\n", "videos.csv, line 2: found the list 'valid'"),
+    (
+      "path,label,group,list\nd.mp4,run,1,train\nrun/c.mp4,walk,1,test\n",
+      "the group 1 is in both lists",
+    ),
+    ("path,label,list\nd.mp4,run,train\nrun/c.mp4,walk,test\n", "none for training: walk"),
+    ("path,label,list\nd.mp4,run,train\nrun/c.mp4,walk,train\n", "falls into the test list"),
+    ("path,label\n", "no video in a class folder"),
+    ("path,label,list\nd.mp4,run,train\nd.mp4,walk,train\n", "falls into the test list"),
+    (
+      "path,label,list\nd.mp4,run,train\nd.mp4,walk,train\nrun/c.mp4,run,test\n",
+      "d.mp4 is listed in two classes, run and walk",
+    ),
+  ],
+)
+def test_a_list_that_cannot_serve_is_refused(tmp_path, text, message):
+  with pytest.raises(listing.ListingError) as error:
+    own_folder.read(_csv(tmp_path, text))
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    (["a.mp4", "b.mp4"], "no video in a class folder \\(2 videos found"),
+    (_names(5, ("videos/run", "videos/walk")), "the one class videos, expected two"),
+    (
+      _names(5, ("run", "unpacked/walk")),
+      "both within unpacked, from archives, and beside it: run",
+    ),
+    (_names(5, ("train/run", "train/walk")), "found the folders train, expected"),
+    (_names(5, ("train/run", "val/run", "test/run")), "found the folders test, train, val"),
+  ],
+)
+def test_a_folder_of_another_form_is_refused(tmp_path, names, message):
+  with pytest.raises(listing.ListingError, match=message):
+    own_folder.read(_touch(tmp_path, names))
+
+
+def test_a_class_without_training_videos_is_refused_with_advice(tmp_path):
+  _touch(tmp_path, [*_names(40, ("run",)), "walk/only.mp4"])
+  with pytest.raises(listing.ListingError, match=r"none for training: .*walk.*column `list`"):
+    own_folder.read(tmp_path, test_share=0.999999)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(tmp_path, share):
+  with pytest.raises(listing.ListingError, match="expected 0 to below 1"):
+    own_folder.read(_touch(tmp_path, _names(5)), test_share=share)

@@ -1,0 +1,229 @@
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from hybrid_video import datasets
+from hybrid_video.datasets import listing
+
+
+def _video(name, label="run", code=listing.TRAIN, path=None, codes=None):
+  return listing.Video(name, label, name, codes or (code,), path)
+
+
+def _files(folder, *names):
+  for name in names:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+  return listing.files_below(folder)
+
+
+def test_class_ids_follow_the_alphabet_whatever_the_capitals(tmp_path):
+  labels = ["JumpRope", "archery", "JumpingJack", "Biking"]
+  found = listing.make(
+    "x", tmp_path, [_video(label, label, path=tmp_path / label) for label in labels]
+  )
+  assert found.class_names == ("archery", "Biking", "JumpingJack", "JumpRope")
+
+
+def test_numbered_classes_are_in_order_of_value_before_named_ones(tmp_path):
+  videos = [_video(label, label, path=tmp_path / label) for label in ("10", "walk", "9", "100")]
+  assert listing.make("x", tmp_path, videos).class_names == ("9", "10", "100", "walk")
+
+
+def test_the_order_in_which_videos_were_found_does_not_matter(tmp_path):
+  videos = [
+    _video(f"{label}{i}", label, path=tmp_path / f"{label}{i}") for label in "ba" for i in (1, 0)
+  ]
+  assert listing.make("x", tmp_path, videos) == listing.make("x", tmp_path, videos[::-1])
+
+
+def test_videos_that_no_list_names_are_told_by_their_place(tmp_path):
+  files = _files(tmp_path, "in/a.avi", "in/b.AVI", "c.mp4")
+  found = listing.make("x", tmp_path, [_video("b", path=tmp_path / "in" / "b.AVI")], files)
+  assert found.unlisted == ("c.mp4", "in/a.avi")
+
+
+@pytest.mark.parametrize(
+  ("videos", "message"),
+  [
+    ([], "no video is listed"),
+    ([_video("a"), _video("a")], "a is listed twice"),
+    ([_video("a", "run"), _video("a", "walk")], "a is listed in two classes, run and walk"),
+    ([_video("a", codes=(1, 2)), _video("b", codes=(1,))], "b is not in the lists of every split"),
+    ([_video("a"), _video("b")], "none of the 2 listed videos is there, such as a"),
+    (
+      [_video("a", path=pathlib.Path("/v/x.avi")), _video("b", path=pathlib.Path("/v/u/../x.avi"))],
+      r"one file for two listed videos, a \(run\) and b \(run\)",
+    ),
+  ],
+)
+def test_a_contradictory_list_is_refused(tmp_path, videos, message):
+  with pytest.raises(listing.ListingError, match=message) as error:
+    listing.make("x", tmp_path, videos)
+  assert str(error.value).endswith(".")
+
+
+def test_hidden_files_and_unfinished_unpacking_are_no_data(tmp_path):
+  files = _files(tmp_path, "a.avi", "._a.avi", ".cache/b.avi", "set.part/c.avi", "__MACOSX/._d.avi")
+  assert files == [tmp_path / "a.avi"]
+
+
+def test_linked_folders_are_followed_but_never_round_in_a_circle(tmp_path):
+  _files(tmp_path / "elsewhere", "b.avi")
+  _files(tmp_path / "data", "a.avi")
+  (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+  (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+  found = listing.files_below(tmp_path / "data")
+  assert [path.name for path in found] == ["a.avi", "b.avi"]
+
+
+def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
+  with pytest.raises(listing.ListingError, match=r"no such folder.*--config\.data_dir"):
+    listing.files_below(tmp_path / "nowhere")
+  with pytest.raises(listing.ListingError, match="the folder is empty"):
+    listing.files_below(tmp_path)
+
+
+def test_a_video_is_found_by_name_though_it_was_converted(tmp_path):
+  files = listing.VideoFiles(_files(tmp_path, "in/Vol. 1 (a).MP4", "in/Vol. 1 (a).txt"))
+  assert files.named("Vol. 1 (a).avi") == tmp_path / "in" / "Vol. 1 (a).MP4"
+  assert files.named("Vol. 1.avi") is None
+
+
+def test_names_differ_by_capitals_only_where_asked(tmp_path):
+  found = _files(tmp_path, "v_HandStandPushups_g01_c01.avi")
+  name = "v_HandstandPushups_g01_c01.avi"
+  assert listing.VideoFiles(found).named(name) is None
+  assert listing.VideoFiles(found, str.casefold).named(name) == found[0]
+
+
+def test_two_files_of_one_name_are_refused_only_where_a_list_means_one_of_them(tmp_path):
+  files = listing.VideoFiles(_files(tmp_path, "a/x.avi", "b/x.mp4", "y.avi"))
+  assert files.named("y.avi")
+  with pytest.raises(listing.ListingError, match="two files of one name") as error:
+    files.named("x.avi")
+  assert str(tmp_path / "a" / "x.avi") in str(error.value)
+  assert str(tmp_path / "b" / "x.mp4") in str(error.value)
+
+
+def test_a_path_is_taken_from_the_first_place_that_has_it(tmp_path):
+  files = listing.VideoFiles(_files(tmp_path, "lists/run/x.avi", "run/x.avi", "videos/run/y.avi"))
+  places = (tmp_path / "lists", tmp_path)
+  assert files.at("run/x.avi", places) == tmp_path / "lists" / "run" / "x.avi"
+  assert files.at("run/x.avi", places[1:]) == tmp_path / "run" / "x.avi"
+  assert files.at(str(tmp_path / "run" / "x.avi"), places) == tmp_path / "run" / "x.avi"
+
+
+def test_a_path_from_nowhere_is_found_by_its_last_parts_alone(tmp_path):
+  files = listing.VideoFiles(_files(tmp_path, "videos/run/y.avi", "videos/outrun/z.avi"))
+  assert files.at("run/y.mp4", (tmp_path,)) == tmp_path / "videos" / "run" / "y.avi"
+  assert files.at("run/z.avi", (tmp_path,)) is None
+  assert files.at("films/run/y.avi", (tmp_path,)) is None
+  assert files.at("/gone/videos/run/y.avi", (tmp_path,)) is None
+
+
+def test_a_listed_path_bears_the_same_name_on_every_machine(tmp_path):
+  assert listing.relative_name(str(tmp_path / "run" / "x.avi"), tmp_path) == "run/x.avi"
+  assert listing.relative_name("./run/x.avi", tmp_path) == "run/x.avi"
+
+
+def test_a_list_may_begin_with_a_byte_order_mark_and_hold_rare_line_signs(tmp_path):
+  path = tmp_path / "list.txt"
+  path.write_bytes("\ufeffone\r\n\r\ntwo\u2028half\r\n".encode())
+  assert list(listing.read_lines(path)) == [(1, "one"), (3, "two\u2028half")]
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+  path = tmp_path / "list.txt"
+  path.write_bytes("café".encode("latin-1"))
+  with pytest.raises(listing.ListingError, match=r"list\.txt: byte 3 is not UTF-8"):
+    list(listing.read_lines(path))
+
+
+def test_rows_keep_quoted_commas_and_their_line_numbers(tmp_path):
+  path = tmp_path / "list.csv"
+  path.write_text('path,label\n\n"a, b.avi", "say ""hi"""\n')
+  assert list(listing.read_rows(path)) == [(1, ["path", "label"]), (3, ["a, b.avi", 'say "hi"'])]
+
+
+def test_quotes_that_do_not_match_are_named_with_their_line(tmp_path):
+  path = tmp_path / "list.csv"
+  path.write_text('path,label\n"a".avi,run\n')
+  with pytest.raises(listing.ListingError, match=r"list\.csv, line 2: not a line of CSV"):
+    list(listing.read_rows(path))
+
+
+def test_a_class_folder_may_not_contradict_the_list(tmp_path):
+  there = [_video("w", "walk", path=tmp_path / "walk" / "w.avi")]
+  wrong = [*there, _video("a", "run", path=tmp_path / "Walk" / "a.avi")]
+  with pytest.raises(
+    listing.ListingError, match="lies in the folder of walk, but the lists say run"
+  ):
+    listing.check_class_folders(wrong, tmp_path)
+  other = [*there, _video("a", "run", path=tmp_path / "part1" / "a.avi")]
+  listing.check_class_folders(other, tmp_path)
+
+
+def test_a_flat_data_folder_may_be_named_as_a_class(tmp_path):
+  flat = tmp_path / "walk"
+  videos = [_video("w", "walk", path=flat / "w.avi"), _video("a", "run", path=flat / "a.avi")]
+  listing.check_class_folders(videos, flat)
+
+
+def test_a_class_that_is_tested_in_a_split_is_trained_in_it(tmp_path):
+  videos = [
+    _video("a", "run", codes=(1, 2)),
+    _video("b", "run", codes=(2, 1)),
+    _video("c", "walk", codes=(1, 2)),
+  ]
+  with pytest.raises(listing.ListingError, match=r"none for training: walk\. Add some\."):
+    listing.check_training(videos, tmp_path, "Add some.")
+  listing.check_training(videos[:2], tmp_path, "Add some.")
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest(tmp_path):
+  with pytest.raises(listing.ListingError, match=r"no data set 'ucf110'\. Did you mean ucf101\?"):
+    datasets.read("ucf110", tmp_path)
+
+
+@pytest.fixture
+def unpacked(monkeypatch):
+  """Stands in for the unpacking of archives: nothing to unpack, but asked."""
+  asked = []
+  module = types.ModuleType("hybrid_video.datasets.archives")
+  module.unpacked = lambda folder: asked.append(folder) or folder
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  monkeypatch.setattr(datasets, "archives", module, raising=False)
+  return asked
+
+
+def test_archives_are_unpacked_before_a_folder_is_read(tmp_path, unpacked):
+  _files(tmp_path, *(f"{label}/{i}.avi" for label in ("run", "walk") for i in range(9)))
+  found = datasets.read("folder", str(tmp_path), test_share=0)
+  assert (found.dataset, len(found.videos), unpacked) == ("folder", 18, [tmp_path])
+  assert {video.codes for video in found.videos} == {(listing.TRAIN,)}
+
+
+def test_lists_of_ones_own_are_read_in_hmdb51s_layout_under_their_own_name(tmp_path, unpacked):
+  name = "film_wave_f_nm_np1_fr_goo_0.avi"
+  for split in (1, 2, 3):
+    (tmp_path / f"wave_test_split{split}.txt").write_text(f"{name} 1 \n")
+  _files(tmp_path, name)
+  for dataset in ("hmdb51_layout", "made_actions"):
+    assert datasets.read(dataset, tmp_path).dataset == dataset
+  assert len(unpacked) == 1
+  with pytest.raises(listing.ListingError, match="dataset=hmdb51_layout"):
+    datasets.read("hmdb51", tmp_path)
+
+
+def test_reading_lists_starts_without_numpy_jax_and_tensorflow():
+  heavy = "{'numpy', 'jax', 'tensorflow', 'av', 'tqdm', 'rarfile'} & {*sys.modules}"
+  code = f"import sys; import hybrid_video.datasets; print({heavy} or '')"
+  root = pathlib.Path(__file__).parents[1]
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+  )
+  assert done.stdout.strip() == ""
