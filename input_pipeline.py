@@ -420,12 +420,10 @@ def _graph_batches(
   """
 
   def decode(plan: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    stripe = found.stripe(plan.pop("places"), plan.pop("frames"))
+    stripe = found.stripe(plan["places"], plan.pop("frames"))
     return {"clips": _decode(stripe, plan.pop("cuts"), settings), **plan}
 
-  plans = plans.map(lambda plan: {**plan, "place": plan["places"]})
   data = plans.unbatch().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-  data = data.map(lambda clip: {"places" if k == "place" else k: v for k, v in clip.items()})
   return data.batch(local, drop_remainder=True)
 
 

@@ -1,7 +1,8 @@
 """Video files to stored records: data sets' lists, decoding, the builder, and the index of records.
 
-In: a folder of a known data set. Out: its `listing.Listing` (`read`), then records. Only `records`
-and `builder` import TensorFlow, so decoding processes, which import this package, start without it.
+In: a folder of a known data set. Out: its `listing.Listing` (`read`), then records. Only `builder`,
+`records`, `draws` and `service` import TensorFlow, so decoding processes, which import this package,
+start without it.
 """
 
 from collections.abc import Callable
