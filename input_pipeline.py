@@ -73,11 +73,10 @@ _SILENT_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipSettings:
-  """What a clip is.
+class ClipSettings(clip_arithmetic.Sampling):
+  """What a clip is: which frames, and what is cut out of them.
 
   Attributes:
-    frames, mode, window_seconds, stride, rate, short: which frames, see `clips.Sampling`.
     crop: pixels of the square that the model sees.
     crop_mode: how training cuts it out. "random": a square of `crop` pixels anywhere.
       "multi_scale": sides drawn from `scales` times the shorter stored side, no more than one step
@@ -94,12 +93,6 @@ class ClipSettings:
     ValueError: a value is out of range.
   """
 
-  frames: int = 16
-  mode: str = "seconds"
-  window_seconds: float = 2.0
-  stride: int = 1
-  rate: float = 0.0
-  short: str = "fit"
   crop: int = 112
   crop_mode: str = "random"
   scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
@@ -110,7 +103,7 @@ class ClipSettings:
   eval_crops: int = 1
 
   def __post_init__(self) -> None:
-    _ = self.sampling
+    super().__post_init__()
     if self.crop_mode not in CROPS:
       raise ValueError(
         f"There is no crop mode {self.crop_mode!r}: set --config.clip.crop_mode to one of "
@@ -131,12 +124,6 @@ class ClipSettings:
         f"{self.eval_crops}: expected a crop of 1 or more pixels, 0 or more clips, and 1 or 3 crops."
       )
 
-  @property
-  def sampling(self) -> clip_arithmetic.Sampling:
-    """Which frames."""
-    names = [field.name for field in dataclasses.fields(clip_arithmetic.Sampling)]
-    return clip_arithmetic.Sampling(**{name: getattr(self, name) for name in names})
-
   def describe_views(self) -> str:
     """How an evaluation looks at a video, in words."""
     windows = (
@@ -145,7 +132,7 @@ class ClipSettings:
       else "uniform windows, the fewest that cover each video"
     )
     crops = "centre crop" if self.eval_crops == 1 else "3 crops along the longer side"
-    return f"{windows}: {self.sampling.describe()}; {crops} of {self.crop} pixels"
+    return f"{windows}: {self.describe()}; {crops} of {self.crop} pixels"
 
 
 def prepare(
@@ -217,13 +204,11 @@ def select(
     raise ValueError(
       f"--config.validation_share is {validation_share}: expected 0 or more and less than 1."
     )
-  if which == "test":
-    places = found.select(split, listing.TEST)
-  else:
-    training = found.select(split, listing.TRAIN)
-    carved = found.validation_groups(training, validation_share)
-    places = training[carved if which == "validation" else ~carved]
-    lost = set(found.labels[training].tolist()) - set(found.labels[training[~carved]].tolist())
+  lists = found.lists(split, validation_share)
+  places = lists[which]
+  if which != "test":
+    held_out, training = (set(found.labels[lists[of]].tolist()) for of in ("validation", "train"))
+    lost = held_out - training
     if lost:
       raise ValueError(
         f"A validation share of {validation_share:g} takes every training video of these classes: "
@@ -565,8 +550,7 @@ def training_batches(
   """
   _check_crop(found, places, settings)
   local, first_row = _share(batch_size)
-  sampling = settings.sampling
-  windows = clip_arithmetic.windows(sampling, found.num_frames, found.fps)
+  windows = clip_arithmetic.windows(settings, found.num_frames, found.fps)
 
   def plan(step: tf.Tensor) -> dict[str, tf.Tensor]:
     # A turn is a clip's place in the whole sequence of training.
@@ -576,15 +560,15 @@ def training_batches(
       field.name: tf.gather(tf.constant(getattr(windows, field.name)), place)[:, None]
       for field in dataclasses.fields(windows)
     }
-    if sampling.mode == "segments":
-      unit, count = clip_arithmetic.SEGMENT_UNIT, sampling.frames
+    if settings.mode == "segments":
+      unit, count = clip_arithmetic.SEGMENT_UNIT, settings.frames
       within = draws.integers(seed, Purpose.SEGMENT, turns, unit, count)
       within = tf.reshape(within, (local, count))
-      frames = clip_arithmetic.segment_frames(sampling, within, frames=of["frames"])
+      frames = clip_arithmetic.segment_frames(settings, within, frames=of["frames"])
     else:
       start = draws.integers(seed, Purpose.WINDOW, turns, of["starts"][:, 0])
       shape = {name: of[name] for name in ("span", "positions", "numerator", "denominator")}
-      frames = clip_arithmetic.window_frames(sampling, start[:, None], **shape)
+      frames = clip_arithmetic.window_frames(settings, start[:, None], **shape)
     box = _random_box(
       settings,
       seed,
@@ -595,7 +579,7 @@ def training_batches(
     flips = draws.integers(seed, Purpose.FLIP, turns, 2) == 1
     return {
       "places": place,
-      "frames": tf.ensure_shape(frames, (local, sampling.frames)),
+      "frames": tf.ensure_shape(frames, (local, settings.frames)),
       "labels": tf.gather(tf.constant(found.labels, tf.int32), place),
       "flips": flips & settings.flip,
       "cuts": _cuts(found, place, box, settings.frames),
@@ -719,16 +703,15 @@ def plan_evaluation(
   found: records.Records, places: np.ndarray, settings: ClipSettings
 ) -> EvaluationPlan:
   """The views of every video: its windows, and of each window its crops."""
-  sampling = settings.sampling
-  windows = clip_arithmetic.windows(sampling, found.num_frames, found.fps)
+  windows = clip_arithmetic.windows(settings, found.num_frames, found.fps)
   frames: list[np.ndarray] = []
   counts: list[int] = []
   for place in places.tolist():
-    if sampling.mode == "segments":
+    if settings.mode == "segments":
       clips = settings.eval_clips or 1
       within = (2 * np.arange(clips) + 1) * clip_arithmetic.SEGMENT_UNIT // (2 * clips)
-      within = np.broadcast_to(within[:, None], (clips, sampling.frames))
-      chosen = clip_arithmetic.segment_frames(sampling, within, frames=windows.frames[place])
+      within = np.broadcast_to(within[:, None], (clips, settings.frames))
+      chosen = clip_arithmetic.segment_frames(settings, within, frames=windows.frames[place])
     else:
       shape = {
         name: getattr(windows, name)[place]
@@ -737,7 +720,7 @@ def plan_evaluation(
       starts = clip_arithmetic.even_starts(
         int(windows.starts[place]), int(shape["span"]), int(shape["positions"]), settings.eval_clips
       )
-      chosen = clip_arithmetic.window_frames(sampling, starts[:, None], **shape)
+      chosen = clip_arithmetic.window_frames(settings, starts[:, None], **shape)
     frames.append(np.repeat(chosen, settings.eval_crops, axis=0))
     counts.append(len(frames[-1]))
   total = sum(counts)

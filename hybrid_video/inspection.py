@@ -274,7 +274,7 @@ def run(
     )
   summary = data_page.summarise(found, split, validation_share)
   log.info("%s", data_page.text(summary))
-  places = data_page.lists(found, split, validation_share)
+  places = found.lists(split, validation_share)
   means, stds = np.array(mean, np.float32), np.array(std, np.float32)
   sheets = [
     _sheet_stored(found, seed),

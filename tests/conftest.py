@@ -6,10 +6,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
+import logging
 import pathlib
 
 import numpy as np
 import pytest
+from web_server import serving
 
 from hybrid_video.datasets import hmdb51, made_actions, video_files
 
@@ -81,3 +83,21 @@ def made_clip_name(action: str, number: int = 0, film: str = "film") -> str:
   name = f"{film}_{action}_f_nm_np1_fr_goo_{number}.avi"
   hmdb51.parse_name(name, action)
   return name
+
+
+@pytest.fixture
+def server(monkeypatch):
+  """A web server on loopback."""
+  monkeypatch.setenv("no_proxy", "127.0.0.1")
+  with serving() as running:
+    yield running
+
+
+@pytest.fixture
+def logged(caplog):
+  """What the project logs, from INFO on."""
+  logger = logging.getLogger("hybrid_video")
+  logger.addHandler(caplog.handler)
+  with caplog.at_level(logging.INFO, logger="hybrid_video"):
+    yield caplog
+  logger.removeHandler(caplog.handler)

@@ -22,8 +22,8 @@ from rar_files import archive
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info
-from test_downloads import serving
 from test_mutated_videos import mutate
+from web_server import serving
 
 from hybrid_video.datasets import (
   builder,

@@ -100,7 +100,7 @@ def test_groups_in_both_lists_are_a_leak_that_is_told():
 def test_validation_takes_whole_groups_out_of_training_and_hides_no_leak():
   index = small_records()
   for share in np.linspace(0, 0.99, 12).tolist():
-    places = data_page.lists(index, 1, share)
+    places = index.lists(1, share)
     assert sorted([*places["train"], *places["validation"]]) == [0, 2, 3]
     train, validation = (set(index.groups[places[name]]) for name in ("train", "validation"))
     assert not train & validation

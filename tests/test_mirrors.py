@@ -4,7 +4,8 @@ import logging
 import re
 
 import pytest
-from test_downloads import CONTENT, SHA256, names_in, serving
+from test_downloads import names_in
+from web_server import CONTENT, SHA256, serving
 
 from hybrid_video import downloads
 from hybrid_video.datasets import listing, mirrors

@@ -1,19 +1,12 @@
-import logging
 import re
 import types
 
 import pytest
-from test_downloads import CONTENT, NAME, SHA256, names_in, serving
+from test_downloads import names_in
+from web_server import CONTENT, NAME, SHA256
 
 from hybrid_video import downloads
 from hybrid_video.weights import sources
-
-
-@pytest.fixture
-def server(monkeypatch):
-  monkeypatch.setenv("no_proxy", "127.0.0.1")
-  with serving() as running:
-    yield running
 
 
 @pytest.fixture
@@ -21,15 +14,6 @@ def cache(tmp_path, monkeypatch):
   folder = tmp_path / "cache"
   monkeypatch.setenv(sources.CACHE_VARIABLE, str(folder))
   return folder
-
-
-@pytest.fixture
-def logged(caplog):
-  logger = logging.getLogger("hybrid_video")
-  logger.addHandler(caplog.handler)
-  with caplog.at_level(logging.INFO, logger="hybrid_video"):
-    yield caplog
-  logger.removeHandler(caplog.handler)
 
 
 def locate(source):

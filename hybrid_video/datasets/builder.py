@@ -104,33 +104,47 @@ def features(listed: listing.Listing, scale: video_files.StoredScale) -> tfds.fe
   )
 
 
-def _digest(videos: Sequence[listing.Video], scale: video_files.StoredScale) -> str:
-  """Tells other lists, other files and other scales apart. Files are told by name and size."""
+def _entry(video: listing.Video) -> bytes:
+  """What tells a video from another: all that is listed of it, and its file's size."""
+  size = video.path.stat().st_size if video.path else None
+  known = (video.name, video.label, video.group, video.codes, sorted(video.tags.items()), size)
+  return repr(known).encode("utf-8", "surrogateescape")
+
+
+def _digest(entries: Iterable[bytes], scale: video_files.StoredScale) -> str:
+  """Tells other lists, other files and other scales apart."""
   digest = hashlib.sha256(f"{VERSION} {scale.name}".encode())
-  for video in videos:
-    size = video.path.stat().st_size if video.path else None
-    known = (video.name, video.label, video.group, video.codes, sorted(video.tags.items()), size)
-    digest.update(repr(known).encode("utf-8", "surrogateescape"))
+  for entry in entries:
+    digest.update(entry)
   return digest.hexdigest()
 
 
 def records_folder(
-  listed: listing.Listing, records_dir: str, scale: video_files.StoredScale
+  listed: listing.Listing,
+  records_dir: str,
+  scale: video_files.StoredScale,
+  entries: Iterable[bytes] | None = None,
 ) -> str:
   """Where the records of a listing lie: `RECORDS_DIR/DATASET/SCALE-DIGEST/VERSION`.
 
   The name holds a digest of the lists and of the files' names and sizes, so that records made of
   other files are never taken for these.
+
+  Args:
+    listed: the videos.
+    records_dir: folder of all records.
+    scale: size and quality of stored frames.
+    entries: of the videos, where they are known already, so that no file is looked at again.
   """
   # Not a pathlib path: records may lie on gs:// or another file system TFDS reads.
   place = os.path.expanduser(records_dir or "~/tensorflow_datasets")
-  name = f"{scale.name}-{_digest(listed.videos, scale)[:12]}"
+  name = f"{scale.name}-{_digest(map(_entry, listed.videos) if entries is None else entries, scale)[:12]}"
   return os.path.join(place, listed.dataset, name, VERSION)
 
 
 def _explain(error: Exception, folder: str, what: str) -> StorageError:
   free = ""
-  if records.local_path(folder):
+  if records.is_local(folder):
     with contextlib.suppress(OSError):
       free = f" ({shutil.disk_usage(folder).free / 2**30:.1f} GiB free there)"
   reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
@@ -160,8 +174,9 @@ def _write_shard(
   listed: listing.Listing,
   described: tfds.features.FeaturesDict,
   progress: tqdm.tqdm,
-) -> None:
-  """Writes one record file and then its index."""
+  broken_before: int,
+) -> int:
+  """Writes one record file and then its index; gives how many broken videos the run met so far."""
   index = records.ShardIndex()
   # Two runs may build at once: both come to the same files, each by its own.
   with records.whole_file(path) as part, tf.io.TFRecordWriter(part) as writer:
@@ -170,9 +185,7 @@ def _write_shard(
       progress.update()
       if isinstance(found, str):
         index.broken[video.name] = found
-        progress.set_postfix(
-          broken=int(progress.postfix.rsplit("=")[-1]) + 1 if progress.postfix else 1
-        )
+        progress.set_postfix(broken=broken_before + len(index.broken))
         continue
       label, tags = listed.class_names.index(video.label), json.dumps(dict(video.tags))
       example: dict[str, Any] = {
@@ -201,6 +214,7 @@ def _write_shard(
         fps=found.fps,
       )
   index.write(path, digest)
+  return broken_before + len(index.broken)
 
 
 def _text(name: str) -> str:
@@ -237,14 +251,15 @@ def build(
   missing = [video.name for video in listed.videos if video.path is None]
   check_missing(missing, allow_missing, missing_allowed, str(listed.folder), "are missing")
   there = [video for video in listed.videos if video.path is not None]
-  folder = records_folder(listed, records_dir, scale)
+  entries = {video.name: _entry(video) for video in listed.videos}
+  folder = records_folder(listed, records_dir, scale, entries.values())
   count = -(-len(there) // SHARD_VIDEOS)
   groups = [there[i * SHARD_VIDEOS : (i + 1) * SHARD_VIDEOS] for i in range(count)]
   paths = [
     os.path.join(folder, f"{listed.dataset}-{SPLIT}.tfrecord-{i:05d}-of-{count:05d}")
     for i in range(count)
   ]
-  digests = [_digest(group, scale) for group in groups]
+  digests = [_digest([entries[video.name] for video in group], scale) for group in groups]
   refused = functools.partial(_refused, allow_missing=allow_missing, allowed=missing_allowed)
   try:
     shards = {
@@ -279,8 +294,11 @@ def build(
           dynamic_ncols=True,
         ) as progress,
       ):
+        broken = 0
         for i in todo:
-          _write_shard(paths[i], digests[i], groups[i], stored, listed, described, progress)
+          broken = _write_shard(
+            paths[i], digests[i], groups[i], stored, listed, described, progress, broken
+          )
           shards[paths[i]] = records.read_shard_index(paths[i], digests[i])
           if shards[paths[i]] is None:
             raise OSError(errno.EIO, f"what was written to {paths[i]} reads otherwise")

@@ -50,22 +50,14 @@ def _own_group(name: str) -> str:
 def _entries_from_csv(
   path: pathlib.Path, folder: pathlib.Path, video_files: listing.VideoFiles
 ) -> list[tuple[listing.Video, str]]:
-  rows = listing.read_rows(path)
-  columns = [column.lower() for column in next(rows, (1, [""]))[1]]
+  columns, rows = listing.read_table(path)
   if not {"path", "label"} <= {*columns} or {*columns} - {*_COLUMNS}:
     raise listing.ListingError(
       f"{path}: found the header {','.join(columns)}, expected `path,label` and, if wished, "
       "`group` and `list`, parted by commas. Mend the first line."
     )
   entries = []
-  for number, fields in rows:
-    place = f"{path}, line {number}"
-    if len(fields) != len(columns):
-      raise listing.ListingError(
-        f"{place}: found {len(fields)} fields, expected {len(columns)} as in the header. Put a "
-        "field that holds a comma in double quotes."
-      )
-    row = dict(zip(columns, fields, strict=True))
+  for place, row in rows:
     if not row["path"] or not row["label"]:
       raise listing.ListingError(f"{place}: the path or the label is empty. Mend the line.")
     given = row.get("list", "").lower()

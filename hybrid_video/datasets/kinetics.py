@@ -71,25 +71,17 @@ def _time(text: str, place: str) -> int:
 
 
 def _with_header(path: pathlib.Path) -> Iterator[_Entry]:
-  rows = listing.read_rows(path)
-  columns = [column.lower() for column in next(rows)[1]]
+  columns, rows = listing.read_table(path)
   if "label" not in columns:
     raise listing.ListingError(
       f"{path}: the header {','.join(columns)} has no column `label`. Take a list with labels."
     )
-  for number, fields in rows:
-    place = f"{path}, line {number}"
-    if len(fields) != len(columns):
-      raise listing.ListingError(
-        f"{place}: found {len(fields)} fields, expected {len(columns)} as in the header. Put a "
-        "field that holds a comma in double quotes."
-      )
-    row = dict(zip(columns, fields, strict=True))
+  for place, row in rows:
     listed = next((row[column] for column in _PATH_COLUMNS if column in row), "")
     youtube_id = "" if listed else row.get("youtube_id", "")
     if not row["label"] or not (listed or youtube_id):
       raise listing.ListingError(
-        f"{place}: found {','.join(fields)!r}, where the video or its label is empty. Mend the "
+        f"{place}: found {','.join(row.values())!r}, where the video or its label is empty. Mend the "
         "line, or take a list with labels."
       )
     clip = youtube_id

@@ -239,6 +239,32 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     ) from error
 
 
+def read_table(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+  """A CSV file with a header.
+
+  Returns:
+    (column names in lower case; for each row, where it stands, for messages, and its fields by
+    column). The rows are read as they are asked for.
+
+  Raises:
+    ListingError: as `read_rows`; a row has other fields than the header.
+  """
+  rows = read_rows(path)
+  columns = [column.lower() for column in next(rows, (1, [""]))[1]]
+
+  def fields_of_rows() -> Iterator[tuple[str, dict[str, str]]]:
+    for number, fields in rows:
+      place = f"{path}, line {number}"
+      if len(fields) != len(columns):
+        raise ListingError(
+          f"{place}: found {len(fields)} fields, expected {len(columns)} as in the header. Put a "
+          "field that holds a comma in double quotes."
+        )
+      yield place, dict(zip(columns, fields, strict=True))
+
+  return columns, fields_of_rows()
+
+
 def check_class_folders(videos: Iterable[Video], folder: pathlib.Path) -> None:
   """Refuses videos that lie in a folder named as another class than their list says.
 

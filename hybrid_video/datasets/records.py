@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import pathlib
 from typing import Any
 import uuid
 import zipfile
@@ -112,7 +111,7 @@ class Records:
   @property
   def is_local(self) -> bool:
     """Whether the records lie on a file system that Python reads."""
-    return "://" not in self.folder
+    return is_local(self.folder)
 
   @property
   def rows(self) -> np.ndarray:
@@ -134,6 +133,30 @@ class Records:
       known = f"are 1 to {self.num_splits}" if self.num_splits > 1 else "is 1 alone"
       raise ValueError(f"There is no split {split}: what {self.dataset} has {known}.")
     return np.flatnonzero(self.split_codes[:, split - 1] == code)
+
+  def lists(self, split: int, validation_share: float) -> dict[str, np.ndarray]:
+    """Places of the stored videos in each list of a split, ascending; a list may be empty.
+
+    The validation list is carved out of the official training list, see `validation_groups`.
+
+    Args:
+      split: official split, 1 and so on.
+      validation_share: of the groups of the training list, 0 to below 1.
+
+    Returns:
+      Places for each of "train", "validation", "test" and "unused".
+
+    Raises:
+      ValueError: there is no such split.
+    """
+    training = self.select(split, listing.TRAIN)
+    carved = self.validation_groups(training, validation_share)
+    return {
+      "train": training[~carved],
+      "validation": training[carved],
+      "test": self.select(split, listing.TEST),
+      "unused": self.select(split, listing.UNUSED),
+    }
 
   def validation_groups(self, places: np.ndarray, share: float) -> np.ndarray:
     """Which videos' groups belong to a validation list: a stable hash of the group's name.
@@ -422,6 +445,6 @@ def merge(
   )
 
 
-def local_path(text: str) -> pathlib.Path | None:
-  """The path of a local folder, or None for one on a remote file system."""
-  return None if "://" in text else pathlib.Path(text)
+def is_local(path: str) -> bool:
+  """Whether a path lies on a file system that Python reads."""
+  return "://" not in path

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hybrid_video.datasets import listing
 from hybrid_video.report import figures
 
 if TYPE_CHECKING:
@@ -53,30 +52,6 @@ class Sheet:
   title: str
   text: str
   strips: Sequence[figures.Strip] = ()
-
-
-def lists(found: records.Records, split: int, validation_share: float) -> dict[str, np.ndarray]:
-  """Places of the stored videos in each list of a split; a list may be empty.
-
-  Args:
-    found: the index of records.
-    split: official split, 1 and so on.
-    validation_share: of the groups of the training list, 0 to below 1.
-
-  Returns:
-    Ascending places for each of `LISTS`.
-
-  Raises:
-    ValueError: there is no such split.
-  """
-  training = found.select(split, listing.TRAIN)
-  carved = found.validation_groups(training, validation_share)
-  return {
-    "train": training[~carved],
-    "validation": training[carved],
-    "test": found.select(split, listing.TEST),
-    "unused": found.select(split, listing.UNUSED),
-  }
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -134,7 +109,7 @@ def summarise(found: records.Records, split: int, validation_share: float = 0.0)
   Raises:
     ValueError: there is no such split.
   """
-  places = lists(found, split, validation_share)
+  places = found.lists(split, validation_share)
   count = len(found.class_names)
   per_class = {name: np.bincount(found.labels[of], minlength=count) for name, of in places.items()}
   classes = [
