@@ -221,36 +221,6 @@ def test_dropout_follows_its_key_and_is_off_in_evaluation():
   assert _logits(model, _clips()).shape == (2, 3)
 
 
-@pytest.mark.parametrize(
-  ("kernel", "strides", "padding"),
-  [
-    ((1, 3, 3), (1, 1, 1), (0, 1, 1)),
-    ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-    ((1, 7, 7), (1, 2, 2), (0, 3, 3)),
-    ((3, 1, 1), (1, 1, 1), (1, 0, 0)),
-    ((3, 1, 1), (2, 1, 1), (1, 0, 0)),
-    ((1, 1, 1), (2, 2, 2), (0, 0, 0)),
-    ((3, 3, 3), (1, 1, 1), (1, 1, 1)),
-  ],
-)
-@pytest.mark.parametrize("size", [(8, 10, 12), (7, 9, 11), (1, 5, 5), (2, 3, 4)])
-def test_every_lowering_of_a_convolution_is_the_same_function(kernel, strides, padding, size):
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.standard_normal((2, *size, 3)), jnp.float32)
-  w = jnp.asarray(rng.standard_normal((*kernel, 3, 5)), jnp.float32)
-
-  def results(backend):
-    def loss(x, w):
-      y = layers.convolve(x, w, strides, padding, backend)
-      return jnp.sum(jnp.sin(y)), y
-
-    (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, w)
-    return y, *gradients
-
-  for ours, plain in zip(results("cpu"), results("tpu"), strict=True):
-    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
-
-
 def test_batch_norm_keeps_the_unbiased_variance_and_normalises_with_the_biased_one():
   x = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 2, 5)).astype(np.float32)
   norm = layers.BatchNorm(5, epsilon=1e-3, momentum=0.9)

@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import cpu_convolution
+from hybrid_video.models import convolution
 
 Array = jax.Array
 DType = jnp.dtype | type
@@ -51,43 +51,6 @@ def xavier_uniform(rng: np.random.Generator, shape: Sequence[int]) -> Array:
   return jnp.asarray(bound * (2.0 * rng.random(tuple(shape), np.float32) - 1.0))
 
 
-def convolve(
-  x: Array,
-  kernel: Array,
-  strides: tuple[int, int, int],
-  padding: tuple[int, int, int],
-  backend: str | None = None,
-) -> Array:
-  """Convolves `[B, T, H, W, C]` with a kernel `[kt, kh, kw, C, D]`, zeros outside.
-
-  The lowering is chosen by backend, the result is the same: TPUs and GPUs get the 3-D convolution
-  as it stands, a CPU gets `hybrid_video.models.cpu_convolution` where the kernel is factorised.
-
-  Args:
-    x: feature map `[B, T, H, W, C]`.
-    kernel: `[kt, kh, kw, C, D]`.
-    strides: steps along (T, H, W).
-    padding: zeros on both sides of (T, H, W).
-    backend: "cpu", "gpu" or "tpu"; the default is JAX's own.
-
-  Returns:
-    `[B, T', H', W', D]`.
-  """
-  kt, kh, kw = kernel.shape[:3]
-  if (backend or jax.default_backend()) == "cpu":
-    if kt == 1 and (strides[0], padding[0]) == (1, 0):
-      return cpu_convolution.spatial(x, kernel, strides[1:], padding[1:])
-    if (kh, kw) == (1, 1) and strides[1:] == (1, 1) and padding[1:] == (0, 0):
-      return cpu_convolution.temporal(x, kernel, strides[0], padding[0])
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    window_strides=strides,
-    padding=[(p, p) for p in padding],
-    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-  )
-
-
 class Conv3D(nnx.Module):
   """A bias-free convolution over (time, height, width); kernel `[kt, kh, kw, in, out]`."""
 
@@ -111,7 +74,7 @@ class Conv3D(nnx.Module):
   def __call__(self, x: Array) -> Array:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
     kernel = self.kernel[...].astype(self.dtype)
-    return convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
+    return convolution.convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
 
 
 def widen(x: Array) -> Array:

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#d8dee4"
 BLUE, ORANGE = "#2563a8", "#c2571a"
-_STYLE = {
+STYLE = {
   "font.size": 9,
   "axes.edgecolor": MUTED,
   "axes.labelcolor": INK,
@@ -55,7 +55,7 @@ def learning_curves(
     test: `loss` and `video_top1` of the test list.
     chance: accuracy of guessing.
   """
-  with matplotlib.rc_context(_STYLE):
+  with matplotlib.rc_context(STYLE):
     figure = _figure(8, 3.2)
     left, right = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in history]
@@ -103,7 +103,7 @@ def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequen
   shown = counts[np.ix_(rows, columns)]
   shares = shown / shown.sum(1, keepdims=True)
   size = max(3.2, 0.26 * len(columns) + 2.2)
-  with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+  with matplotlib.rc_context({**STYLE, "axes.grid": False}):
     figure = _figure(size + 0.8, max(2.6, 0.26 * len(rows) + 2.2))
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
@@ -195,7 +195,7 @@ def sheet(path: pathlib.Path, strips: Sequence[Strip]) -> None:
     for strip, picture in zip(strips, pictures, strict=True)
   ]
   width, height = _PANEL * columns, sum(heights) + _ROW_TEXT * len(strips)
-  with matplotlib.rc_context({**_STYLE, "axes.grid": False}), warnings.catch_warnings():
+  with matplotlib.rc_context({**STYLE, "axes.grid": False}), warnings.catch_warnings():
     # A name may hold letters that the font lacks; they are drawn as boxes.
     warnings.filterwarnings("ignore", message="Glyph .* missing from")
     figure = matplotlib.figure.Figure(figsize=(width, height))

@@ -1,0 +1,131 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_video.models import convolution
+from hybrid_video.models.convolution import two_dimensional, winograd
+
+CONVOLUTIONS = [
+  ((1, 3, 3), (1, 1, 1), (0, 1, 1)),
+  ((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+  ((1, 7, 7), (1, 2, 2), (0, 3, 3)),
+  ((3, 1, 1), (1, 1, 1), (1, 0, 0)),
+  ((3, 1, 1), (2, 1, 1), (1, 0, 0)),
+  ((1, 1, 1), (2, 2, 2), (0, 0, 0)),
+  ((1, 1, 1), (1, 1, 1), (0, 0, 0)),
+  ((3, 3, 3), (1, 1, 1), (1, 1, 1)),
+  ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+]
+SIZES = [(7, 9, 11), (1, 5, 5), (3, 1, 2), (4, 8, 16)]
+
+
+def _with_gradients(x, kernel, strides, padding, lowering):
+  """The output, and the gradients of a sum that weighs all its places differently."""
+
+  def loss(x, kernel):
+    y = convolution.convolve(x, kernel, strides, padding, lowering)
+    return jnp.sum(jnp.sin(y)), y
+
+  (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
+  return tuple(np.asarray(found) for found in (y, *gradients))
+
+
+def _random(size, kernel, dtype):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, *size, 3)).astype(dtype)
+  return x, (rng.standard_normal((*kernel, 3, 5)) / np.sqrt(np.prod(kernel) * 3)).astype(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("kernel", "strides", "padding"), CONVOLUTIONS)
+def test_every_lowering_of_a_convolution_is_the_same_function(
+  kernel, strides, padding, size, monkeypatch
+):
+  # Few enough at a time that every loop has several rounds.
+  monkeypatch.setattr(winograd, "_TILES_AT_ONCE", 12)
+  monkeypatch.setattr(winograd, "_PIXELS_AT_ONCE", 20)
+  monkeypatch.setattr(two_dimensional, "_PIXELS_AT_ONCE", 60)
+  with jax.enable_x64(True):
+    wide = _random(size, kernel, np.float64)
+    expected = _with_gradients(*wide, strides, padding, convolution.DIRECT)
+    for lowering in convolution.lowerings(wide[1], strides, padding):
+      for ours, plain in zip(
+        _with_gradients(*wide, strides, padding, lowering), expected, strict=True
+      ):
+        assert ours.dtype == jnp.float64
+        np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-11, err_msg=lowering)
+  narrow = _random(size, kernel, np.float32)
+  for lowering in convolution.lowerings(narrow[1], strides, padding):
+    for ours, plain in zip(
+      _with_gradients(*narrow, strides, padding, lowering), expected, strict=True
+    ):
+      assert ours.dtype == jnp.float32
+      error = np.abs(ours - plain).max()
+      assert error < 5e-6 * max(1.0, np.abs(plain).max()), lowering
+
+
+@pytest.mark.parametrize("kind", ["spatial", "temporal"])
+def test_winograds_rounding_at_the_networks_own_widths_is_that_of_float32(kind):
+  rng = np.random.default_rng(0)
+  kernel, padding = ((1, 3, 3), (0, 1, 1)) if kind == "spatial" else ((3, 1, 1), (1, 0, 0))
+  x = rng.standard_normal((1, 8, 14, 14, 144))
+  w = rng.standard_normal((*kernel, 144, 64)) / np.sqrt(np.prod(kernel) * 144)
+  errors = {}
+  with jax.enable_x64(True):
+    exact = _with_gradients(x, w, (1, 1, 1), padding, convolution.DIRECT)
+  x, w = x.astype(np.float32), w.astype(np.float32)
+  for lowering in (convolution.DIRECT, convolution.WINOGRAD):
+    found = _with_gradients(x, w, (1, 1, 1), padding, lowering)
+    errors[lowering] = [
+      np.sqrt(np.mean((a - b) ** 2) / np.mean(np.square(b)))
+      for a, b in zip(found, exact, strict=True)
+    ]
+  assert max(errors[convolution.WINOGRAD]) < 1e-6
+  assert all(
+    ours < 4 * direct
+    for ours, direct in zip(errors[convolution.WINOGRAD], errors[convolution.DIRECT], strict=True)
+  )
+
+
+def test_the_points_of_a_transform_give_exact_polynomial_products():
+  """Mixing with A', G and B' filters exactly: checked on every pair of unit impulses."""
+  for transform in (winograd.ROWS, winograd.COLUMNS):
+    for place, tap in itertools.product(range(transform.products), range(3)):
+      signal, kernel = np.eye(transform.products)[place], np.eye(3)[tap]
+      found = transform.output @ ((transform.kernel @ kernel) * (transform.input @ signal))
+      expected = np.correlate(signal, kernel, "valid")
+      np.testing.assert_allclose(found, expected, atol=1e-13)
+
+
+def _chosen(
+  channels, out, kernel, *, size=(16, 56, 56), strides=(1, 1, 1), backend="cpu", dtype=jnp.float32
+):
+  x = jax.ShapeDtypeStruct((2, *size, channels), dtype)
+  w = jax.ShapeDtypeStruct((*kernel, channels, out), dtype)
+  padding = tuple(k // 2 for k in kernel)
+  return convolution.choose(x, w, strides, padding, backend)
+
+
+def test_the_lowering_follows_from_backend_and_shape(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  spatial, temporal = (1, 3, 3), (3, 1, 1)
+  assert _chosen(64, 144, spatial) == convolution.WINOGRAD
+  assert _chosen(144, 64, temporal) == convolution.WINOGRAD
+  assert _chosen(64, 144, spatial, dtype=jnp.bfloat16) == convolution.TWO_DIMENSIONAL
+  assert _chosen(512, 921, spatial, size=(2, 7, 7)) == convolution.TWO_DIMENSIONAL
+  assert _chosen(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
+  assert _chosen(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
+  assert _chosen(64, 64, (3, 3, 3)) == convolution.DIRECT
+  for kernel in (spatial, temporal, (3, 3, 3), (1, 1, 1)):
+    assert _chosen(64, 144, kernel, backend="gpu") == convolution.DIRECT
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
+  assert _chosen(64, 144, spatial) == convolution.TWO_DIMENSIONAL
+
+
+def test_a_form_that_a_convolution_cannot_take_is_refused_with_those_it_can():
+  x, w = _random((4, 5, 6), (3, 3, 3), np.float32)
+  with pytest.raises(ValueError, match=r"no form 'winograd': take one of direct"):
+    convolution.convolve(x, w, (1, 1, 1), (1, 1, 1), convolution.WINOGRAD)
