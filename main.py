@@ -58,8 +58,10 @@ def main(argv: list[str]) -> None:
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")
-  from hybrid_video import train
+  from hybrid_video import platform_setup, train
 
+  platform_setup.keep_compiled_programs()
+  platform_setup.keep_freed_memory()
   try:
     train.run(_CONFIG.value, pathlib.Path(_WORKDIR.value), mode=_MODE.value)
   except (ValueError, OSError, train.TrainingError) as error:

@@ -14,7 +14,9 @@ from typing import Any
 import matplotlib.axes
 import matplotlib.figure
 
-from hybrid_video.report.figures import STYLE
+from hybrid_video.report.figures import BLUE, INK, MUTED, ORANGE, STYLE
+
+__all__ = ["BLUE", "INK", "MUTED", "ORANGE", "plot", "processor", "table", "versions", "write"]
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "libtpu")

@@ -43,6 +43,34 @@ class Evaluation:
     return counts
 
 
+@jax.jit
+def _score(
+  scores: jax.Array, labels: jax.Array, mask: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+  return metrics.sums(scores, labels, mask), jax.nn.softmax(scores, axis=-1)
+
+
+def _means(
+  scores: np.ndarray, labels: np.ndarray, size: int
+) -> tuple[dict[str, float], np.ndarray]:
+  """Metrics of scores `[N, classes]`, and their softmax of the same shape.
+
+  Taken `size` rows at a time, the last ones padded, so that clips and videos of every list, however
+  many, are scored by one compiled program.
+  """
+  parts, shares = [], []
+  for start in range(0, len(scores), size):
+    count = min(size, len(scores) - start)
+    rows = np.zeros((size, scores.shape[1]), np.float32)
+    rows[:count] = scores[start : start + count]
+    true = np.zeros(size, np.int32)
+    true[:count] = labels[start : start + count]
+    sums, share = jax.device_get(_score(rows, true, (np.arange(size) < count).astype(np.float32)))
+    parts.append(sums)
+    shares.append(share[:count])
+  return metrics.means(parts), np.concatenate(shares)
+
+
 def evaluate(
   predict: Callable[[dict[str, np.ndarray]], jax.Array],
   batches: Iterable[dict[str, np.ndarray]],
@@ -65,13 +93,12 @@ def evaluate(
   logits = np.concatenate(parts) if parts else np.zeros((0, 1))
   if len(logits) < len(rows):
     raise ValueError(f"{len(rows)} clips were planned and only {len(logits)} were evaluated.")
-  logits = logits[: len(rows)]
-  of_clips = np.asarray(jax.nn.softmax(logits, axis=-1))
+  size = max(map(len, parts), default=1)
+  clip, of_clips = _means(logits[: len(rows)], labels[rows], size)
   of_videos = np.zeros((len(labels), logits.shape[1]), np.float32)
   np.add.at(of_videos, rows, of_clips)
   of_videos /= np.bincount(rows, minlength=len(labels))[:, None]
-  clip = metrics.means([metrics.sums(logits, labels[rows], np.ones(len(rows)))])
-  video = metrics.means([metrics.sums(of_videos, labels, np.ones(len(labels)))])
+  video, _ = _means(of_videos, labels, size)
   numbers = {
     "video_top1": video["top1"],
     "video_top5": video["top5"],
@@ -98,7 +125,7 @@ class Evaluator:
     batch_size: int,
     mesh: jax.sharding.Mesh,
   ):
-    """Compiles nothing yet.
+    """Compiles nothing yet; the first batch does, and every list and order after it shares that.
 
     Args:
       found: the index of records.

@@ -1,14 +1,22 @@
 """Optimisers and learning-rate schedules by name, from plain numbers.
 
-In: settings and the length of training. Out: an optax transformation and its schedule.
+In: settings and the length of training. Out: an optax transformation for a learning rate of one, and
+the learning rate of each step, worked out on the host: it enters the compiled step as a number, so
+that another length, schedule or rate is the same program.
 """
 
+from collections.abc import Callable
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+
+# A step's number, from 0, to its learning rate.
+Schedule = Callable[[int], np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +67,21 @@ def _trained_or_frozen(params: Any, freeze: tuple[str, ...]) -> Any:
   return labels
 
 
-def make_schedule(
-  settings: OptimizerSettings, *, steps: int, steps_per_epoch: float
-) -> optax.Schedule:
+def make_schedule(settings: OptimizerSettings, *, steps: int, steps_per_epoch: float) -> Schedule:
   """The learning rate at each step.
+
+  A linear warm-up (Goyal et al., 2017), then the rate itself, half a cosine wave (Loshchilov and
+  Hutter, 2017) or stairs; as optax's `linear_schedule`, `cosine_decay_schedule` and staircase
+  `exponential_decay` joined, without a program for each of their operations.
+
+  Args:
+    settings: which schedule.
+    steps: of the whole training.
+    steps_per_epoch: not always a whole number.
+
+  Returns:
+    A function of the step's number, from 0, that gives float32 always: the compiled step would be
+    another one for another type.
 
   Raises:
     ValueError: an unknown schedule, or a warm-up as long as the training.
@@ -70,39 +89,43 @@ def make_schedule(
   warmup = round(settings.warmup_epochs * steps_per_epoch)
   if warmup and warmup >= steps:
     raise ValueError(f"A warm-up of {warmup} steps leaves nothing of a training of {steps}.")
-  rate, left = settings.learning_rate, steps - warmup
-  if settings.schedule == "constant":
-    after = optax.constant_schedule(rate)
-  elif settings.schedule == "cosine":
-    after = optax.cosine_decay_schedule(rate, left)
-  elif settings.schedule == "step":
-    every = max(1, round(settings.step_epochs * steps_per_epoch))
-    after = optax.exponential_decay(rate, every, settings.step_factor, staircase=True)
-  else:
+  left = steps - warmup
+  every = max(1, round(settings.step_epochs * steps_per_epoch))
+  shapes: dict[str, Callable[[int], float]] = {
+    "constant": lambda step: 1.0,
+    "cosine": lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step / left, 1.0))),
+    "step": lambda step: settings.step_factor ** (step // every),
+  }
+  if settings.schedule not in shapes:
     raise ValueError(f"There is no schedule {settings.schedule!r}. Known: constant, cosine, step.")
-  if not warmup:
-    return after
-  return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+  after = shapes[settings.schedule]
+
+  def schedule(step: int) -> np.float32:
+    share = step / warmup if step < warmup else after(step - warmup)
+    return np.float32(settings.learning_rate * share)
+
+  return schedule
 
 
-def make_optimizer(
-  settings: OptimizerSettings, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-  """The transformation that turns gradients into updates.
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
+  """The transformation that turns gradients into updates for a learning rate of one.
+
+  The training step multiplies the updates by the learning rate; the momentum of "sgd" and the
+  decoupled decay of "adamw" are added up before it, as they are in optax.
 
   Raises:
-    ValueError: an unknown name.
+    ValueError: an unknown name; of `init`, a part to freeze that the model does not have.
   """
   parts = []
   if settings.clip_norm:
     parts.append(optax.clip_by_global_norm(settings.clip_norm))
   l2 = optax.add_decayed_weights(settings.weight_decay)
   if settings.name == "adam":
-    parts += [l2, optax.adam(schedule)]
+    parts += [l2, optax.adam(1.0)]
   elif settings.name == "sgd":
-    parts += [l2, optax.sgd(schedule, momentum=settings.momentum)]
+    parts += [l2, optax.sgd(1.0, momentum=settings.momentum)]
   elif settings.name == "adamw":
-    parts.append(optax.adamw(schedule, weight_decay=settings.weight_decay))
+    parts.append(optax.adamw(1.0, weight_decay=settings.weight_decay))
   else:
     raise ValueError(f"There is no optimiser {settings.name!r}. Known: adam, adamw, sgd.")
   chain = optax.chain(*parts)

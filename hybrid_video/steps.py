@@ -1,6 +1,8 @@
 """The pure steps: state and batch in, new state and metric sums out (training), or logits.
 
-State is a plain dict of arrays: `step`, `params`, `batch_stats`, `opt_state`.
+State is a plain dict of arrays: `step`, `params`, `batch_stats`, `opt_state`. What differs between
+runs of one experiment, such as the seed or the learning rate of a step, is an input as well, so that
+all of them share one compiled program.
 """
 
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hybrid_video import metrics, models
@@ -67,12 +70,13 @@ def init_state(
 ) -> State:
   """The state before the first step, of a fresh model or of one with weights loaded into it."""
   _, params, batch_stats = models.split(network.build() if model is None else model)
-  return {
-    "step": jnp.zeros((), jnp.int32),
-    "params": params,
-    "batch_stats": batch_stats,
-    "opt_state": jax.jit(optimizer.init)(params),
-  }
+
+  # One program for all of it, not one for every shape of an array of zeros.
+  @jax.jit
+  def start(params: models.Tree) -> State:
+    return {"step": jnp.zeros((), jnp.int32), "opt_state": optimizer.init(params)}
+
+  return {"params": params, "batch_stats": batch_stats, **start(params)}
 
 
 def mirror(clips: Array, flips: Array) -> Array:
@@ -83,10 +87,11 @@ def mirror(clips: Array, flips: Array) -> Array:
 def train_step(
   state: State,
   batch: dict[str, Array],
+  learning_rate: np.float32 | Array,
+  seed: np.uint32 | Array,
   *,
   network: Network,
   optimizer: optax.GradientTransformation,
-  seed: int,
   augment: Augment | None = None,
 ) -> tuple[State, dict[str, Array]]:
   """One update.
@@ -94,9 +99,11 @@ def train_step(
   Args:
     state: see the module.
     batch: `clips` uint8 `[B, T, H, W, 3]`, `labels` `[B]`, `flips` bool `[B]`: clips to mirror.
+    learning_rate: of this step; float32, as `optimizers.make_schedule` gives it.
+    seed: the keys of dropout and augmentation follow from it and the step; uint32. Of either, a
+      number of another type, Python's own among them, is another program.
     network: the model.
-    optimizer: the same that made the state.
-    seed: the keys of dropout and augmentation follow from it and the step.
+    optimizer: the same that made the state, for a learning rate of one.
     augment: what is done to the batch, see `augmentation.make_augment`; None is nothing.
 
   Returns:
@@ -122,6 +129,7 @@ def train_step(
 
   gradients, (batch_stats, parts) = jax.grad(loss_and_rest, has_aux=True)(state["params"])
   updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+  updates = jax.tree.map(lambda update: learning_rate * update, updates)
   new = {
     "step": state["step"] + 1,
     "params": optax.apply_updates(state["params"], updates),

@@ -22,6 +22,7 @@ import numpy as np
 from hybrid_video import (
   augmentation,
   checkpoints,
+  compilation,
   evaluation,
   inspection,
   metrics,
@@ -106,6 +107,8 @@ def _train_loop(
   state: steps.State,
   step_fn: Callable[..., tuple[steps.State, dict[str, jax.Array]]],
   *,
+  schedule: optimizers.Schedule,
+  compiled: compilation.Compilations,
   config: ml_collections.ConfigDict,
   found: records.Records,
   places: np.ndarray,
@@ -115,6 +118,8 @@ def _train_loop(
   total_steps: int,
 ) -> steps.State:
   first_step = int(state["step"])
+  # What JAX makes of a larger seed, told to it as the type that the compiled step takes.
+  seed = np.uint32(config.seed % 2**32)
   steps_per_epoch = len(places) / config.batch_size
   save_every = max(1, round(config.checkpoint_every_epochs * steps_per_epoch))
   writer = None
@@ -136,13 +141,15 @@ def _train_loop(
   reported_step = first_step
   for step, batch in enumerate(batches, first_step + 1):
     batch.pop("places")
-    state, parts = step_fn(state, sharding.put_batch(batch, mesh))
+    learning_rate = schedule(step - 1)
+    state, parts = step_fn(state, sharding.put_batch(batch, mesh), learning_rate, seed)
     waiting.append(parts)
     if config.profile:
       profile(step)
     if step == first_step + 1:
       # The first step compiles: it is not part of any speed.
       jax.block_until_ready(state)
+      log.info("Compiled up to the first step: %s", compiled)
       started = reported = time.monotonic()
     last = step == total_steps
     saves = last or step % save_every == 0
@@ -159,6 +166,7 @@ def _train_loop(
           step,
           {
             "epoch": step / steps_per_epoch,
+            "learning_rate": float(learning_rate),
             **{f"train/{k}": v for k, v in means.items()},
             "clips_per_second": config.batch_size / recent if recent else 0.0,
             "seconds_left": pace * (total_steps - step),
@@ -275,6 +283,16 @@ def run(
     ValueError: a value, file or folder that cannot serve; the message says what to do.
     TrainingError: the loss is no longer finite.
   """
+  with compilation.counted() as compiled:
+    return _run(config, workdir, mode, compiled)
+
+
+def _run(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  mode: str,
+  compiled: compilation.Compilations,
+) -> dict[str, Any]:
   began = time.monotonic()
   workdir = pathlib.Path(workdir).absolute()
   workdir.mkdir(parents=True, exist_ok=True)
@@ -311,7 +329,7 @@ def run(
   total_steps = max(1, round(config.epochs * steps_per_epoch))
   settings = optimizers.OptimizerSettings(**config.optimizer)
   schedule = optimizers.make_schedule(settings, steps=total_steps, steps_per_epoch=steps_per_epoch)
-  optimizer = optimizers.make_optimizer(settings, schedule)
+  optimizer = optimizers.make_optimizer(settings)
   network = make_network(config, len(found.class_names))
   augment = augmentation.make_augment(
     augmented, mesh=mesh, normalise=network.normalise, num_classes=len(found.class_names)
@@ -367,15 +385,15 @@ def run(
       config.batch_size,
     )
     step_fn = jax.jit(
-      functools.partial(
-        steps.train_step, network=network, optimizer=optimizer, seed=config.seed, augment=augment
-      ),
+      functools.partial(steps.train_step, network=network, optimizer=optimizer, augment=augment),
       donate_argnums=0,
       out_shardings=(state_shardings, sharding.replicated(mesh)),
     )
     state = _train_loop(
       state,
       step_fn,
+      schedule=schedule,
+      compiled=compiled,
       config=config,
       found=found,
       places=places,
@@ -388,10 +406,12 @@ def run(
 
   outcome = _evaluate(config, workdir, found, network, mesh, state)
   outcome["parameters"] = parameters
+  outcome["compilation"] = compiled.as_numbers()
   outcome["seconds"] = round(time.monotonic() - began, 1)
   if _is_first():
     path = results.write(workdir, outcome)
     log.info("%s", results.summary(outcome))
+    log.info("Compiled in all: %s", compiled)
     log.info("Results: %s", path)
     log.info("Figures: %s", workdir / "figures")
   return outcome

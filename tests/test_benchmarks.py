@@ -1,9 +1,15 @@
 """That the benchmarks run and say what they promise; how fast is no matter of tests."""
 
+import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
+
+from benchmarks import end_to_end, train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,3 +27,211 @@ def test_input_throughput_ends_with_one_json_object():
   psnr = [row["psnr_mean_db"] for row in found["quality"]]
   assert psnr == sorted(psnr)
   assert 25 < psnr[0] < psnr[-1] < 50
+
+
+def _run(*command: str) -> subprocess.CompletedProcess:
+  # One device, as a user's CPU is.
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  return subprocess.run(
+    [sys.executable, *command],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+def test_train_step_measures_our_side_where_there_is_no_pytorch(tmp_path):
+  done = _run(
+    "benchmarks/train_step.py",
+    "--no_peer",
+    "--works=forward",
+    "--batches=2",
+    "--frames=2",
+    "--size=16",
+    "--turns=1",
+    "--seconds=0.01",
+    f"--results={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  (row,) = found["rows"]
+  assert (row["work"], row["frames"], row["batch"]) == ("forward", 2, 2)
+  assert row["ours_clips_per_second"] == pytest.approx(2 / row["ours_seconds"])
+  # 31 million float32 parameters.
+  assert row["ours_program_mib"] > row["ours_temporary_mib"] + 119
+  assert row["ours_peak_mib"] > 119
+  assert found["failed"] == []
+  assert json.loads((tmp_path / "train_step_cpu.json").read_text()) == found
+  assert (tmp_path / "train_step_cpu.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")
+def test_train_step_without_pytorch_says_what_to_install():
+  done = _run("benchmarks/train_step.py")
+  assert done.returncode == 1
+  assert "'torch'" in done.stderr
+  assert "pip install -r benchmarks/requirements.txt" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+class _Answers:
+  """A side whose answers are given."""
+
+  def __init__(self, **answers):
+    self._answers = answers
+
+  def ask(self, do, **arguments):
+    answer = self._answers[do]
+    return answer(**arguments) if callable(answer) else answer
+
+
+def test_two_sides_that_give_other_logits_are_not_compared():
+  peer = _Answers(logits={"logits": [[1.0, -2.0]]})
+  near = _Answers(logits={"logits": [[1.0001, -2.0]]})
+  assert train_step.check_agreement(near, peer, 2, 16) == pytest.approx(5e-5, rel=1e-3)
+  far = _Answers(logits={"logits": [[1.0, -1.99]]})
+  with pytest.raises(train_step.BenchmarkError, match=r"differ by 5\.0e-03"):
+    train_step.check_agreement(far, peer, 2, 16)
+  broken = _Answers(logits={"logits": [[float("nan"), -2.0]]})
+  with pytest.raises(train_step.BenchmarkError, match="nan"):
+    train_step.check_agreement(broken, peer, 2, 16)
+
+
+def test_the_peer_takes_its_fastest_form_and_a_compiler_that_fails_is_no_end():
+  seconds = {
+    ("forward", "contiguous", False): 3.0,
+    ("forward", "channels_last_3d", False): 2.0,
+    ("forward", "channels_last_3d", True): 4.0,
+    ("train", "contiguous", False): 5.0,
+    ("train", "channels_last_3d", False): 6.0,
+    ("train", "channels_last_3d", True): 1.0,
+  }
+  current = []
+
+  def prepare(work, layout, compiled, **_):
+    current[:] = [(work, layout, compiled)]
+    if current[0] not in seconds:
+      raise train_step.BenchmarkError("no compiler")
+    return {"seconds": seconds[current[0]] + 1, "first_seconds": 9.0}
+
+  peer = _Answers(prepare=prepare, run=lambda calls: {"seconds": seconds[current[0]]})
+  shape = {"batch": 2, "frames": 16, "size": 112}
+  best, tried = train_step.best_forms(peer, train_step.WORKS, (False, True), shape, 2)
+  assert best == {
+    "forward": {"layout": "channels_last_3d", "compiled": False},
+    "train": {"layout": "channels_last_3d", "compiled": True},
+  }
+  failed = [(row["work"], row["layout"]) for row in tried if row["compiled"] and "error" in row]
+  assert failed == [("forward", "contiguous"), ("train", "contiguous")]
+  del seconds["train", "contiguous", False]
+  with pytest.raises(train_step.BenchmarkError, match="no compiler"):
+    train_step.best_forms(peer, train_step.WORKS, (False, True), shape, 2)
+
+
+def test_ratios_are_of_the_first_clip_length_and_told_apart_by_allocator():
+  def row(work, allocator, frames, ratio):
+    return {"work": work, "allocator": allocator, "frames": frames, "ratio": ratio}
+
+  rows = [
+    *(row("forward", "kept", 16, ratio) for ratio in (1.5, 1.1, 1.2)),
+    row("forward", "kept", 32, 9.0),
+    row("train", "kept", 16, 2.0),
+    *(row("train", "default", 16, ratio) for ratio in (3.0, 4.0)),
+  ]
+  assert train_step.ratios(rows, 16) == {
+    "ratio_forward": 1.2,
+    "ratio_forward_least": 1.1,
+    "ratio_train": 2.0,
+    "ratio_train_least": 2.0,
+    "ratio_train_default_allocator": 3.5,
+    "ratio_train_least_default_allocator": 3.0,
+  }
+
+
+def test_a_side_whose_process_ends_is_told_with_its_status(monkeypatch):
+  monkeypatch.setattr(train_step.sys, "executable", "false")
+  with (
+    train_step.Side("ours", "float32", True, {}) as side,
+    pytest.raises(train_step.BenchmarkError, match="JAX's process ended with status 1"),
+  ):
+    side.ask("about")
+
+
+def test_a_device_waits_for_data_only_while_it_has_nothing_to_do():
+  # Step 0 ends at 10. Batch 1 is made meanwhile; 2 is late by 3 s, and its copy by one more; 3 is in
+  # time and its copy late by 2 s.
+  waited, copied = end_to_end.device_waiting(
+    given=[0.0, 4.0, 23.0, 30.0], placed=[1.0, 5.0, 24.0, 42.0], finished=[10.0, 20.0, 40.0, 50.0]
+  )
+  assert (waited, copied) == (3.0, 3.0)
+
+
+class _Clock:
+  """Time that passes by sleeping and by making batches."""
+
+  def __init__(self, makes):
+    self.now = 0.0
+    self._makes = iter(makes)
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    self.now += next(self._makes)
+
+  def sleep(self, seconds):
+    self.now += seconds
+
+
+def _share(makes, period, ahead):
+  clock = _Clock([0.0, *makes])
+  return end_to_end.feed(
+    clock, period, len(makes), ahead=ahead, clock=lambda: clock.now, sleep=clock.sleep
+  )
+
+
+def test_a_card_with_a_queue_waits_only_for_what_is_slower_than_itself():
+  assert _share([0.9] * 50, period=1.0, ahead=2) == 0.0
+  # Batches take twice the card's time, so that half of its time goes by in waiting; the queue cannot
+  # change that.
+  assert _share([2.0] * 50, period=1.0, ahead=2) == pytest.approx(0.5, abs=0.01)
+  # Without a queue, every batch is made while the card stands.
+  assert _share([0.25] * 50, period=1.0, ahead=1) == pytest.approx(0.2)
+
+
+def test_a_queue_bridges_one_slow_batch():
+  makes = [0.1] * 5 + [2.5] + [0.1] * 5
+  assert _share(makes, period=1.0, ahead=4) == 0.0
+  assert _share(makes, period=1.0, ahead=2) == pytest.approx(1.5 / 12.5)
+
+
+def test_the_highest_rate_stops_at_the_first_that_waits():
+  shares = [(300.0, 0.05), (100.0, 0.0), (200.0, 0.019), (400.0, 0.001)]
+  assert end_to_end.highest_under(shares, 0.02) == 200.0
+  assert end_to_end.highest_under([(100.0, 0.02)], 0.02) is None
+
+
+def test_end_to_end_ends_with_one_json_object(tmp_path):
+  done = _run(
+    "benchmarks/end_to_end.py",
+    "--videos=tests/data/hmdb51",
+    "--steps=3",
+    "--warmup=1",
+    "--batch=2",
+    "--turns=1",
+    "--seconds=0.2",
+    "--rates=10",
+    f"--results={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  for share in ("waiting_share", "handover_share", "blocked_share"):
+    assert 0 <= found[share] <= 1
+  assert found["clips_per_second"] > 0
+  assert len(found["rows"]) == len(end_to_end.SHARES)
+  assert found["rate_on_16_cores"] is None or found["rate_per_core_2_percent"] > 0
+  assert found["waiting_share_at"].keys() == {"10"}
+  assert found["stored_videos"] == 3
+  assert (tmp_path / "end_to_end_cpu.png").stat().st_size > 1000

@@ -1,12 +1,13 @@
 import itertools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video.models import convolution
-from hybrid_video.models.convolution import two_dimensional, winograd
+from hybrid_video.models import convolution, video_resnet
+from hybrid_video.models.convolution import folded, two_dimensional, winograd
 
 CONVOLUTIONS = [
   ((1, 3, 3), (1, 1, 1), (0, 1, 1)),
@@ -26,7 +27,7 @@ def _with_gradients(x, kernel, strides, padding, lowering):
   """The output, and the gradients of a sum that weighs all its places differently."""
 
   def loss(x, kernel):
-    y = convolution.convolve(x, kernel, strides, padding, lowering)
+    y = convolution.unfold(convolution.convolve(x, kernel, strides, padding, lowering))
     return jnp.sum(jnp.sin(y)), y
 
   (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
@@ -116,6 +117,9 @@ def test_the_lowering_follows_from_backend_and_shape(monkeypatch):
   assert _chosen(144, 64, temporal) == convolution.WINOGRAD
   assert _chosen(64, 144, spatial, dtype=jnp.bfloat16) == convolution.TWO_DIMENSIONAL
   assert _chosen(512, 921, spatial, size=(2, 7, 7)) == convolution.TWO_DIMENSIONAL
+  assert _chosen(8, 18, spatial) == convolution.TWO_DIMENSIONAL
+  assert _chosen(3, 45, (1, 7, 7), strides=(1, 2, 2), backend="tpu") == convolution.FOLDED
+  assert _chosen(64, 230, spatial, strides=(1, 2, 2), backend="tpu") == convolution.DIRECT
   assert _chosen(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
   assert _chosen(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
   assert _chosen(64, 64, (3, 3, 3)) == convolution.DIRECT
@@ -129,3 +133,69 @@ def test_a_form_that_a_convolution_cannot_take_is_refused_with_those_it_can():
   x, w = _random((4, 5, 6), (3, 3, 3), np.float32)
   with pytest.raises(ValueError, match=r"no form 'winograd': take one of direct"):
     convolution.convolve(x, w, (1, 1, 1), (1, 1, 1), convolution.WINOGRAD)
+
+
+def _trunk_with_gradients(backend, architecture, blocks, size, frozen, remat=False):
+  numerics = video_resnet.Numerics(jnp.float64, remat=remat, freeze_statistics=frozen)
+  trunk = video_resnet.Trunk(
+    architecture, blocks=blocks, width=4, numerics=numerics, rng=np.random.default_rng(0)
+  )
+  graphdef, params, rest = nnx.split(trunk, nnx.Param, ...)
+  params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+  clips = np.random.default_rng(1).standard_normal((2, *size, 3))
+
+  def loss(params, clips):
+    model = nnx.merge(graphdef, params, jax.tree.map(jnp.array, rest))
+    features = model(clips)
+    statistics = nnx.state(model, nnx.BatchStat)
+    return jnp.sum(jnp.sin(features)), (features, statistics)
+
+  with convolution.lowered_for(backend):
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, (features, statistics)), gradients = step(params, clips)
+  return jax.tree.map(np.asarray, (features, statistics, gradients))
+
+
+@pytest.mark.parametrize(
+  ("architecture", "blocks", "size", "frozen", "remat"),
+  [
+    ("r2plus1d_18", 4, (5, 18, 20), False, False),
+    ("r2plus1d_18", 3, (4, 17, 22), False, False),  # odd rows
+    ("r2plus1d_18", 3, (4, 20, 18), False, True),  # an odd number of columns after the stem
+    ("r2plus1d_18", 2, (4, 20, 17), False, False),  # ends within the fold
+    ("r2plus1d_18", 3, (2, 8, 7), True, False),
+    ("r3d_18", 3, (4, 12, 14), False, False),
+    ("mc3_18", 4, (4, 12, 13), False, False),
+    ("r2plus1d_34", 4, (4, 12, 18), False, False),  # a stage of three blocks
+  ],
+)
+def test_a_folded_trunk_computes_what_the_plain_one_does(architecture, blocks, size, frozen, remat):
+  with jax.enable_x64(True):
+    arguments = (architecture, blocks, size, frozen, remat)
+    plain = _trunk_with_gradients("gpu", *arguments)
+    folded = _trunk_with_gradients("tpu", *arguments)
+  for (path, expected), found in zip(
+    jax.tree.leaves_with_path(plain), jax.tree.leaves(folded), strict=True
+  ):
+    name = jax.tree_util.keystr(path)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale, err_msg=name)
+
+
+def test_on_a_tpu_the_fold_holds_from_the_stem_to_the_first_stride():
+  clips = jnp.zeros((1, 2, 16, 16, 3))
+  with convolution.lowered_for("tpu"):
+    trunk = video_resnet.Trunk(blocks=3, rng=np.random.default_rng(0))
+    x = trunk.stem(clips)
+    kinds = [type(x)]
+    for _, block in trunk.blocks():
+      x = block(x)
+      kinds.append(type(x))
+  assert kinds[:3] == [folded.Folded] * 3
+  assert not issubclass(kinds[3], folded.Folded)
+
+
+def test_a_folded_map_is_not_convolved_in_a_way_the_fold_does_not_cover():
+  x = folded.stem(jnp.ones((1, 2, 8, 8, 3)), jnp.ones((1, 3, 3, 3, 4)))
+  with pytest.raises(ValueError, match=r"by \(1, 5, 5\).*unfold it first"):
+    convolution.convolve(x, jnp.ones((1, 5, 5, 4, 4)), (1, 1, 1), (0, 2, 2))

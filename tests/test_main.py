@@ -14,6 +14,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+  """Compiled programs go where tests' files go, not to the user's."""
+  monkeypatch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, "main.py", *arguments],
@@ -122,7 +128,9 @@ def test_the_data_are_inspected_and_damage_to_them_is_one_clear_message(made_fol
   assert_one_clear_error(run(*arguments), str(shard), "damaged", "Delete this file")
 
 
-def test_ctrl_c_stops_without_a_stack_trace(made_folder, tmp_path):
+def test_ctrl_c_stops_without_a_stack_trace_and_what_was_compiled_is_kept(
+  made_folder, tmp_path, tmp_path_factory
+):
   command = [sys.executable, "main.py", *on_made_set(made_folder, tmp_path)]
   process = subprocess.Popen(
     [*command, "--config.epochs=1000", "--config.log_every_steps=1"],
@@ -141,5 +149,7 @@ def test_ctrl_c_stops_without_a_stack_trace(made_folder, tmp_path):
   finally:
     process.kill()
   assert process.returncode == 128 + signal.SIGINT
+  programs = tmp_path_factory.getbasetemp() / "cache" / "hybrid_video" / "xla"
+  assert any("train_step" in path.name for path in programs.rglob("*-cache"))
   assert told.strip().endswith("Stopped. The same command goes on from here.")
   assert "Traceback" not in told

@@ -1,4 +1,6 @@
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -22,13 +24,35 @@ def test_cosine_rises_for_the_warm_up_and_ends_at_zero():
   assert found == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
 
 
+_STEPS, _PER_EPOCH, _WARMUP, _RATE = 40, 3.5, 7, 0.3
+
+
+@pytest.mark.parametrize(
+  ("name", "after"),
+  [
+    ("constant", optax.constant_schedule(_RATE)),
+    ("cosine", optax.cosine_decay_schedule(_RATE, _STEPS - _WARMUP)),
+    # Three epochs are 10.5 steps, and Python rounds to the even number.
+    ("step", optax.exponential_decay(_RATE, 10, 0.2, staircase=True)),
+  ],
+)
+def test_schedules_are_those_of_optax_at_every_step_and_float32(name, after):
+  settings = optimizers.OptimizerSettings(
+    schedule=name, learning_rate=_RATE, warmup_epochs=2, step_epochs=3, step_factor=0.2
+  )
+  schedule = optimizers.make_schedule(settings, steps=_STEPS, steps_per_epoch=_PER_EPOCH)
+  found = [schedule(step) for step in range(_STEPS + 2)]
+  assert {type(rate) for rate in found} == {np.float32}
+  theirs = optax.join_schedules([optax.linear_schedule(0.0, _RATE, _WARMUP), after], [_WARMUP])
+  expected = theirs(jnp.arange(_STEPS + 2))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
 def _first_update(name, gradient, parameter, **settings):
-  made = optimizers.OptimizerSettings(name=name, learning_rate=0.1, schedule="constant", **settings)
-  schedule = optimizers.make_schedule(made, steps=10, steps_per_epoch=1)
-  optimizer = optimizers.make_optimizer(made, schedule)
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(name=name, **settings))
   params = {"w": jnp.array(parameter)}
   updates, _ = optimizer.update({"w": jnp.array(gradient)}, optimizer.init(params), params)
-  return float(optax.apply_updates(params, updates)["w"])
+  return parameter + 0.1 * float(updates["w"])
 
 
 def test_weight_decay_is_l2_in_sgd_and_decoupled_in_adamw():
@@ -58,6 +82,31 @@ def test_a_schedule_that_cannot_be_is_refused(settings, message):
 
 def test_an_unknown_optimiser_is_refused():
   with pytest.raises(ValueError, match="no optimiser 'lion'"):
-    optimizers.make_optimizer(
-      optimizers.OptimizerSettings(name="lion"), optax.constant_schedule(0.1)
-    )
+    optimizers.make_optimizer(optimizers.OptimizerSettings(name="lion"))
+
+
+@pytest.mark.parametrize(
+  ("name", "theirs"),
+  [
+    ("sgd", lambda rate: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(rate, 0.9))),
+    ("adam", lambda rate: optax.chain(optax.add_decayed_weights(0.1), optax.adam(rate))),
+    ("adamw", lambda rate: optax.adamw(rate, weight_decay=0.1)),
+  ],
+)
+def test_a_rate_applied_after_the_optimiser_trains_as_optax_with_the_schedule_inside(name, theirs):
+  settings = optimizers.OptimizerSettings(name=name, weight_decay=0.1, warmup_epochs=2)
+  schedule = optimizers.make_schedule(settings, steps=12, steps_per_epoch=2)
+  ours = optimizers.make_optimizer(settings)
+  rates = jnp.array([schedule(step) for step in range(12)])
+  reference = theirs(lambda count: rates[count])
+  rng = np.random.default_rng(0)
+  a = b = {"w": jnp.array(rng.standard_normal(5), jnp.float32)}
+  state, expected_state = ours.init(a), reference.init(b)
+  for step in range(12):
+    rate = schedule(step)
+    gradients = {"w": jnp.array(rng.standard_normal(5), jnp.float32)}
+    updates, state = ours.update(gradients, state, a)
+    a = optax.apply_updates(a, jax.tree.map(lambda u, rate=rate: rate * u, updates))
+    updates, expected_state = reference.update(gradients, expected_state, b)
+    b = optax.apply_updates(b, updates)
+  np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The pure steps on one device and on four."""
+"""The pure steps on one device and on four, and what they compile to."""
 
 import functools
 
@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import augmentation, checkpoints, models, optimizers, sharding, steps
+from hybrid_video import (
+  augmentation,
+  checkpoints,
+  compilation,
+  models,
+  optimizers,
+  sharding,
+  steps,
+)
 
 OPTIONS = {
   "cnn_blocks": 3,
@@ -27,10 +35,11 @@ def _network(**options):
   return steps.make_network(build, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
 
 
+RATE, SEED = np.float32(1e-2), np.uint32(0)
+
+
 def _optimizer():
-  settings = optimizers.OptimizerSettings(name="adamw", learning_rate=1e-2, schedule="constant")
-  schedule = optimizers.make_schedule(settings, steps=10, steps_per_epoch=1)
-  return optimizers.make_optimizer(settings, schedule)
+  return optimizers.make_optimizer(optimizers.OptimizerSettings(name="adamw"))
 
 
 def _batches(count, size=8):
@@ -55,13 +64,11 @@ def _run(devices, network, state=None, count=3, augment=None, batches=None):
       augment, mesh=mesh, normalise=network.normalise, num_classes=4
     )
   step = jax.jit(
-    functools.partial(
-      steps.train_step, network=network, optimizer=optimizer, seed=0, augment=augment
-    )
+    functools.partial(steps.train_step, network=network, optimizer=optimizer, augment=augment)
   )
   losses = []
   for batch in batches or _batches(count):
-    state, parts = step(state, sharding.put_batch(batch, mesh))
+    state, parts = step(state, sharding.put_batch(batch, mesh), RATE, SEED)
     losses.append(float(parts["loss"]))
   return state, losses
 
@@ -240,3 +247,82 @@ def test_a_network_is_the_same_function_as_its_module():
     rtol=1e-4,
     atol=1e-5,
   )
+
+
+def _experiment(epochs, seed, **settings):
+  """A step, its state and what it is given at the fourth step of an experiment, as `train` does it."""
+  made = optimizers.OptimizerSettings(name="adamw", weight_decay=0.1, **settings)
+  schedule = optimizers.make_schedule(made, steps=10 * epochs, steps_per_epoch=10)
+  optimizer = optimizers.make_optimizer(made)
+  network = _network(seed=seed)
+  step = jax.jit(
+    functools.partial(steps.train_step, network=network, optimizer=optimizer), donate_argnums=0
+  )
+  return step, steps.init_state(network, optimizer), (schedule(3), np.uint32(seed))
+
+
+EXPERIMENTS = [
+  {"epochs": 2, "seed": 0, "learning_rate": 1e-2, "schedule": "cosine"},
+  {"epochs": 7, "seed": 0, "learning_rate": 1e-2, "schedule": "cosine"},
+  {"epochs": 2, "seed": 2**32 - 1, "learning_rate": 1e-2, "schedule": "cosine"},
+  {"epochs": 2, "seed": 0, "learning_rate": 3.0, "schedule": "step", "warmup_epochs": 1.0},
+]
+
+
+def test_another_length_seed_rate_or_schedule_is_the_same_program():
+  (batch,) = _batches(1)
+  texts = set()
+  for experiment in EXPERIMENTS:
+    step, state, inputs = _experiment(**experiment)
+    texts.add(step.lower(state, batch, *inputs).as_text())
+  assert len(texts) == 1
+
+
+def test_a_compiled_step_takes_every_rate_and_seed_without_compiling_again():
+  step, state, _ = _experiment(**EXPERIMENTS[0])
+  inputs = [_experiment(**experiment)[2] for experiment in EXPERIMENTS]
+  (batch,) = _batches(1)
+  # The state comes from one program, later from the step itself.
+  with compilation.counted() as compiled:
+    for given in inputs:
+      state, _ = step(state, batch, *given)
+  assert compiled.programs == 1 and compiled.seconds > 0
+
+
+def test_the_rate_scales_the_update_and_the_seed_moves_dropout():
+  step, _, _ = _experiment(**EXPERIMENTS[0])
+  (batch,) = _batches(1)
+
+  def update(rate, seed):
+    state = steps.init_state(_network(), _optimizer())
+    before = jax.device_get(state["params"])
+    after = step(state, batch, np.float32(rate), np.uint32(seed))[0]["params"]
+    return np.concatenate(
+      [
+        (b - a).ravel()
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+      ]
+    )
+
+  once = update(1e-2, 0)
+  np.testing.assert_allclose(update(2e-2, 0), 2 * once, atol=1e-6)
+  assert not update(0.0, 0).any()
+  assert not np.array_equal(update(1e-2, 1), once)
+
+
+def test_a_donated_state_gives_all_its_memory_to_the_next():
+  mesh = sharding.make_mesh()
+  step, state, inputs = _experiment(**EXPERIMENTS[0])
+  state = jax.device_put(state, sharding.replicated(mesh))
+  # Warnings are errors here: XLA warns of what it cannot use.
+  after, _ = step(state, sharding.put_batch(_batches(1)[0], mesh), *inputs)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_a_state_starts_with_one_program_beside_the_models_own():
+  network, optimizer = _network(), _optimizer()
+  model = network.build()
+  with compilation.counted() as compiled:
+    steps.init_state(network, optimizer, model)
+  assert compiled.programs == 1

@@ -8,13 +8,16 @@ import subprocess
 import sys
 
 from conftest import REAL_CLIPS, REAL_LISTS, write_lists
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from PIL import Image
 import pytest
 
 from configs import demo
-from hybrid_video import checkpoints, progress, train
+from hybrid_video import checkpoints, compilation, evaluation, models, progress, sharding, train
 from hybrid_video.report import results, writers
+import input_pipeline
 
 
 def small_demo(videos: pathlib.Path, records: pathlib.Path):
@@ -65,6 +68,9 @@ def test_results_hold_what_was_run_and_what_came_out(finished):
   assert written["missing"] == {"count": 0, "allowed": False}
   assert len(written["params_digest"]) == 64
   assert written["step"] == 6
+  compiled = written["compilation"]
+  assert compiled["programs"] > 0 and compiled["from_cache"] == 0
+  assert 0 < compiled["seconds"] < written["seconds"]
   assert config.is_locked
 
 
@@ -86,7 +92,7 @@ def test_tensorboard_and_history_have_the_training_curve(finished):
     str(workdir / "tensorboard"), size_guidance={event_accumulator.TENSORS: 0}
   )
   events.Reload()
-  assert {"train/loss", "train/top1", "epoch", "clips_per_second", "seconds_left"} <= set(
+  assert {"train/loss", "train/top1", "epoch", "learning_rate", "clips_per_second"} <= set(
     events.Tags()["tensors"]
   )
   assert [event.step for event in events.Tensors("train/loss")] == [2, 4, 6]
@@ -102,6 +108,73 @@ def test_a_finished_run_only_evaluates_and_finds_the_same(finished, caplog):
   evaluated = train.run(config, workdir, mode="evaluate")
   assert evaluated["test"] == first["test"]
   assert len(writers.read_history(workdir)) == 3
+
+
+@pytest.fixture
+def empty_cache(tmp_path):
+  """A persistent cache of programs in a new folder, for this test alone."""
+  before = {
+    name: getattr(jax.config, name)
+    for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  }
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  compilation_cache.reset_cache()
+  yield tmp_path / "programs"
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def test_a_run_of_another_length_rate_schedule_and_seed_compiles_nothing(
+  finished, made_folder, tmp_path, empty_cache, caplog, monkeypatch
+):
+  _, workdir, _ = finished
+  config = small_demo(made_folder, workdir / "records")
+  config.epochs = 2.0
+  config.evaluate_shuffled = False
+  first = train.run(config, tmp_path / "first")["compilation"]
+  assert first["programs"] > 0
+  kept = {path.name for path in empty_cache.iterdir()}
+  assert any("train_step" in name for name in kept)
+  other = config.copy_and_resolve_references()
+  other.epochs, other.seed = 1.0, 5
+  # The seed would make other films; the run is to differ in training alone.
+  found = train.load_data(config, workdir)
+  monkeypatch.setattr(train, "load_data", lambda *_: found)
+  other.optimizer.update(learning_rate=0.1, schedule="step", warmup_epochs=0.0)
+  with caplog.at_level("INFO", logger="hybrid_video"):
+    second = train.run(other, tmp_path / "second")["compilation"]
+  assert second["programs"] == second["from_cache"] > 0
+  assert {path.name for path in empty_cache.iterdir()} == kept
+  assert "Compiled up to the first step: " in caplog.text
+  assert f"{second['from_cache']} from the cache" in caplog.text
+
+
+def test_every_list_and_order_is_evaluated_by_the_programs_of_the_first(finished):
+  config, workdir, _ = finished
+  found = train.load_data(config, workdir)
+  network = train.make_network(config, len(found.class_names))
+  evaluator = evaluation.Evaluator(
+    found,
+    network,
+    input_pipeline.ClipSettings(**config.clip),
+    split=1,
+    validation_share=0.5,
+    batch_size=config.eval_batch_size,
+    mesh=sharding.make_mesh(),
+  )
+  _, params, batch_stats = models.split(network.build())
+  state = {"params": params, "batch_stats": batch_stats}
+  tested = evaluator.run(state, "test")
+  with compilation.counted() as compiled:
+    again = evaluator.run(state, "test")
+    evaluator.run(state, "test", shuffled=True)
+    sizes = {evaluator.run(state, which).numbers["clips"] for which in ("train", "validation")}
+  assert compiled.programs == 0
+  assert again.numbers == tested.numbers
+  # Lists of several lengths, of which not all fill their last batch.
+  assert len({*sizes, tested.numbers["clips"]}) > 1
 
 
 def test_an_interrupted_run_ends_with_the_same_parameters_to_the_bit(

@@ -6,7 +6,7 @@ In: normalised clips `[B, T, H, W, 3]`, or their spatially averaged features `[B
 Source: Kalfaoglu et al. 2020 (arXiv:2008.01232): BERT in place of the mean over time.
 """
 
-import math
+import functools
 from typing import Any
 
 from flax import nnx
@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, Linear, normal, xavier_uniform
 from hybrid_video.models.video_resnet import FULL_WIDTH, Numerics, Trunk
 
 LEARNED_STD = 0.02
-MASKED_SCORE = -1e9
 
 
 def draw_kept_keys(key: Array, shape: tuple[int, ...], key_keep: float) -> Array:
@@ -69,12 +69,9 @@ class SelfAttention(nnx.Module):
     query, key, value = (
       y.reshape(*y.shape[:2], self.heads, -1) for y in (self.to_q(x), self.to_k(x), self.to_v(x))
     )
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores / math.sqrt(query.shape[-1])
-    if kept is not None:
-      scores = jnp.where(kept[:, None, None, :], scores, MASKED_SCORE)
-    shares = self.dropout(jax.nn.softmax(scores, axis=-1), rngs=rngs).astype(x.dtype)
-    out = jnp.einsum("bhqk,bkhd->bqhd", shares, value)
+    dropping = self.dropout.rate > 0 and not self.dropout.deterministic
+    dropout = functools.partial(self.dropout, rngs=rngs) if dropping else None
+    out = attend(query, key, value, kept, dropout=dropout)
     return self.to_out(out.reshape(*out.shape[:2], -1))
 
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video.models import convolution
+from hybrid_video.models.convolution import Map, folded
+from hybrid_video.models.convolution.folded import Folded
 
 Array = jax.Array
 DType = jnp.dtype | type
@@ -71,15 +73,39 @@ class Conv3D(nnx.Module):
     self.padding = padding
     self.dtype = dtype
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
-    kernel = self.kernel[...].astype(self.dtype)
+    kernel = convolution.cast_kernel(self.kernel[...], self.dtype)
     return convolution.convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
 
 
 def widen(x: Array) -> Array:
   """At least float32: what statistics, and everything after the last block, are computed in."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def relu(x: Map) -> Map:
+  """max(x, 0)."""
+  return x.map(jax.nn.relu) if isinstance(x, Folded) else jax.nn.relu(x)
+
+
+def add(x: Map, y: Map) -> Map:
+  """The sum of two plain maps, or of two folded ones of one layout."""
+  return jax.tree.map(jnp.add, x, y)
+
+
+def _moments(x: Map) -> tuple[Array, Array, int]:
+  """Mean and biased variance over all places `[C]`, in at least float32, and how many places."""
+  if isinstance(x, Folded):
+    count, wide, total = x.pixels, widen(folded.clear_phantoms(x)), folded.total
+  else:
+    count, wide = math.prod(x.shape[:-1]), widen(x)
+
+    def total(values: Array) -> Array:
+      return values.sum(range(values.ndim - 1))
+
+  mean = total(wide) / count
+  return mean, jnp.maximum(total(jnp.square(wide)) / count - jnp.square(mean), 0.0), count
 
 
 class BatchNorm(nnx.Module):
@@ -111,22 +137,19 @@ class BatchNorm(nnx.Module):
     self.dtype = dtype
     self.use_running_average = False
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Map) -> Map:
     """Normalises `[..., C]`; updates the running statistics unless frozen or in `model.eval()`."""
     if self.use_running_average or self.frozen:
       mean, var = self.mean[...], self.var[...]
     else:
-      axes = tuple(range(x.ndim - 1))
-      count = math.prod(x.shape[:-1])
-      wide = widen(x)
-      mean = wide.mean(axes)
-      var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
+      mean, var, count = _moments(x)
       unbiased = var * (count / max(count - 1, 1))
       self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
       self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
     scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
     shift = self.bias[...] - mean * scale
-    return x.astype(self.dtype) * scale.astype(self.dtype) + shift.astype(self.dtype)
+    x, scale, shift = x.astype(self.dtype), scale.astype(self.dtype), shift.astype(self.dtype)
+    return folded.scale_and_shift(x, scale, shift) if isinstance(x, Folded) else x * scale + shift
 
 
 class LayerNorm(nnx.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear
 
 
@@ -87,7 +88,7 @@ class Attention(nnx.Module):
       return y.reshape(*y.shape[:2], self.heads, self.head_dim)
 
     key, value = jnp.split(self.to_kv(context), 2, axis=-1)
-    out = jax.nn.dot_product_attention(split(self.to_q(x)), split(key), split(value))
+    out = attend(split(self.to_q(x)), split(key), split(value))
     return self.to_out(out.reshape(*out.shape[:2], -1))
 
 

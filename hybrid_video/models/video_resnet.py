@@ -16,7 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models.layers import Array, BatchNorm, Conv3D, DType, Linear, normal, widen
+from hybrid_video.models import convolution
+from hybrid_video.models.convolution import Map
+from hybrid_video.models.layers import (
+  Array,
+  BatchNorm,
+  Conv3D,
+  DType,
+  Linear,
+  add,
+  normal,
+  relu,
+  widen,
+)
 
 FACTORISED, FULL, SPATIAL = "factorised", "full", "spatial"
 STEM_MID_CHANNELS_AT_64 = 45
@@ -130,9 +142,12 @@ class Conv2Plus1D(nnx.Module):
       rng=rng,
     )
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
-    return self.temporal(jax.nn.relu(self.norm(self.spatial(x))))
+    with jax.named_scope("spatial"):
+      x = relu(self.norm(self.spatial(x)))
+    with jax.named_scope("temporal"):
+      return self.temporal(x)
 
 
 class Stem(nnx.Module):
@@ -153,9 +168,9 @@ class Stem(nnx.Module):
       )
     self.norm = norms(width)
 
-  def __call__(self, clips: Array) -> Array:
+  def __call__(self, clips: Array) -> Map:
     """`[B, T, H, W, 3]` to `[B, T, H/2, W/2, width]`."""
-    return jax.nn.relu(self.norm(self.conv(clips)))
+    return relu(self.norm(self.conv(clips)))
 
 
 class Downsample(nnx.Module):
@@ -174,7 +189,7 @@ class Downsample(nnx.Module):
     self.conv = Conv3D(in_channels, out_channels, (1, 1, 1), strides=strides, dtype=dtype, rng=rng)
     self.norm = norms(out_channels)
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
     return self.norm(self.conv(x))
 
@@ -232,11 +247,16 @@ class Block(nnx.Module):
         in_channels, out_channels, strides, norms=norms, dtype=dtype, rng=rng
       )
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
-    y = jax.nn.relu(self.norm1(self.conv1(x)))
-    y = self.norm2(self.conv2(y))
-    return jax.nn.relu(y + (self.downsample(x) if self.changes_shape else x))
+    with jax.named_scope("conv1"):
+      y = relu(self.norm1(self.conv1(x)))
+    with jax.named_scope("conv2"):
+      y = self.norm2(self.conv2(y))
+    if self.changes_shape:
+      with jax.named_scope("downsample"):
+        x = self.downsample(x)
+    return relu(add(y, x))
 
 
 _rematerialised: Any = nnx.remat(Block.__call__)
@@ -312,10 +332,12 @@ class Trunk(nnx.Module):
     self.temporal_halvings = halvings
     self.remat = numerics.remat
 
-  def blocks(self) -> list[Block]:
-    """The residual blocks in the order in which a clip meets them."""
-    stages = (getattr(self, f"layer{stage}", {}) for stage in range(1, 5))
-    return [stage[str(i)] for stage in stages for i in range(len(stage))]
+  def blocks(self) -> list[tuple[str, Block]]:
+    """The residual blocks in the order in which a clip meets them, with names as "layer1.0"."""
+    stages = {f"layer{stage}": getattr(self, f"layer{stage}", {}) for stage in range(1, 5)}
+    return [
+      (f"{name}.{i}", stage[str(i)]) for name, stage in stages.items() for i in range(len(stage))
+    ]
 
   def frames_out(self, frames: int) -> int:
     """Frames of the feature map for a clip of so many frames."""
@@ -338,12 +360,15 @@ class Trunk(nnx.Module):
         f"Clips of shape {tuple(clips.shape)}: expected [B, T, H, W, 3] with at least one frame "
         "and pixel."
       )
-    x = self.stem(clips)
+    # Names that a profile and the compiler's account of costs are read by.
+    with jax.named_scope("stem"):
+      x = self.stem(clips)
     found = [x]
-    for block in self.blocks():
-      x = _rematerialised(block, x) if self.remat else block(x)
+    for name, block in self.blocks():
+      with jax.named_scope(name):
+        x = _rematerialised(block, x) if self.remat else block(x)
       found.append(x)
-    return found
+    return [convolution.unfold(x) for x in found]
 
 
 class VideoResNet(nnx.Module):

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal, xavier_uniform
 
 TUBE = 2  # frames a patch
@@ -169,7 +170,7 @@ class Attention(nnx.Module):
     query = query + self.q_bias[...].astype(query.dtype)
     value = value + self.v_bias[...].astype(value.dtype)
     per_head = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
-    out = jax.nn.dot_product_attention(*(y.reshape(per_head) for y in (query, key, value)))
+    out = attend(*(y.reshape(per_head) for y in (query, key, value)))
     return self.proj(out.reshape(x.shape))
 
 

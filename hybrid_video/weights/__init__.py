@@ -13,7 +13,6 @@ import pathlib
 
 from flax import nnx
 import numpy as np
-import safetensors.numpy
 
 from hybrid_video import models
 from hybrid_video.models import video_resnet
@@ -213,6 +212,9 @@ def save_torchvision(model: nnx.Module, path: os.PathLike | str) -> pathlib.Path
       f"torchvision has no names for a {type(model).__name__}; only the video ResNets can be "
       "written."
     )
+  # Here, because reading needs no such package.
+  import safetensors.numpy
+
   _, params, batch_stats = models.split(model)
   places = video_resnet_names.places(model.cnn.architecture)
   path = pathlib.Path(path)

@@ -5,23 +5,54 @@ them. Out: feature maps. Every form computes the same function, with zeros outsi
 changes speed and the last bits, never a checkpoint.
 """
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import math
+from typing import TypeAlias
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from hybrid_video.models.convolution import two_dimensional, winograd
+from hybrid_video.models.convolution import folded, two_dimensional, winograd
 
 Array = jax.Array
+Map: TypeAlias = Array | folded.Folded
 Triple = tuple[int, int, int]
 
-DIRECT, POINTWISE = "direct", "pointwise"
+DIRECT, POINTWISE, FOLDED = "direct", "pointwise", "folded"
 TWO_DIMENSIONAL, WINOGRAD = "two_dimensional", "winograd"
+
+# A TPU's matrix unit has so many lanes: two pixels' channels have to fit.
+_LANES = 128
 
 # Winograd's mixed kernels are read once a chunk of tiles: more of them than this for every tile, and
 # reading them costs more than the products saved (measured, with 64 to 921 channels).
 _WEIGHTS_A_TILE = 160
+# With fewer channels than this the mixing costs what the products save, and it compiles for longer.
+_LEAST_CHANNELS = 32
+
+
+_backend: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+
+
+def backend() -> str:
+  """The backend to choose for: JAX's default one, or that of `lowered_for`."""
+  return _backend.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def lowered_for(name: str) -> Iterator[None]:
+  """What is traced within is meant for "cpu", "gpu" or "tpu", wherever it is compiled.
+
+  For compiling ahead of time and for tests. JAX keeps what it has traced: use a fresh `jax.jit`.
+  """
+  token = _backend.set(name)
+  try:
+    yield
+  finally:
+    _backend.reset(token)
 
 
 def _is_spatial(kernel: Array, strides: Triple, padding: Triple) -> bool:
@@ -38,6 +69,14 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
   unit = strides == (1, 1, 1)
   if kernel.shape[:3] == (1, 1, 1) and padding == (0, 0, 0):
     return DIRECT, POINTWISE
+  sizes = kernel.shape[:3]
+  if (
+    strides == (1, 2, 2)
+    and all(size % 2 for size in sizes)
+    and padding == tuple(size // 2 for size in sizes)
+    and 2 * kernel.shape[-1] <= _LANES
+  ):
+    found.append(FOLDED)
   if _is_spatial(kernel, strides, padding):
     found.append(TWO_DIMENSIONAL)
     if kernel.shape[1:3] == (3, 3) and unit and padding == (0, 1, 1):
@@ -52,20 +91,24 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
 def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, backend: str) -> str:
   """The form that a backend does best.
 
-  TPUs and GPUs have kernels of their own for 3-D convolutions. On a CPU the factorised ones run in
-  two dimensions, and by Winograd's algorithm where there are many pixels for few channels; not in
+  TPUs and GPUs have kernels of their own for 3-D convolutions. A TPU folds what leaves the stem, and
+  all convolutions until the next stride in space keep the fold. On a CPU the factorised ones run in
+  two dimensions, and by Winograd's algorithm where there are many pixels for the channels; not in
   bfloat16, whose eight bits do not bear the mixing, nor on several devices, whose shares of a batch
   its loop would gather.
   """
+  possible = lowerings(kernel, strides, padding)
+  if backend == "tpu" and FOLDED in possible and kernel.shape[-2] == 3:
+    return FOLDED
   if backend != "cpu":
     return DIRECT
-  possible = lowerings(kernel, strides, padding)
   if POINTWISE in possible:
     return POINTWISE
   tiles = math.prod(x.shape[:-1]) / (winograd.ROWS.outputs * winograd.COLUMNS.outputs)
   if (
     WINOGRAD in possible
     and x.dtype in (jnp.float32, jnp.float64)
+    and min(kernel.shape[-2:]) >= _LEAST_CHANNELS
     and math.prod(kernel.shape[-2:]) <= _WEIGHTS_A_TILE * tiles
     and jax.device_count() == 1
   ):
@@ -74,30 +117,35 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, backend: s
 
 
 def convolve(
-  x: Array, kernel: Array, strides: Triple, padding: Triple, lowering: str | None = None
-) -> Array:
+  x: Map, kernel: Array, strides: Triple, padding: Triple, lowering: str | None = None
+) -> Map:
   """Convolves `[B, T, H, W, C]` with a kernel `[kt, kh, kw, C, D]`, zeros outside.
 
   Args:
-    x: feature map `[B, T, H, W, C]`.
+    x: feature map `[B, T, H, W, C]`, plain or folded.
     kernel: `[kt, kh, kw, C, D]`.
     strides: steps along (T, H, W).
     padding: zeros on both sides of (T, H, W).
-    lowering: one of `lowerings`; the default is what `choose` says for JAX's default backend.
+    lowering: one of `lowerings`; the default is what `choose` says for `backend()`. A folded map
+      has but one.
 
   Returns:
-    `[B, T', H', W', D]`.
+    `[B, T', H', W', D]`, folded if the lowering or the map was and the convolution keeps it.
 
   Raises:
     ValueError: a form that this convolution cannot take.
   """
-  lowering = lowering or choose(x, kernel, strides, padding, jax.default_backend())
+  if isinstance(x, folded.Folded):
+    return folded.convolve(x, kernel, strides, padding)
+  lowering = lowering or choose(x, kernel, strides, padding, backend())
   possible = lowerings(kernel, strides, padding)
   if lowering not in possible:
     raise ValueError(
       f"A convolution by {kernel.shape[:3]} at strides {strides} and padding {padding} has no form "
       f"{lowering!r}: take one of {', '.join(possible)}."
     )
+  if lowering == FOLDED:
+    return folded.stem(x, kernel)
   if lowering == DIRECT:
     return lax.conv_general_dilated(
       x,
@@ -122,3 +170,21 @@ def convolve(
   else:
     y = two_dimensional.temporal(pixels, kernel[:, 0, 0], strides[0], padding[0])
   return y.reshape(batch, -1, height, width, kernel.shape[-1])
+
+
+def unfold(x: Map) -> Array:
+  """The plain map `[B, T, H, W, C]`."""
+  return folded.unfold(x) if isinstance(x, folded.Folded) else x
+
+
+def cast_kernel(kernel: Array, dtype: jnp.dtype | type) -> Array:
+  """A kernel `[kt, kh, kw, C, D]` in the type of the arithmetic.
+
+  A TPU stores float32 `[1, 3, 3, 512, 921]` with an axis of one next to the channels, because 921 is
+  no multiple of 8, and casts it from there at 20 bytes a cycle: without that axis it is quick.
+  """
+  odd = any(channels % 8 for channels in kernel.shape[3:])
+  if backend() == "tpu" and kernel.dtype != dtype and odd and 1 in kernel.shape[:3]:
+    squeezed = kernel.reshape([size for size in kernel.shape if size > 1])
+    kernel = lax.optimization_barrier(squeezed).reshape(kernel.shape)
+  return kernel.astype(dtype)

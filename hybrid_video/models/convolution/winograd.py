@@ -147,6 +147,11 @@ def _mix_kernel(kernel: Array, matrices: str, *by: Transforms) -> Array:
   return jnp.einsum(matrices, *mixing, kernel, precision=lax.Precision.HIGHEST)
 
 
+def _one_by_one(mixed_kernels: Array) -> list[Array]:
+  """Matrices `[..., C, D]` as separate arrays: a loop would copy its part out at every round."""
+  return list(mixed_kernels.reshape(-1, *mixed_kernels.shape[-2:]))
+
+
 def _largest_divisor(number: int, most: int) -> int:
   return max(k for k in range(1, max(1, min(number, most)) + 1) if number % k == 0)
 
@@ -178,7 +183,7 @@ def _mix_frames(x: Array) -> list[list[Array]]:
 @jax.custom_vjp
 def spatial(x: Array, kernel: Array) -> Array:
   """Convolves frames `[F, H, W, C]` with `[3, 3, C, D]` at stride 1, zeros outside: `[F, H, W, D]`."""
-  mixed_kernel = _mix_kernel(kernel, "ai,bj,ijcd->abcd", ROWS, COLUMNS)
+  mixed_kernels = _one_by_one(_mix_kernel(kernel, "ai,bj,ijcd->abcd", ROWS, COLUMNS))
   out_channels = kernel.shape[-1]
   _, split = _spatial_chunks(x)
 
@@ -186,7 +191,10 @@ def spatial(x: Array, kernel: Array) -> Array:
     mixed = _mix_frames(frames)
     shape = (*mixed[0][0].shape[:3], out_channels)
     products = [
-      [(_flat(mixed[a][b]) @ mixed_kernel[a, b]).reshape(shape) for a in range(ROWS.products)]
+      [
+        (_flat(mixed[a][b]) @ mixed_kernels[a * COLUMNS.products + b]).reshape(shape)
+        for a in range(ROWS.products)
+      ]
       for b in range(COLUMNS.products)
     ]
     by_row = [[_mix(row, column) for column in products] for row in ROWS.output]
@@ -205,7 +213,7 @@ def _spatial_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _spatial_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   x, kernel = kept
   height, width = x.shape[1:3]
-  transposed = _mix_kernel(kernel, "ai,bj,ijcd->abdc", ROWS, COLUMNS)
+  transposed = _one_by_one(_mix_kernel(kernel, "ai,bj,ijcd->abdc", ROWS, COLUMNS))
   _, split = _spatial_chunks(x)
   each = [(a, b) for a in range(ROWS.products) for b in range(COLUMNS.products)]
 
@@ -216,7 +224,7 @@ def _spatial_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
     shape = (*of_products[0][0].shape[:3], x.shape[-1])
     of_mixed = [
       [
-        (_flat(of_products[a][b]) @ transposed[a, b]).reshape(shape)
+        (_flat(of_products[a][b]) @ transposed[a * COLUMNS.products + b]).reshape(shape)
         for b in range(COLUMNS.products)
       ]
       for a in range(ROWS.products)
@@ -261,7 +269,7 @@ def _temporal_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 def _temporal_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   x, kernel = kept
   batch, frames, pixels, channels = x.shape
-  transposed = _mix_kernel(kernel, "ai,icd->adc", FRAMES)
+  transposed = _one_by_one(_mix_kernel(kernel, "ai,icd->adc", FRAMES))
   strip = _largest_divisor(pixels, _PIXELS_AT_ONCE)
   strips = pixels // strip
   before, after, tiles = _padding(frames, FRAMES)

@@ -1,0 +1,195 @@
+"""Attention: one function for every model, in the form that the backend does best.
+
+In: queries `[B, N, heads, D]`, keys and values `[B, M, heads, D]`. Out: `[B, N, heads, D]`. Every
+form computes the same function; which one is taken changes speed, memory and the last bits.
+
+Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1; the fused form: Dao 2023
+(arXiv:2307.08691), as cuDNN has it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
+import math
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+PLAIN, FUSED = "plain", "fused"
+RECOMPUTED, HEAD_BY_HEAD = "recomputed", "head_by_head"
+FORMS = (PLAIN, FUSED, RECOMPUTED, HEAD_BY_HEAD)
+
+# What every GPU with the fused kernel takes; Hopper takes wider heads.
+_MOST_CHANNELS, _CHANNELS_STEP = 128, 8
+_LEAST_CAPABILITY = (8, 0)
+# Scores of one head of one clip, from which one head at a time takes fewer cycles on a TPU v5e than
+# all at once: with 16 clips a chip more at 257 x 257, fewer at 392 x 392, half at 784 x 784 (the
+# compiler's estimate of a training step).
+_SCORES_WORTH_A_LOOP = 320 * 320
+_MASKED_SCORE = -1e9
+
+_traced_for: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar(
+  "traced_for", default=None
+)
+
+
+@contextlib.contextmanager
+def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
+  """Within it, functions are traced for these devices instead of JAX's own.
+
+  For compiling ahead of time for devices that are not there; and, with no device at all, for the
+  plain form, whose products can be counted. What has been traced with the same shapes before stays
+  as it is.
+  """
+  token = _traced_for.set(devices)
+  try:
+    yield
+  finally:
+    _traced_for.reset(token)
+
+
+def has_fused_kernel(devices: Sequence[jax.Device]) -> bool:
+  """Whether all of these are NVIDIA GPUs from Ampere on, which run cuDNN's fused attention."""
+
+  def capable(device: jax.Device) -> bool:
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+      return False
+    return tuple(map(int, device.compute_capability.split("."))) >= _LEAST_CAPABILITY
+
+  return bool(devices) and all(capable(device) for device in devices)
+
+
+def choose(query: Array, key: Array, devices: Sequence[jax.Device], *, masked: bool) -> str:
+  """The form that these devices do best.
+
+  `FUSED`, cuDNN's kernel, never writes the scores `[B, heads, N, M]` to memory. It takes 16-bit
+  numbers and heads of up to 128 channels, a multiple of 8. It gains nothing where a query has no
+  more scores than channels. Masks it takes only as a bias of the scores' whole size, with a gradient
+  of that size: what it is there to avoid.
+
+  On a TPU, scores computed again in the backward pass (`RECOMPUTED`) take half the memory at about
+  the same cycles, and one head's scores at a time (`HEAD_BY_HEAD`) stay in the fast memory. JAX's
+  Pallas kernels are not among the forms: the compiler cannot partition them over a mesh, as it does
+  everything else in a training step.
+
+  Anywhere else it is `PLAIN`: on a CPU computing scores again costs time.
+
+  Args:
+    query: `[B, N, heads, D]`; only its shape and dtype are read.
+    key: `[B, M, heads, D]`, likewise.
+    devices: that will run it.
+    masked: whether some keys are hidden.
+  """
+  queries, heads, channels = query.shape[1:]
+  keys = key.shape[1]
+  if keys <= channels:
+    return PLAIN
+  if devices and all(device.platform == "tpu" for device in devices):
+    return HEAD_BY_HEAD if heads > 1 and queries * keys >= _SCORES_WORTH_A_LOOP else RECOMPUTED
+  takes = (
+    query.dtype == key.dtype
+    and query.dtype in (jnp.bfloat16, jnp.float16)
+    and channels <= _MOST_CHANNELS
+    and channels % _CHANNELS_STEP == 0
+    and not masked
+  )
+  return FUSED if takes and has_fused_kernel(devices) else PLAIN
+
+
+def attend(
+  query: Array,
+  key: Array,
+  value: Array,
+  kept: Array | None = None,
+  *,
+  dropout: Callable[[Array], Array] | None = None,
+  form: str | None = None,
+) -> Array:
+  """Every query's mean of the values, weighted by `softmax(query key^T / sqrt(D))` in float32.
+
+  Args:
+    query: `[B, N, heads, D]`.
+    key: `[B, M, heads, D]`.
+    value: `[B, M, heads, D]`.
+    kept: bool `[B, M]`; a key outside it has no weight anywhere. At least one a clip is kept.
+    dropout: takes the weights, float32 `[B, heads, N, M]`, and drops some of them.
+    form: one of `FORMS`; the default is what `choose` says for JAX's devices (or `traced_for`'s).
+
+  Returns:
+    `[B, N, heads, D]`, in the dtype of the values.
+
+  Raises:
+    ValueError: a form there is none of, or one that takes no mask; shapes or dtypes that do not
+      fit together (the message is JAX's).
+  """
+  if dropout is not None:
+    return _attend_with_dropout(query, key, value, kept, dropout)
+  if form is None:
+    devices = _traced_for.get()
+    devices = jax.local_devices() if devices is None else devices
+    form = choose(query, key, devices, masked=kept is not None)
+  mask = None if kept is None else kept[:, None, None, :]
+  if form == PLAIN:
+    return _plain(query, key, value, mask)
+  if form == RECOMPUTED:
+    return jax.checkpoint(_plain)(query, key, value, mask)
+  if form == HEAD_BY_HEAD:
+    return _head_by_head(query, key, value, mask)
+  if form == FUSED and mask is None:
+    return _fused(query, key, value)
+  raise ValueError(
+    f"Attention {'under a mask ' if kept is not None else ''}has no form {form!r}: take one of "
+    f"{', '.join(f for f in FORMS if kept is None or f != FUSED)}, or None for the best one."
+  )
+
+
+def _plain(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+  return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def _head_by_head(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+  @jax.checkpoint
+  def one_head(inputs: tuple[Array, Array, Array]) -> Array:
+    query, key, value = (x[:, :, None] for x in inputs)
+    return _plain(query, key, value, mask)[:, :, 0]
+
+  heads_first = tuple(x.transpose(2, 0, 1, 3) for x in (query, key, value))
+  return jax.lax.map(one_head, heads_first).transpose(1, 2, 0, 3)
+
+
+def _fused(query: Array, key: Array, value: Array) -> Array:
+  """cuDNN's, with odd lengths filled up to even ones.
+
+  JAX 0.10.2 refuses odd lengths in training as if there always were a bias, and 256 latents with a
+  CLS token are 257.
+  """
+  (batch, queries), keys = query.shape[:2], key.shape[1]
+  if queries % 2 == 0 and keys % 2 == 0:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+  def fill(x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+  return jax.nn.dot_product_attention(
+    fill(query),
+    fill(key),
+    fill(value),
+    query_seq_lengths=jnp.full((batch,), queries, jnp.int32),
+    key_value_seq_lengths=jnp.full((batch,), keys, jnp.int32),
+    implementation="cudnn",
+  )[:, :queries]
+
+
+def _attend_with_dropout(
+  query: Array, key: Array, value: Array, kept: Array | None, dropout: Callable[[Array], Array]
+) -> Array:
+  """The formula itself: JAX's own attention drops no weights."""
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+  scores = scores / math.sqrt(query.shape[-1])
+  if kept is not None:
+    scores = jnp.where(kept[:, None, None, :], scores, _MASKED_SCORE)
+  weights = dropout(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, value)

@@ -1,0 +1,133 @@
+"""How a process sets itself up, before anything is compiled.
+
+In: the environment. Out: a folder of compiled programs that the next run reads, and an allocator
+that keeps what it was given.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import zlib
+
+import jax
+
+log = logging.getLogger("hybrid_video")
+
+# JAX's settings; each is an environment variable too, in capitals.
+_ENABLED = "jax_enable_compilation_cache"
+_FOLDER = "jax_compilation_cache_dir"
+_MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+# When the entries were looked through; those older than this file are whole.
+_CHECKED = "checked"
+# How a zlib stream of the default window begins (RFC 1950); JAX may compress with others.
+_ZLIB = b"\x78"
+
+# malloc.h of glibc.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_INT = 2**31 - 1
+
+
+def _processor() -> str:
+  """A name for this host's kind of processor: two with other instructions have other names."""
+  lines = [platform.machine()]
+  try:
+    told = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+  except OSError:
+    lines.append(platform.processor())
+  else:
+    kinds = ("model name", "flags", "Features", "CPU part")
+    lines += sorted({line for line in told if line.startswith(kinds)})
+  digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+  return f"{platform.machine()}-{digest[:8]}"
+
+
+def _remove_damaged(folder: pathlib.Path) -> None:
+  """Removes what a killed process or a full disk left half written.
+
+  JAX would warn of such an entry at every run and never write it anew. Each is read once, by the
+  first run after the one that wrote it.
+  """
+  stamp = folder / _CHECKED
+  since = stamp.stat().st_mtime_ns if stamp.exists() else 0
+  stamp.touch()
+  for entry in folder.glob("*-cache"):
+    try:
+      if entry.stat().st_mtime_ns >= since:
+        data = entry.read_bytes()
+        if data.startswith(_ZLIB) or not data:
+          zlib.decompress(data)
+    except zlib.error:
+      log.info("Removed a compiled program that was half written: %s", entry)
+      entry.unlink(missing_ok=True)
+    except FileNotFoundError:
+      continue
+
+
+def keep_compiled_programs() -> pathlib.Path | None:
+  """Turns JAX's persistent compilation cache on, so that a program is compiled once and not a run.
+
+  To be called before anything is compiled. The folder is `hybrid_video/xla` in `$XDG_CACHE_HOME`,
+  by default `~/.cache`, and in it one for each kind of processor: hosts of several kinds may share
+  a home directory, and none loads what was compiled for another's instructions, whatever JAX's own
+  key of an entry holds. It may be deleted at any time; nothing limits its size.
+
+  What the environment says goes before this: JAX_COMPILATION_CACHE_DIR names another folder, which
+  is then taken as it is (hosts of several kinds should not share it), and
+  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Who may write to the folder decides what this
+  program runs, so it is made for its owner alone.
+
+  Returns:
+    The folder, or None where the environment names one or forbids it, or where it cannot be
+    written to; of that, a warning tells.
+  """
+  # A small program too takes ten times as long to compile as to read; there are dozens.
+  if _MIN_SECONDS.upper() not in os.environ:
+    jax.config.update(_MIN_SECONDS, 0.0)
+  if not getattr(jax.config, _ENABLED) or getattr(jax.config, _FOLDER):
+    return None
+  named = os.environ.get("XDG_CACHE_HOME", "")
+  try:
+    # The XDG base directory specification has a relative path ignored.
+    base = pathlib.Path(named) if os.path.isabs(named) else pathlib.Path.home() / ".cache"
+    folder = base / "hybrid_video" / "xla" / _processor()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    _remove_damaged(folder)
+  except (OSError, RuntimeError) as error:
+    log.warning(
+      "Compiled programs are not kept, so that every run compiles its own: %s. Name a folder that "
+      "can be written to with JAX_COMPILATION_CACHE_DIR, or set "
+      "JAX_ENABLE_COMPILATION_CACHE=false.",
+      error,
+    )
+    return None
+  jax.config.update(_FOLDER, str(folder))
+  return folder
+
+
+def keep_freed_memory() -> bool:
+  """Has glibc keep freed memory for the next allocation, where XLA computes on the processor.
+
+  There a training step takes hundreds of MB and gives them back; by default glibc maps and unmaps
+  each large array anew, and the page faults cost 10 to 20 % of a step. The process's peak is what
+  it was, within fragmentation; between its steps it no longer shrinks. See mallopt(3).
+
+  Returns:
+    Whether it does: not without glibc or with another backend, which stay as they are.
+  """
+  if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
+    return False
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError):
+    # musl has none.
+    return False
+  # What is refused gives 0.
+  kept = [mallopt(which, _LARGEST_INT) for which in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+  return all(kept)

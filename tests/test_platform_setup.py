@@ -1,0 +1,176 @@
+"""The persistent cache over processes, and the allocator."""
+
+import json
+import os
+import pathlib
+import platform
+import stat
+import subprocess
+import sys
+import zlib
+
+import jax
+import pytest
+
+from hybrid_video import platform_setup
+
+ROOT = pathlib.Path(__file__).parent.parent
+_SETTINGS = (
+  "jax_compilation_cache_dir",
+  "jax_enable_compilation_cache",
+  "jax_persistent_cache_min_compile_time_secs",
+)
+
+# A process that trains and evaluates a narrow model; it tells what it compiled, and how much memory
+# stays resident of 256 MiB that were freed.
+_PROCESS = """
+import functools, json, pathlib
+from hybrid_video import compilation, models, optimizers, platform_setup, steps
+import jax, numpy as np
+
+def resident():
+  return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) // 256
+
+folder = platform_setup.keep_compiled_programs()
+kept = platform_setup.keep_freed_memory()
+before = resident()
+arrays = [b"1" * 2**26 for _ in range(4)]
+del arrays
+after = resident()
+with compilation.counted() as found:
+  build = functools.partial(models.create, "r2plus1d_18", num_classes=3, blocks=1, width=4)
+  network = steps.make_network(build, (0.5,) * 3, (0.2,) * 3)
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings())
+  state = steps.init_state(network, optimizer)
+  step = functools.partial(steps.train_step, network=network, optimizer=optimizer)
+  clips = np.zeros((2, 4, 16, 16, 3), np.uint8)
+  batch = {"clips": clips, "labels": np.array([0, 2]), "flips": np.array([True, False])}
+  state, parts = jax.jit(step, donate_argnums=0)(state, batch, np.float32(0.1), np.uint32(0))
+  print(json.dumps({
+    "folder": str(folder), "kept": kept, "stays": after - before, "loss": float(parts["loss"]),
+    **found.as_numbers(),
+  }))
+"""
+
+
+def _process(cache_home: pathlib.Path, **environment: str) -> dict:
+  own = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-c", _PROCESS],
+    cwd=ROOT,
+    env={**own, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache_home), **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_second_process_reads_what_the_first_compiled_and_mends_what_is_damaged(tmp_path):
+  first = _process(tmp_path)
+  folder = pathlib.Path(first["folder"])
+  assert folder.is_relative_to(tmp_path / "hybrid_video" / "xla")
+  assert first["programs"] > first["from_cache"]
+  (damaged,) = folder.glob("*train_step*-cache")
+  whole = damaged.stat().st_size
+  damaged.write_bytes(damaged.read_bytes()[: whole // 2])
+  second = _process(tmp_path)
+  assert second["loss"] == first["loss"]
+  assert second["programs"] == second["from_cache"] + 1 == first["programs"]
+  assert damaged.stat().st_size > whole // 2
+  third = _process(tmp_path)
+  assert third["from_cache"] == third["programs"] == first["programs"]
+  if platform.libc_ver()[0] == "glibc":
+    assert third["kept"] and third["stays"] > 200
+
+
+@pytest.fixture
+def settings(monkeypatch):
+  """JAX's settings of the cache, as they were afterwards; nothing is compiled in between."""
+  before = {name: getattr(jax.config, name) for name in _SETTINGS}
+  for name in _SETTINGS:
+    monkeypatch.delenv(name.upper(), raising=False)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def test_the_folder_is_the_owners_alone_in_the_users_cache(tmp_path, monkeypatch, settings):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  folder = platform_setup.keep_compiled_programs()
+  assert folder.parent == tmp_path / "cache" / "hybrid_video" / "xla"
+  assert jax.config.jax_compilation_cache_dir == str(folder)
+  assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+  # A relative path counts as none.
+  jax.config.update("jax_compilation_cache_dir", None)
+  monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  folder = platform_setup.keep_compiled_programs()
+  assert folder.parent == tmp_path / "home" / ".cache" / "hybrid_video" / "xla"
+
+
+def test_hosts_of_other_processors_have_folders_of_their_own(tmp_path, monkeypatch, settings):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  found = set()
+  for flags in ("sse4_2 avx2", "sse4_2 avx2 avx512f", "sse4_2 avx2"):
+    told = f"processor : 0\nmodel name : A\nflags : {flags}\ncpu MHz : {len(found)}\n"
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, told=told, **__: told)
+    jax.config.update("jax_compilation_cache_dir", None)
+    found.add(platform_setup.keep_compiled_programs())
+  assert len(found) == 2
+
+
+def test_a_folder_named_by_the_user_stays_and_so_does_a_no(tmp_path, monkeypatch, settings):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  jax.config.update("jax_compilation_cache_dir", "/elsewhere")
+  assert platform_setup.keep_compiled_programs() is None
+  assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+  jax.config.update("jax_compilation_cache_dir", None)
+  jax.config.update("jax_enable_compilation_cache", False)
+  assert platform_setup.keep_compiled_programs() is None
+  assert jax.config.jax_compilation_cache_dir is None
+  assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_is_a_warning_and_no_more(tmp_path, monkeypatch, settings, logged):
+  (tmp_path / "file").write_text("mine")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  assert platform_setup.keep_compiled_programs() is None
+  assert jax.config.jax_compilation_cache_dir is None
+  assert str(tmp_path / "file") in logged.text
+  assert "JAX_COMPILATION_CACHE_DIR" in logged.text
+
+
+def test_half_written_programs_go_and_whole_ones_are_read_only_once(
+  tmp_path, monkeypatch, settings, logged
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  folder = platform_setup.keep_compiled_programs()
+  whole = zlib.compress(bytes(range(256)) * 40)
+  contents = {"whole": whole, "cut": whole[:-3], "empty": b"", "zstandard": b"\x28\xb5\x2f\xfdx"}
+  for name, data in contents.items():
+    (folder / f"jit_{name}-00-cache").write_bytes(data)
+  jax.config.update("jax_compilation_cache_dir", None)
+  platform_setup.keep_compiled_programs()
+  left = {path.name.split("-")[0] for path in folder.glob("*-cache")}
+  assert left == {"jit_whole", "jit_zstandard"}
+  assert "jit_cut" in logged.text
+  read = []
+  monkeypatch.setattr(zlib, "decompress", lambda data: read.append(data))
+  os.utime(folder / "jit_whole-00-cache", (1, 1))
+  jax.config.update("jax_compilation_cache_dir", None)
+  platform_setup.keep_compiled_programs()
+  assert read == []
+
+
+def test_an_accelerators_process_keeps_the_allocator_as_it_is(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  monkeypatch.setattr(platform_setup.ctypes, "CDLL", lambda name: pytest.fail("touched"))
+  assert platform_setup.keep_freed_memory() is False
+
+
+def test_a_system_without_glibc_is_no_failure(monkeypatch):
+  monkeypatch.setattr(platform_setup.ctypes, "CDLL", lambda name: object())
+  assert platform_setup.keep_freed_memory() is False
