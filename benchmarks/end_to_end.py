@@ -22,7 +22,8 @@ the batch was on the device; `blocked_share` the time that the loop itself stood
 training. `rate_per_core_2_percent` is the highest swept rate (clips a second a core) at which the
 card, and at every lower one, waits under 2 % of its time. `rate_on_16_cores` is 16 times that, which
 is an extrapolation unless `extrapolated` is false: then 16 cores did it. `waiting_share_at` has, for each
-of `--rates`, the share at that rate for 16 cores: with fewer cores, at their share of the rate.
+of `--rates`, the share at that rate for 16 cores: with fewer cores, at their share of the rate. Shares are medians over the turns; where a
+row's `waiting_share_least` lies far below, something else used the cores.
 """
 
 import argparse
@@ -271,7 +272,7 @@ def sweep(
       count += len(next(batches)["clips"])
     return count / (time.perf_counter() - started)
 
-  def share(rate: float) -> float:
+  def share(rate: float) -> dict[str, float]:
     period = size / rate
     goes = []
     for _ in range(arguments.turns):
@@ -279,7 +280,7 @@ def sweep(
       feed(batches, period, max(1, round(arguments.seconds / 3 / period)), ahead=arguments.ahead)
       count = max(1, round(arguments.seconds / period))
       goes.append(feed(batches, period, count, ahead=arguments.ahead))
-    return statistics.median(goes)
+    return {"waiting_share": statistics.median(goes), "waiting_share_least": min(goes)}
 
   unlimited(arguments.seconds / 3)
   highest = statistics.median(unlimited(arguments.seconds) for _ in range(arguments.turns))
@@ -287,9 +288,12 @@ def sweep(
   rows = []
   for part in SHARES:
     rate = part * highest
-    rows.append({"rate_per_core": rate / cores, "rate": rate, "waiting_share": share(rate)})
+    rows.append({"rate_per_core": rate / cores, "rate": rate, **share(rate)})
     print(f"{rate:.0f} clips/s: waiting {100 * rows[-1]['waiting_share']:.2f} %", flush=True)
-  at = {f"{rate:g}": share(rate * min(cores, CORES) / CORES) for rate in arguments.rates}
+  at = {
+    f"{rate:g}": share(rate * min(cores, CORES) / CORES)["waiting_share"]
+    for rate in arguments.rates
+  }
   batches.close()  # type: ignore[attr-defined]  # a generator
   return highest, rows, at
 

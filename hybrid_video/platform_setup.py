@@ -86,7 +86,7 @@ def keep_compiled_programs() -> pathlib.Path | None:
     The folder, or None where the environment names one or forbids it, or where it cannot be
     written to; of that, a warning tells.
   """
-  # A small program too takes ten times as long to compile as to read; there are dozens.
+  # A small program too takes several times as long to compile as to read, and there are dozens.
   if _MIN_SECONDS.upper() not in os.environ:
     jax.config.update(_MIN_SECONDS, 0.0)
   if not getattr(jax.config, _ENABLED) or getattr(jax.config, _FOLDER):

@@ -210,17 +210,15 @@ def test_rematerialised_blocks_give_the_same_gradients_and_statistics():
       (0.2,) * 3,
     )
     settings = optimizers.OptimizerSettings(name="sgd", learning_rate=0.1, schedule="constant")
-    schedule = optimizers.make_schedule(settings, steps=2, steps_per_epoch=1)
-    optimizer = optimizers.make_optimizer(settings, schedule)
+    optimizer = optimizers.make_optimizer(settings)
     batch = {
       "clips": np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8),
       "labels": np.array([0, 2]),
       "flips": np.array([False, True]),
     }
-    step = jax.jit(
-      functools.partial(steps.train_step, network=network, optimizer=optimizer, seed=0)
-    )
-    state, _ = step(steps.init_state(network, optimizer), batch)
+    step = jax.jit(functools.partial(steps.train_step, network=network, optimizer=optimizer))
+    start = steps.init_state(network, optimizer)
+    state, _ = step(start, batch, np.float32(0.1), np.uint32(0))
     return jax.tree.leaves((state["params"], state["batch_stats"]))
 
   for a, b in zip(results(False), results(True), strict=True):
@@ -255,8 +253,7 @@ def test_a_part_that_is_frozen_by_name_does_not_move_and_a_typo_is_named():
     settings = optimizers.OptimizerSettings(
       name="adamw", weight_decay=0.1, schedule="constant", freeze=freeze
     )
-    schedule = optimizers.make_schedule(settings, steps=1, steps_per_epoch=1)
-    optimizer = optimizers.make_optimizer(settings, schedule)
+    optimizer = optimizers.make_optimizer(settings)
     gradients = jax.tree.map(np.ones_like, params)
     return optimizer.update(gradients, optimizer.init(params), params)[0]
 
@@ -281,9 +278,7 @@ def test_a_run_starts_from_weights_trains_the_rest_and_never_goes_back(
   first = train.run(config, tmp_path / "run")
   network = train.make_network(config, 8)
   settings = optimizers.OptimizerSettings(**config.optimizer)
-  optimizer = optimizers.make_optimizer(
-    settings, optimizers.make_schedule(settings, steps=3, steps_per_epoch=3)
-  )
+  optimizer = optimizers.make_optimizer(settings)
   fresh = steps.init_state(network, optimizer)
   identity = train.checkpoint_identity(config, first["classes"])
   state = checkpoints.Checkpoints(tmp_path / "run", identity, 1).restore(fresh)
