@@ -22,14 +22,20 @@ same weights and clips.
 
 The last line is one JSON object. `ratio_forward` and `ratio_train` are the peer's time / ours (medians
 over the turns), the median over the batches at the first of `--frames`, with both allocators kept;
-`..._least` the least over the batches; `..._default_allocator` with the peer's as installed. `rows` has
-every measurement: seconds (median and least), clips a second, compile seconds, peak memory (MiB; on
-a CPU the process's resident size with all its libraries, on a GPU what the side has allocated, the
-trials of its compiler included), what our compiled program needs (all, and its temporaries), and on a
-GPU `matrix_rate_share`: the multiply-accumulates of the layers (two FLOP each, training counted as
-three forward passes) over the measured rate of an 8192^3 bfloat16 product. Compile times are those of
-the first allocator's rows; later ones find the programs in the cache. `peer_forms` is what was tried
-for the peer, `logits_error` how far the two lie apart.
+`..._least` the least over the batches; `..._default_allocator` with the peer's as installed. `rows`
+has every measurement:
+
+- seconds (median and least), and seconds of processor time of all threads (least): where these are far
+  from cores x seconds on a CPU, something else used the cores;
+- clips a second, and our compile seconds (of the first allocator's rows: later ones find the programs
+  in the cache);
+- peak memory (MiB): on a CPU the process's resident size with all its libraries, on a GPU what the
+  side has allocated, the trials of its compiler included; and what our compiled program needs, all of
+  it and its temporaries;
+- on a GPU `matrix_rate_share`: the multiply-accumulates of the layers (two FLOP each, training counted
+  as three forward passes) over the measured rate of an 8192^3 bfloat16 product.
+
+`peer_forms` is what was tried for the peer, `logits_error` how far the two lie apart.
 """
 
 import argparse
@@ -246,7 +252,10 @@ class _Worker:
     return {**found, "seconds": seconds, "peak_bytes": peak}
 
   def run(self, calls: int) -> Any:
-    return {"seconds": self._side.run(calls) / calls}
+    used = time.process_time()
+    seconds = self._side.run(calls)
+    used = time.process_time() - used
+    return {"seconds": seconds / calls, "cpu_seconds": used / calls}
 
   def matrix_rate(self) -> Any:
     return {"rate": self._side.matrix_rate()}
@@ -410,18 +419,23 @@ def _measure(
     told["peer"] = peer.ask("prepare", work=work, **shape, **form)
   calls = {name: max(1, round(seconds / told[name]["seconds"])) for name in sides}
   taken: dict[str, list[float]] = {name: [] for name in sides}
+  used: dict[str, list[float]] = {name: [] for name in sides}
   for _ in range(turns):
     for name, side in sides.items():
-      taken[name].append(side.ask("run", calls=calls[name])["seconds"])
+      answer = side.ask("run", calls=calls[name])
+      taken[name].append(answer["seconds"])
+      used[name].append(answer["cpu_seconds"])
   row: dict[str, Any] = {"work": work, "frames": shape["frames"], "batch": shape["batch"]}
   if peer:
     row["ratio"] = statistics.median(taken["peer"]) / statistics.median(taken["ours"])
     row["ratio_of_least"] = min(taken["peer"]) / min(taken["ours"])
+    row["ratio_of_cpu_seconds"] = min(used["peer"]) / min(used["ours"])
   for name in sides:
     median = statistics.median(taken[name])
     row |= {
       f"{name}_seconds": median,
       f"{name}_least_seconds": min(taken[name]),
+      f"{name}_least_cpu_seconds": min(used[name]),
       f"{name}_clips_per_second": shape["batch"] / median,
       f"{name}_peak_mib": told[name]["peak_bytes"] and told[name]["peak_bytes"] / 2**20,
     }
@@ -615,7 +629,7 @@ def compare(arguments: argparse.Namespace, cache: str) -> None:
               flop = work_per_clip * batch * (3 if work == "train" else 1)
               row["matrix_rate_share"] = flop / row["ours_seconds"] / rate
             rows.append(row)
-            versus = f", {row['ratio']:.2f} of the peer's speed" if "ratio" in row else ""
+            versus = f", {row['ratio']:.2f} times the peer's speed" if "ratio" in row else ""
             print(
               f"{work}, batch {batch}, {length} frames, {allocator}: "
               f"{row['ours_seconds']:.3f} s{versus}",
