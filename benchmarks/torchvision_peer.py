@@ -23,11 +23,11 @@ LAYOUTS = {
 
 def keep_freed_memory() -> None:
   """What `platform_setup.keep_freed_memory` does for our side, without JAX: see mallopt(3)."""
-  trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+  trim_threshold, mmap_max = -1, -4
   with contextlib.suppress(OSError, AttributeError, TypeError):
     library = ctypes.CDLL(None)
-    library.mallopt(mmap_threshold, most)
-    library.mallopt(trim_threshold, most)
+    library.mallopt(trim_threshold, -1)
+    library.mallopt(mmap_max, 0)
 
 
 def _video_models() -> Any:

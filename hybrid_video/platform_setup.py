@@ -22,15 +22,15 @@ log = logging.getLogger("hybrid_video")
 _ENABLED = "jax_enable_compilation_cache"
 _FOLDER = "jax_compilation_cache_dir"
 _MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+_ASYNC = "jax_cpu_enable_async_dispatch"
 # When the entries were looked through; those older than this file are whole.
 _CHECKED = "checked"
 # How a zlib stream of the default window begins (RFC 1950); JAX may compress with others.
 _ZLIB = b"\x78"
 
-# malloc.h of glibc.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_LARGEST_INT = 2**31 - 1
+# malloc.h of glibc: the parameter, and the value that turns it off.
+_M_TRIM_THRESHOLD = (-1, -1)
+_M_MMAP_MAX = (-4, 0)
 
 
 def _processor() -> str:
@@ -114,14 +114,23 @@ def keep_compiled_programs() -> pathlib.Path | None:
 def keep_freed_memory() -> bool:
   """Has glibc keep freed memory for the next allocation, where XLA computes on the processor.
 
-  There a training step takes hundreds of MB and gives them back; by default glibc maps and unmaps
-  each large array anew, and the page faults cost 10 to 20 % of a step. The process's peak is what
-  it was, within fragmentation; between its steps it no longer shrinks. See mallopt(3).
+  There a training step takes gigabytes and gives them back; by default glibc maps and unmaps each
+  large array anew, and the page faults cost 15 to 25 % of a step. glibc keeps such arrays in the
+  main thread's arena alone, so programs run in the thread that calls them: JAX would hand them to
+  another and gain nothing, since they take all cores. The process's peak is what it was, within
+  fragmentation; between its steps it no longer shrinks. See mallopt(3).
+
+  To be called before JAX's first use. JAX_CPU_ENABLE_ASYNC_DISPATCH in the environment goes before.
 
   Returns:
     Whether it does: not without glibc or with another backend, which stay as they are.
   """
-  if not sys.platform.startswith("linux") or jax.default_backend() != "cpu":
+  if not sys.platform.startswith("linux"):
+    return False
+  # It is read when the backend starts; other backends do not look at it.
+  if _ASYNC.upper() not in os.environ:
+    jax.config.update(_ASYNC, False)
+  if jax.default_backend() != "cpu":
     return False
   try:
     mallopt = ctypes.CDLL(None).mallopt
@@ -129,5 +138,5 @@ def keep_freed_memory() -> bool:
     # musl has none.
     return False
   # What is refused gives 0.
-  kept = [mallopt(which, _LARGEST_INT) for which in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+  kept = [mallopt(*setting) for setting in (_M_TRIM_THRESHOLD, _M_MMAP_MAX)]
   return all(kept)

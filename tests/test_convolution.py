@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video.models import convolution, video_resnet
+from hybrid_video.models import convolution, layers, video_resnet
 from hybrid_video.models.convolution import folded, two_dimensional, winograd
 
 CONVOLUTIONS = [
@@ -101,6 +101,65 @@ def test_the_points_of_a_transform_give_exact_polynomial_products():
       np.testing.assert_allclose(found, expected, atol=1e-13)
 
 
+def _fused_with_gradients(x, spatial, temporal, scale, shift, fused):
+  def loss(*arguments):
+    if fused:
+      y = convolution.fused(*arguments)
+    else:
+      x, spatial, temporal, scale, shift = arguments
+      between = convolution.convolve(x, spatial, (1, 1, 1), (0, 1, 1), convolution.DIRECT)
+      between = jax.nn.relu(between * scale + shift)
+      y = convolution.convolve(between, temporal, (1, 1, 1), (1, 0, 0), convolution.DIRECT)
+    return jnp.sum(jnp.sin(y)), y
+
+  step = jax.jit(jax.value_and_grad(loss, range(5), has_aux=True))
+  (_, y), gradients = step(x, spatial, temporal, scale, shift)
+  return tuple(np.asarray(found) for found in (y, *gradients))
+
+
+@pytest.mark.parametrize("tiles", [3, 12, 40, 10_000])
+@pytest.mark.parametrize("size", SIZES)
+def test_two_convolutions_at_once_are_the_two_one_after_the_other(size, tiles, monkeypatch):
+  # From one row of tiles at a time to all clips at once.
+  monkeypatch.setattr(winograd, "_TILES_AT_ONCE", tiles)
+  rng = np.random.default_rng(0)
+  shapes = ((4, *size, 3), (1, 3, 3, 3, 5), (3, 1, 1, 5, 4), (5,), (5,))
+  arguments = [rng.standard_normal(shape) / 3 for shape in shapes]
+  with jax.enable_x64(True):
+    expected = _fused_with_gradients(*arguments, fused=False)
+    for ours, plain in zip(_fused_with_gradients(*arguments, fused=True), expected, strict=True):
+      np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_are_the_same(
+  monkeypatch,
+):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
+  fused, calls = convolution.fused, []
+  monkeypatch.setattr(convolution, "fused", lambda *a: calls.append(a[1].shape) or fused(*a))
+  rng = np.random.default_rng(0)
+  features = {}
+  with jax.enable_x64(True):
+    numerics = video_resnet.Numerics(jnp.float64)
+    trunk = video_resnet.Trunk(blocks=3, width=4, numerics=numerics, rng=rng)
+    for _, node in nnx.iter_graph(trunk):
+      if isinstance(node, layers.BatchNorm):
+        for value in (node.scale, node.bias, node.mean, node.var):
+          value[...] = jnp.asarray(rng.uniform(0.5, 1.5, value.shape))
+    clips = rng.standard_normal((2, 5, 26, 18, 3))
+    trunk.train()
+    trunk(clips)
+    assert not calls
+    trunk.eval()
+    for backend in ("cpu", "gpu"):
+      with convolution.lowered_for(backend):
+        features[backend] = trunk(clips)
+  # Four in the first stage and the one without a stride in the second's first block.
+  assert [shape[-2:] for shape in calls] == [(4, 9)] * 4 + [(8, 14)]
+  np.testing.assert_allclose(features["cpu"], features["gpu"], rtol=1e-9)
+
+
 def _chosen(
   channels, out, kernel, *, size=(16, 56, 56), strides=(1, 1, 1), backend="cpu", dtype=jnp.float32
 ):
@@ -116,7 +175,9 @@ def test_the_lowering_follows_from_backend_and_shape(monkeypatch):
   assert _chosen(64, 144, spatial) == convolution.WINOGRAD
   assert _chosen(144, 64, temporal) == convolution.WINOGRAD
   assert _chosen(64, 144, spatial, dtype=jnp.bfloat16) == convolution.TWO_DIMENSIONAL
-  assert _chosen(512, 921, spatial, size=(2, 7, 7)) == convolution.TWO_DIMENSIONAL
+  # Few tiles for the kernels; two frames, of which none is saved.
+  assert _chosen(512, 1152, spatial, size=(1, 7, 7)) == convolution.TWO_DIMENSIONAL
+  assert _chosen(144, 64, temporal, size=(2, 56, 56)) == convolution.TWO_DIMENSIONAL
   assert _chosen(8, 18, spatial) == convolution.TWO_DIMENSIONAL
   assert _chosen(3, 45, (1, 7, 7), strides=(1, 2, 2), backend="tpu") == convolution.FOLDED
   assert _chosen(64, 230, spatial, strides=(1, 2, 2), backend="tpu") == convolution.DIRECT

@@ -137,18 +137,25 @@ class BatchNorm(nnx.Module):
     self.dtype = dtype
     self.use_running_average = False
 
+  def _scale_and_shift(self, mean: Array, var: Array) -> tuple[Array, Array]:
+    scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+    return scale.astype(self.dtype), (self.bias[...] - mean * scale).astype(self.dtype)
+
+  def fixed_scale_and_shift(self) -> tuple[Array, Array]:
+    """`[C]` each: with the running statistics, the layer is `x * scale + shift`."""
+    return self._scale_and_shift(self.mean[...], self.var[...])
+
   def __call__(self, x: Map) -> Map:
     """Normalises `[..., C]`; updates the running statistics unless frozen or in `model.eval()`."""
     if self.use_running_average or self.frozen:
-      mean, var = self.mean[...], self.var[...]
+      scale, shift = self.fixed_scale_and_shift()
     else:
       mean, var, count = _moments(x)
       unbiased = var * (count / max(count - 1, 1))
       self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
       self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
-    scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-    shift = self.bias[...] - mean * scale
-    x, scale, shift = x.astype(self.dtype), scale.astype(self.dtype), shift.astype(self.dtype)
+      scale, shift = self._scale_and_shift(mean, var)
+    x = x.astype(self.dtype)
     return folded.scale_and_shift(x, scale, shift) if isinstance(x, Folded) else x * scale + shift
 
 

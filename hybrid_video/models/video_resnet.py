@@ -18,6 +18,7 @@ import numpy as np
 
 from hybrid_video.models import convolution
 from hybrid_video.models.convolution import Map
+from hybrid_video.models.convolution.folded import Folded
 from hybrid_video.models.layers import (
   Array,
   BatchNorm,
@@ -144,6 +145,16 @@ class Conv2Plus1D(nnx.Module):
 
   def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
+    # In evaluation; in training the backward pass needs what lies between.
+    if self.norm.use_running_average and not isinstance(x, Folded):
+      x = x.astype(self.spatial.dtype)
+      spatial, temporal = (
+        conv.kernel[...].astype(x.dtype) for conv in (self.spatial, self.temporal)
+      )
+      strides = (self.temporal.strides[0], *self.spatial.strides[1:])
+      if convolution.fuses(x, spatial, temporal, strides):
+        scale, shift = self.norm.fixed_scale_and_shift()
+        return convolution.fused(x, spatial, temporal, scale, shift)
     with jax.named_scope("spatial"):
       x = relu(self.norm(self.spatial(x)))
     with jax.named_scope("temporal"):

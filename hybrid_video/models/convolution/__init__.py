@@ -27,9 +27,9 @@ TWO_DIMENSIONAL, WINOGRAD = "two_dimensional", "winograd"
 # A TPU's matrix unit has so many lanes: two pixels' channels have to fit.
 _LANES = 128
 
-# Winograd's mixed kernels are read once a chunk of tiles: more of them than this for every tile, and
-# reading them costs more than the products saved (measured, with 64 to 921 channels).
-_WEIGHTS_A_TILE = 160
+# Winograd's mixed kernels are made and read once: more of them than this for every tile, and that
+# costs more than the products saved (measured, with 64 to 1152 channels).
+_WEIGHTS_A_TILE = 25_000
 # With fewer channels than this the mixing costs what the products save, and it compiles for longer.
 _LEAST_CHANNELS = 32
 
@@ -104,15 +104,14 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, backend: s
     return DIRECT
   if POINTWISE in possible:
     return POINTWISE
-  tiles = math.prod(x.shape[:-1]) / (winograd.ROWS.outputs * winograd.COLUMNS.outputs)
-  if (
-    WINOGRAD in possible
-    and x.dtype in (jnp.float32, jnp.float64)
-    and min(kernel.shape[-2:]) >= _LEAST_CHANNELS
-    and math.prod(kernel.shape[-2:]) <= _WEIGHTS_A_TILE * tiles
-    and jax.device_count() == 1
-  ):
-    return WINOGRAD
+  if WINOGRAD in possible and x.dtype in (jnp.float32, jnp.float64) and jax.device_count() == 1:
+    tiles, products = winograd.tiles_and_products(x.shape, kernel.shape)
+    if (
+      min(kernel.shape[-2:]) >= _LEAST_CHANNELS
+      and math.prod(kernel.shape[-2:]) <= _WEIGHTS_A_TILE * tiles
+      and tiles * products < math.prod(x.shape[:-1]) * math.prod(kernel.shape[:-2])
+    ):
+      return WINOGRAD
   return TWO_DIMENSIONAL if TWO_DIMENSIONAL in possible else DIRECT
 
 
@@ -170,6 +169,38 @@ def convolve(
   else:
     y = two_dimensional.temporal(pixels, kernel[:, 0, 0], strides[0], padding[0])
   return y.reshape(batch, -1, height, width, kernel.shape[-1])
+
+
+def fuses(x: Array, spatial: Array, temporal: Array, strides: Triple) -> bool:
+  """Whether the backend does better by `fused` than by one convolution after the other.
+
+  Args:
+    x: feature map `[B, T, H, W, C]`.
+    spatial: kernel `[1, kh, kw, C, M]`, padded by half its size as the other one is.
+    temporal: kernel `[kt, 1, 1, M, D]`.
+    strides: of both together, along (T, H, W).
+  """
+  # Of the two, the one in space decides: forward, the one in time is the same in any form.
+  return (
+    strides == (1, 1, 1)
+    and WINOGRAD in lowerings(temporal, strides, (1, 0, 0))
+    and choose(x, spatial, strides, (0, 1, 1), backend()) == WINOGRAD
+  )
+
+
+def fused(x: Array, spatial: Array, temporal: Array, scale: Array, shift: Array) -> Array:
+  """A convolution in space, scale, shift and ReLU, and one in time, with nothing in memory between.
+
+  Args:
+    x: feature map `[B, T, H, W, C]`.
+    spatial: kernel `[1, 3, 3, C, M]`.
+    temporal: kernel `[3, 1, 1, M, D]`.
+    scale, shift: `[M]` each, multiplied and added before the ReLU.
+
+  Returns:
+    `[B, T, H, W, D]`.
+  """
+  return winograd.factorised(x, spatial[0], temporal[:, 0, 0], scale, shift)
 
 
 def unfold(x: Map) -> Array:

@@ -142,14 +142,31 @@ def _padding(size: int, by: Transforms) -> tuple[int, int, int]:
   return 1, by.outputs * tiles - size + 1, tiles
 
 
-def _mix_kernel(kernel: Array, matrices: str, *by: Transforms) -> Array:
-  mixing = [jnp.asarray(b.kernel, kernel.dtype) for b in by]
-  return jnp.einsum(matrices, *mixing, kernel, precision=lax.Precision.HIGHEST)
+def _mix_taps(taps: Sequence[Array], by: Transforms) -> list[Array]:
+  """The n mixed taps of three, as separate arrays: a loop would copy its part out at every round."""
+  return [_mix(row, taps) for row in by.kernel]
 
 
-def _one_by_one(mixed_kernels: Array) -> list[Array]:
-  """Matrices `[..., C, D]` as separate arrays: a loop would copy its part out at every round."""
-  return list(mixed_kernels.reshape(-1, *mixed_kernels.shape[-2:]))
+def _mix_taps_adjoint(mixed: Sequence[Array], by: Transforms) -> Array:
+  return jnp.stack([_mix(column, mixed) for column in by.kernel.T])
+
+
+def _mix_spatial_kernel(kernel: Array) -> list[list[Array]]:
+  return [_mix_taps(list(row), COLUMNS) for row in _mix_taps(list(kernel), ROWS)]
+
+
+def tiles_and_products(shape: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+  """How many tiles a convolution takes, and how many products with a mixed tap each of them.
+
+  Args:
+    shape: of the map, `[B, T, H, W, C]`.
+    kernel: sizes `[1, 3, 3, C, D]` or `[3, 1, 1, C, D]`.
+  """
+  batch, frames, height, width, _ = shape
+  if kernel[0] == 1:
+    tiles = math.ceil(height / ROWS.outputs) * math.ceil(width / COLUMNS.outputs)
+    return batch * frames * tiles, ROWS.products * COLUMNS.products
+  return batch * math.ceil(frames / FRAMES.outputs) * height * width, FRAMES.products
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -175,35 +192,36 @@ def _pad_frames(x: Array, before: int) -> Array:
   return jnp.pad(x, ((0, 0), *margins, (0, 0)))
 
 
-def _mix_frames(x: Array) -> list[list[Array]]:
-  rows = _mix_inputs(_pad_frames(x, 1), 1, ROWS)
-  return [_mix_inputs(row, 2, COLUMNS) for row in rows]
+def _mix_frames(padded: Array) -> list[list[Array]]:
+  """The mixed values of all tiles of `[F, 2 r + 2, 4 c + 2, C]`, `[F, r, c, C]` each."""
+  return [_mix_inputs(row, 2, COLUMNS) for row in _mix_inputs(padded, 1, ROWS)]
+
+
+def _convolve_tiles(padded: Array, mixed_kernel: Sequence[Sequence[Array]]) -> Array:
+  """`[F, 2 r + 2, 4 c + 2, C]` to `[F, 2 r, 4 c, D]`."""
+  mixed = _mix_frames(padded)
+  shape = (*mixed[0][0].shape[:3], mixed_kernel[0][0].shape[-1])
+  products = [
+    [(_flat(mixed[a][b]) @ mixed_kernel[a][b]).reshape(shape) for a in range(ROWS.products)]
+    for b in range(COLUMNS.products)
+  ]
+  by_row = [[_mix(row, column) for column in products] for row in ROWS.output]
+  rows = [_mix_outputs(columns, 2, COLUMNS) for columns in by_row]
+  return _interleave(rows, 1)
 
 
 @jax.custom_vjp
 def spatial(x: Array, kernel: Array) -> Array:
   """Convolves frames `[F, H, W, C]` with `[3, 3, C, D]` at stride 1, zeros outside: `[F, H, W, D]`."""
-  mixed_kernels = _one_by_one(_mix_kernel(kernel, "ai,bj,ijcd->abcd", ROWS, COLUMNS))
-  out_channels = kernel.shape[-1]
+  mixed_kernel = _mix_spatial_kernel(kernel)
   _, split = _spatial_chunks(x)
 
   def convolve(frames: Array) -> Array:
-    mixed = _mix_frames(frames)
-    shape = (*mixed[0][0].shape[:3], out_channels)
-    products = [
-      [
-        (_flat(mixed[a][b]) @ mixed_kernels[a * COLUMNS.products + b]).reshape(shape)
-        for a in range(ROWS.products)
-      ]
-      for b in range(COLUMNS.products)
-    ]
-    by_row = [[_mix(row, column) for column in products] for row in ROWS.output]
-    rows = [_mix_outputs(columns, 2, COLUMNS) for columns in by_row]
-    y = _interleave(rows, 1)
+    y = _convolve_tiles(_pad_frames(frames, 1), mixed_kernel)
     return y[:, : x.shape[1], : x.shape[2]]
 
   y = lax.map(convolve, x.reshape(*split, *x.shape[1:]))
-  return y.reshape(*x.shape[:3], out_channels)
+  return y.reshape(*x.shape[:3], kernel.shape[-1])
 
 
 def _spatial_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -213,7 +231,7 @@ def _spatial_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 def _spatial_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   x, kernel = kept
   height, width = x.shape[1:3]
-  transposed = _one_by_one(_mix_kernel(kernel, "ai,bj,ijcd->abdc", ROWS, COLUMNS))
+  mixed_kernel = _mix_spatial_kernel(kernel)
   _, split = _spatial_chunks(x)
   each = [(a, b) for a in range(ROWS.products) for b in range(COLUMNS.products)]
 
@@ -224,14 +242,14 @@ def _spatial_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
     shape = (*of_products[0][0].shape[:3], x.shape[-1])
     of_mixed = [
       [
-        (_flat(of_products[a][b]) @ transposed[a * COLUMNS.products + b]).reshape(shape)
+        (_flat(of_products[a][b]) @ mixed_kernel[a][b].T).reshape(shape)
         for b in range(COLUMNS.products)
       ]
       for a in range(ROWS.products)
     ]
     of_rows = [_mix_inputs_adjoint(row, 2, COLUMNS) for row in of_mixed]
     dx = _mix_inputs_adjoint(of_rows, 1, ROWS)[:, 1 : height + 1, 1 : width + 1]
-    mixed = _mix_frames(frames)
+    mixed = _mix_frames(_pad_frames(frames, 1))
     sums = [
       total + _flat(mixed[a][b]).T @ _flat(of_products[a][b])
       for total, (a, b) in zip(sums, each, strict=True)
@@ -241,8 +259,9 @@ def _spatial_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
   zeros = [jnp.zeros(kernel.shape[2:], x.dtype) for _ in each]
   chunks = (x.reshape(*split, *x.shape[1:]), dy.reshape(*split, *dy.shape[1:]))
   sums, dx = lax.scan(step, zeros, chunks)
-  grid = jnp.stack(sums).reshape(ROWS.products, COLUMNS.products, *kernel.shape[2:])
-  return dx.reshape(x.shape), _mix_kernel(grid, "ai,bj,abcd->ijcd", ROWS, COLUMNS)
+  n = COLUMNS.products
+  of_rows = [_mix_taps_adjoint(sums[n * a : n * (a + 1)], COLUMNS) for a in range(ROWS.products)]
+  return dx.reshape(x.shape), _mix_taps_adjoint(of_rows, ROWS)
 
 
 spatial.defvjp(_spatial_forward, _spatial_backward)
@@ -269,7 +288,7 @@ def _temporal_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 def _temporal_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   x, kernel = kept
   batch, frames, pixels, channels = x.shape
-  transposed = _one_by_one(_mix_kernel(kernel, "ai,icd->adc", FRAMES))
+  mixed_taps = _mix_taps(list(kernel), FRAMES)
   strip = _largest_divisor(pixels, _PIXELS_AT_ONCE)
   strips = pixels // strip
   before, after, tiles = _padding(frames, FRAMES)
@@ -285,8 +304,8 @@ def _temporal_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arr
     covered = jnp.pad(take(dy, i), ((0, after - 1), (0, 0), (0, 0)))
     of_products = [_flat(part) for part in _mix_outputs_adjoint(covered, 0, FRAMES)]
     of_mixed = [
-      (part @ matrix).reshape(tiles, strip, channels)
-      for part, matrix in zip(of_products, transposed, strict=True)
+      (part @ matrix.T).reshape(tiles, strip, channels)
+      for part, matrix in zip(of_products, mixed_taps, strict=True)
     ]
     part = _mix_inputs_adjoint(of_mixed, 0, FRAMES)[1 : frames + 1]
     mixed = _mix_inputs(jnp.pad(take(x, i), ((before, after), (0, 0), (0, 0))), 0, FRAMES)
@@ -295,7 +314,83 @@ def _temporal_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arr
 
   zeros = [jnp.zeros(kernel.shape[1:], x.dtype)] * FRAMES.products
   sums, dx = lax.fori_loop(0, batch * strips, step, (zeros, jnp.zeros_like(x)))
-  return dx, _mix_kernel(jnp.stack(sums), "ai,acd->icd", FRAMES)
+  return dx, _mix_taps_adjoint(sums, FRAMES)
 
 
 temporal.defvjp(_temporal_forward, _temporal_backward)
+
+
+# Both at once: maps [B, T, H, W, C], kernels [3, 3, C, M] and [3, M, D].
+
+
+def _bands(shape: Sequence[int]) -> tuple[int, int]:
+  """How many clips, and how many rows of them, a chunk of `[B, T, H, W, C]` has."""
+  batch, frames, height, width, _ = shape
+  rows = math.ceil(height / ROWS.outputs)
+  tiles = frames * rows * math.ceil(width / COLUMNS.outputs)
+  if tiles <= _TILES_AT_ONCE:
+    return _largest_divisor(batch, _TILES_AT_ONCE // tiles), ROWS.outputs * rows
+  bands = min(rows, math.ceil(tiles / _TILES_AT_ONCE))
+  return 1, ROWS.outputs * math.ceil(rows / bands)
+
+
+@jax.custom_vjp
+def factorised(
+  x: Array, spatial_kernel: Array, temporal_kernel: Array, scale: Array, shift: Array
+) -> Array:
+  """A convolution in space, scale, shift and ReLU, and a convolution in time, at stride 1.
+
+  What lies between the two never leaves the cache.
+
+  Args:
+    x: `[B, T, H, W, C]`.
+    spatial_kernel: `[3, 3, C, M]`.
+    temporal_kernel: `[3, M, D]`.
+    scale, shift: `[M]` each, multiplied and added before the ReLU.
+
+  Returns:
+    `[B, T, H, W, D]`.
+  """
+  batch, frames, height, width, channels = x.shape
+  mixed_kernel = _mix_spatial_kernel(spatial_kernel)
+  clips, rows = _bands(x.shape)
+  bands = math.ceil(height / rows)
+  left, right, _ = _padding(width, COLUMNS)
+  none = (0, 0)
+  padded = jnp.pad(x, (none, none, (1, bands * rows - height + 1), none, none))
+
+  def at(i: Array) -> tuple[Array | int, ...]:
+    return i // bands * clips, 0, i % bands * rows, 0, 0
+
+  def step(i: Array, y: Array) -> Array:
+    band = lax.dynamic_slice(padded, at(i), (clips, frames, rows + 2, width, channels))
+    band = band.reshape(-1, *band.shape[2:])
+    # Into the cache, where all mixing reads it.
+    band = lax.optimization_barrier(jnp.pad(band, (none, none, (left, right), none)))
+    between = _convolve_tiles(band, mixed_kernel)[:, :, :width]
+    between = jax.nn.relu(between * scale + shift)
+    part = temporal(between.reshape(clips, frames, rows * width, -1), temporal_kernel)
+    return lax.dynamic_update_slice(y, part.reshape(clips, frames, rows, width, -1), at(i))
+
+  y = jnp.zeros((batch, frames, bands * rows, width, temporal_kernel.shape[-1]), x.dtype)
+  return lax.fori_loop(0, batch // clips * bands, step, y)[:, :, :height]
+
+
+def _one_after_the_other(
+  x: Array, spatial_kernel: Array, temporal_kernel: Array, scale: Array, shift: Array
+) -> Array:
+  batch, frames, height, width, _ = x.shape
+  between = spatial(x.reshape(-1, *x.shape[2:]), spatial_kernel)
+  pixels = jax.nn.relu(between * scale + shift).reshape(batch, frames, height * width, -1)
+  return temporal(pixels, temporal_kernel).reshape(batch, frames, height, width, -1)
+
+
+def _factorised_forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+  return factorised(*arguments), arguments
+
+
+def _factorised_backward(arguments: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+  return jax.vjp(_one_after_the_other, *arguments)[1](dy)
+
+
+factorised.defvjp(_factorised_forward, _factorised_backward)
