@@ -57,7 +57,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import outcome  # noqa: E402
 from hybrid_video import models  # noqa: E402
-from hybrid_video.models import attention, costs, hybrid, perceiver, video_resnet  # noqa: E402
+from hybrid_video.models import costs, hybrid, perceiver, target, video_resnet  # noqa: E402
 from hybrid_video.models.bert_pooling import BertPooling  # noqa: E402
 from hybrid_video.models.layers import LayerNorm  # noqa: E402
 from hybrid_video.report.figures import BLUE, INK, MUTED, ORANGE  # noqa: E402
@@ -162,8 +162,7 @@ class Ours:
   def macs(self, grid: tuple[int, int, int, int]) -> int:
     """Multiply-accumulates of one clip's forward pass, whatever form the attention takes here."""
     features = jax.ShapeDtypeStruct((1, *grid), jnp.float32)
-    with attention.traced_for([]):
-      return costs.multiply_accumulates(self.functions["forward"], self.params, features)
+    return costs.multiply_accumulates(self.functions["forward"], self.params, features)
 
 
 class Peer:
@@ -393,7 +392,7 @@ def tpu_costs(ours: Ours, features: tuple[int, ...], kind: str) -> dict[str, int
   params = jax.tree.map(lambda leaf: shaped(leaf.shape, leaf.dtype), ours.params)
   found = {}
   for name, function in ours.functions.items():
-    with attention.traced_for(list(chip.device_set)):
+    with target.traced_for(list(chip.device_set)):
       traced = jax.jit(function).trace(params, shaped(features, jnp.bfloat16))
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     found[f"tpu_{name}_cycles"] = estimated_cycles(compiled.as_text() or "")

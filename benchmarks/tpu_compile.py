@@ -50,13 +50,12 @@ import optax
 import outcome
 
 from hybrid_video import models, sharding, steps
-from hybrid_video.models import convolution
+from hybrid_video.models import target
 
 CLASSES, SIZE = 51, 112
 # libtpu asks for a machine's name before it compiles for any topology of that generation.
 ACCELERATORS = {"v5e": "v5litepod-4", "v6e": "v6e-4"}
-# What hybrid_video.models.convolution chooses for is a TPU, or, for the plain port, a GPU.
-FORMS = {"plain": "gpu", "ours": "tpu"}
+FORMS = ("plain", "ours")
 # Streaming from memory on one v5e chip, by the same compiler's estimate.
 BYTES_A_CYCLE = 442
 MIB = 2**20
@@ -157,7 +156,8 @@ def compile_step(
     donate_argnums=0,
   )
   started = time.perf_counter()
-  with convolution.lowered_for(FORMS[form]):
+  # With no device to choose for, everything takes its plain form.
+  with target.traced_for(devices if form == "ours" else []):
     batches = placed(clips, sharding.batch_sharding(mesh))
     lowered = step.lower(state, batches, np.float32(0.01), np.uint32(0))
   compiled = lowered.compile()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid_video import models
-from hybrid_video.models import attention
+from hybrid_video.models import attention, target
 from hybrid_video.models.attention import FUSED, HEAD_BY_HEAD, PLAIN, RECOMPUTED, attend
 
 
@@ -208,7 +208,7 @@ def hopper(monkeypatch):
   """Traces as on an NVIDIA GPU."""
   # JAX asks the library for its version at trace time; there is none here.
   monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
-  with attention.traced_for(HOPPER):
+  with target.traced_for(HOPPER):
     yield
 
 
@@ -264,6 +264,6 @@ def test_what_is_traced_for_no_device_has_every_product_to_count(hopper):
     return str(program).count("dot_general")
 
   assert products() == 0
-  with attention.traced_for([]):
+  with target.traced_for([]):
     assert products() == 2
   assert products() == 0

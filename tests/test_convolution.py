@@ -1,4 +1,5 @@
 import itertools
+import types
 
 from flax import nnx
 import jax
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video.models import convolution, layers, video_resnet
+from hybrid_video.models import convolution, layers, target, video_resnet
 from hybrid_video.models.convolution import folded, two_dimensional, winograd
 
 CONVOLUTIONS = [
@@ -21,6 +22,10 @@ CONVOLUTIONS = [
   ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
 ]
 SIZES = [(7, 9, 11), (1, 5, 5), (3, 1, 2), (4, 8, 16)]
+
+
+def _devices(platform, count=1):
+  return [types.SimpleNamespace(platform=platform)] * count
 
 
 def _with_gradients(x, kernel, strides, padding, lowering):
@@ -47,6 +52,7 @@ def test_every_lowering_of_a_convolution_is_the_same_function(
 ):
   # Few enough at a time that every loop has several rounds.
   monkeypatch.setattr(winograd, "_TILES_AT_ONCE", 12)
+  monkeypatch.setattr(winograd, "_TILES_AT_ONCE_BACKWARD", 8)
   monkeypatch.setattr(winograd, "_PIXELS_AT_ONCE", 20)
   monkeypatch.setattr(two_dimensional, "_PIXELS_AT_ONCE", 60)
   with jax.enable_x64(True):
@@ -134,7 +140,6 @@ def test_two_convolutions_at_once_are_the_two_one_after_the_other(size, tiles, m
 def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_are_the_same(
   monkeypatch,
 ):
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
   monkeypatch.setattr(convolution, "_LEAST_CHANNELS", 1)
   fused, calls = convolution.fused, []
   monkeypatch.setattr(convolution, "fused", lambda *a: calls.append(a[1].shape) or fused(*a))
@@ -148,12 +153,13 @@ def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_
         for value in (node.scale, node.bias, node.mean, node.var):
           value[...] = jnp.asarray(rng.uniform(0.5, 1.5, value.shape))
     clips = rng.standard_normal((2, 5, 26, 18, 3))
-    trunk.train()
-    trunk(clips)
-    assert not calls
+    with target.traced_for(_devices("cpu")):
+      trunk.train()
+      trunk(clips)
+      assert not calls
     trunk.eval()
     for backend in ("cpu", "gpu"):
-      with convolution.lowered_for(backend):
+      with target.traced_for(_devices(backend)):
         features[backend] = trunk(clips)
   # Four in the first stage and the one without a stride in the second's first block.
   assert [shape[-2:] for shape in calls] == [(4, 9)] * 4 + [(8, 14)]
@@ -161,16 +167,24 @@ def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_
 
 
 def _chosen(
-  channels, out, kernel, *, size=(16, 56, 56), strides=(1, 1, 1), backend="cpu", dtype=jnp.float32
+  channels,
+  out,
+  kernel,
+  *,
+  size=(16, 56, 56),
+  strides=(1, 1, 1),
+  platform="cpu",
+  count=1,
+  dtype=jnp.float32,
 ):
   x = jax.ShapeDtypeStruct((2, *size, channels), dtype)
   w = jax.ShapeDtypeStruct((*kernel, channels, out), dtype)
   padding = tuple(k // 2 for k in kernel)
-  return convolution.choose(x, w, strides, padding, backend)
+  with target.traced_for(_devices(platform, count)):
+    return convolution.choose(x, w, strides, padding, platform)
 
 
-def test_the_lowering_follows_from_backend_and_shape(monkeypatch):
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
+def test_the_lowering_follows_from_backend_and_shape():
   spatial, temporal = (1, 3, 3), (3, 1, 1)
   assert _chosen(64, 144, spatial) == convolution.WINOGRAD
   assert _chosen(144, 64, temporal) == convolution.WINOGRAD
@@ -179,15 +193,14 @@ def test_the_lowering_follows_from_backend_and_shape(monkeypatch):
   assert _chosen(512, 1152, spatial, size=(1, 7, 7)) == convolution.TWO_DIMENSIONAL
   assert _chosen(144, 64, temporal, size=(2, 56, 56)) == convolution.TWO_DIMENSIONAL
   assert _chosen(8, 18, spatial) == convolution.TWO_DIMENSIONAL
-  assert _chosen(3, 45, (1, 7, 7), strides=(1, 2, 2), backend="tpu") == convolution.FOLDED
-  assert _chosen(64, 230, spatial, strides=(1, 2, 2), backend="tpu") == convolution.DIRECT
+  assert _chosen(3, 45, (1, 7, 7), strides=(1, 2, 2), platform="tpu") == convolution.FOLDED
+  assert _chosen(64, 230, spatial, strides=(1, 2, 2), platform="tpu") == convolution.DIRECT
   assert _chosen(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
   assert _chosen(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
   assert _chosen(64, 64, (3, 3, 3)) == convolution.DIRECT
   for kernel in (spatial, temporal, (3, 3, 3), (1, 1, 1)):
-    assert _chosen(64, 144, kernel, backend="gpu") == convolution.DIRECT
-  monkeypatch.setattr(jax, "device_count", lambda: 2)
-  assert _chosen(64, 144, spatial) == convolution.TWO_DIMENSIONAL
+    assert _chosen(64, 144, kernel, platform="gpu") == convolution.DIRECT
+  assert _chosen(64, 144, spatial, count=2) == convolution.TWO_DIMENSIONAL
 
 
 def test_a_form_that_a_convolution_cannot_take_is_refused_with_those_it_can():
@@ -211,7 +224,7 @@ def _trunk_with_gradients(backend, architecture, blocks, size, frozen, remat=Fal
     statistics = nnx.state(model, nnx.BatchStat)
     return jnp.sum(jnp.sin(features)), (features, statistics)
 
-  with convolution.lowered_for(backend):
+  with target.traced_for(_devices(backend)):
     step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (_, (features, statistics)), gradients = step(params, clips)
   return jax.tree.map(np.asarray, (features, statistics, gradients))
@@ -245,7 +258,7 @@ def test_a_folded_trunk_computes_what_the_plain_one_does(architecture, blocks, s
 
 def test_on_a_tpu_the_fold_holds_from_the_stem_to_the_first_stride():
   clips = jnp.zeros((1, 2, 16, 16, 3))
-  with convolution.lowered_for("tpu"):
+  with target.traced_for(_devices("tpu")):
     trunk = video_resnet.Trunk(blocks=3, rng=np.random.default_rng(0))
     x = trunk.stem(clips)
     kinds = [type(x)]

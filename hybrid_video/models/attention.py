@@ -7,13 +7,13 @@ Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1; the fused form: Dao 
 (arXiv:2307.08691), as cuDNN has it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
-import contextvars
+from collections.abc import Callable, Sequence
 import math
 
 import jax
 import jax.numpy as jnp
+
+from hybrid_video.models import target
 
 Array = jax.Array
 
@@ -29,25 +29,6 @@ _LEAST_CAPABILITY = (8, 0)
 # compiler's estimate of a training step).
 _SCORES_WORTH_A_LOOP = 320 * 320
 _MASKED_SCORE = -1e9
-
-_traced_for: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.ContextVar(
-  "traced_for", default=None
-)
-
-
-@contextlib.contextmanager
-def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
-  """Within it, functions are traced for these devices instead of JAX's own.
-
-  For compiling ahead of time for devices that are not there; and, with no device at all, for the
-  plain form, whose products can be counted. What has been traced with the same shapes before stays
-  as it is.
-  """
-  token = _traced_for.set(devices)
-  try:
-    yield
-  finally:
-    _traced_for.reset(token)
 
 
 def has_fused_kernel(devices: Sequence[jax.Device]) -> bool:
@@ -115,7 +96,7 @@ def attend(
     value: `[B, M, heads, D]`.
     kept: bool `[B, M]`; a key outside it has no weight anywhere. At least one a clip is kept.
     dropout: takes the weights, float32 `[B, heads, N, M]`, and drops some of them.
-    form: one of `FORMS`; the default is what `choose` says for JAX's devices (or `traced_for`'s).
+    form: one of `FORMS`; the default is what `choose` says for the `target`.
 
   Returns:
     `[B, N, heads, D]`, in the dtype of the values.
@@ -127,9 +108,7 @@ def attend(
   if dropout is not None:
     return _attend_with_dropout(query, key, value, kept, dropout)
   if form is None:
-    devices = _traced_for.get()
-    devices = jax.local_devices() if devices is None else devices
-    form = choose(query, key, devices, masked=kept is not None)
+    form = choose(query, key, target.devices(), masked=kept is not None)
   mask = None if kept is None else kept[:, None, None, :]
   if form == PLAIN:
     return _plain(query, key, value, mask)

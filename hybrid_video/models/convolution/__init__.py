@@ -5,9 +5,6 @@ them. Out: feature maps. Every form computes the same function, with zeros outsi
 changes speed and the last bits, never a checkpoint.
 """
 
-from collections.abc import Iterator
-import contextlib
-import contextvars
 import math
 from typing import TypeAlias
 
@@ -15,6 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from hybrid_video.models import target
 from hybrid_video.models.convolution import folded, two_dimensional, winograd
 
 Array = jax.Array
@@ -32,27 +30,6 @@ _LANES = 128
 _WEIGHTS_A_TILE = 25_000
 # With fewer channels than this the mixing costs what the products save, and it compiles for longer.
 _LEAST_CHANNELS = 32
-
-
-_backend: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
-
-
-def backend() -> str:
-  """The backend to choose for: JAX's default one, or that of `lowered_for`."""
-  return _backend.get() or jax.default_backend()
-
-
-@contextlib.contextmanager
-def lowered_for(name: str) -> Iterator[None]:
-  """What is traced within is meant for "cpu", "gpu" or "tpu", wherever it is compiled.
-
-  For compiling ahead of time and for tests. JAX keeps what it has traced: use a fresh `jax.jit`.
-  """
-  token = _backend.set(name)
-  try:
-    yield
-  finally:
-    _backend.reset(token)
 
 
 def _is_spatial(kernel: Array, strides: Triple, padding: Triple) -> bool:
@@ -88,8 +65,8 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
   return tuple(found)
 
 
-def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, backend: str) -> str:
-  """The form that a backend does best.
+def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: str) -> str:
+  """The form that a platform ("cpu", "gpu", "tpu") does best.
 
   TPUs and GPUs have kernels of their own for 3-D convolutions. A TPU folds what leaves the stem, and
   all convolutions until the next stride in space keep the fold. On a CPU the factorised ones run in
@@ -98,13 +75,13 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, backend: s
   its loop would gather.
   """
   possible = lowerings(kernel, strides, padding)
-  if backend == "tpu" and FOLDED in possible and kernel.shape[-2] == 3:
+  if platform == "tpu" and FOLDED in possible and kernel.shape[-2] == 3:
     return FOLDED
-  if backend != "cpu":
+  if platform != "cpu":
     return DIRECT
   if POINTWISE in possible:
     return POINTWISE
-  if WINOGRAD in possible and x.dtype in (jnp.float32, jnp.float64) and jax.device_count() == 1:
+  if WINOGRAD in possible and x.dtype in (jnp.float32, jnp.float64) and target.device_count() == 1:
     tiles, products = winograd.tiles_and_products(x.shape, kernel.shape)
     if (
       min(kernel.shape[-2:]) >= _LEAST_CHANNELS
@@ -125,7 +102,7 @@ def convolve(
     kernel: `[kt, kh, kw, C, D]`.
     strides: steps along (T, H, W).
     padding: zeros on both sides of (T, H, W).
-    lowering: one of `lowerings`; the default is what `choose` says for `backend()`. A folded map
+    lowering: one of `lowerings`; the default is what `choose` says for the `target`. A folded map
       has but one.
 
   Returns:
@@ -136,7 +113,7 @@ def convolve(
   """
   if isinstance(x, folded.Folded):
     return folded.convolve(x, kernel, strides, padding)
-  lowering = lowering or choose(x, kernel, strides, padding, backend())
+  lowering = lowering or choose(x, kernel, strides, padding, target.platform())
   possible = lowerings(kernel, strides, padding)
   if lowering not in possible:
     raise ValueError(
@@ -184,7 +161,7 @@ def fuses(x: Array, spatial: Array, temporal: Array, strides: Triple) -> bool:
   return (
     strides == (1, 1, 1)
     and WINOGRAD in lowerings(temporal, strides, (1, 0, 0))
-    and choose(x, spatial, strides, (0, 1, 1), backend()) == WINOGRAD
+    and choose(x, spatial, strides, (0, 1, 1), target.platform()) == WINOGRAD
   )
 
 
@@ -215,7 +192,7 @@ def cast_kernel(kernel: Array, dtype: jnp.dtype | type) -> Array:
   no multiple of 8, and casts it from there at 20 bytes a cycle: without that axis it is quick.
   """
   odd = any(channels % 8 for channels in kernel.shape[3:])
-  if backend() == "tpu" and kernel.dtype != dtype and odd and 1 in kernel.shape[:3]:
+  if target.platform() == "tpu" and kernel.dtype != dtype and odd and 1 in kernel.shape[:3]:
     squeezed = kernel.reshape([size for size in kernel.shape if size > 1])
     kernel = lax.optimization_barrier(squeezed).reshape(kernel.shape)
   return kernel.astype(dtype)

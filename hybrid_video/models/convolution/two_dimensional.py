@@ -10,6 +10,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from hybrid_video.models import target
+
 Array = jax.Array
 
 # Output pixels whose columns are laid out at once: more fall out of the cache, fewer are products too
@@ -28,7 +30,7 @@ def _convolve(x: Array, kernel: Array, strides: tuple[int, int], padding: tuple[
 
 
 def _frames_at_once(frames: int, pixels: int) -> int:
-  if jax.device_count() > 1:
+  if target.device_count() > 1:
     # A loop over frames would bring a sharded batch to every device.
     return frames
   most = max(1, min(frames, _PIXELS_AT_ONCE // pixels))
