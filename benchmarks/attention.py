@@ -14,7 +14,8 @@ for clips of 16 to 256 frames at 112x112, at the widths of configs/hmdb51.py:
 
 The peer has the same weights in PyTorch, its attention by
 `torch.nn.functional.scaled_dot_product_attention`; compiled on a GPU, eager on a CPU. Both must give
-the same output before they are timed, turn by turn in one process. Training is the forward pass and
+the same output before they are timed, turn by turn in one process, which keeps freed memory as main.py
+has it. Training is the forward pass and
 the gradient of all parameters and of the feature map, without dropout and without an update. Without
 PyTorch the peer is left out.
 
@@ -56,7 +57,7 @@ import matplotlib.axes  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import outcome  # noqa: E402
-from hybrid_video import models  # noqa: E402
+from hybrid_video import models, platform_setup  # noqa: E402
 from hybrid_video.models import costs, hybrid, perceiver, target, video_resnet  # noqa: E402
 from hybrid_video.models.bert_pooling import BertPooling  # noqa: E402
 from hybrid_video.models.layers import LayerNorm  # noqa: E402
@@ -533,6 +534,8 @@ def main() -> None:
   parser.add_argument("--name", help="of the results; attention_cpu or attention_gpu")
   parser.add_argument("--results", type=pathlib.Path, help="folder to write them to")
   given = parser.parse_args()
+  # As main.py does; here the peer lives in the same process and has it as well.
+  platform_setup.keep_freed_memory()
   backend = jax.default_backend()
   batch = given.batch or (1 if given.quick else 2 if backend == "cpu" else 16)
   dtype = given.dtype or ("float32" if backend == "cpu" else "bfloat16")

@@ -141,13 +141,15 @@ def test_ratios_are_of_the_first_clip_length_and_told_apart_by_allocator():
     *(row("train", "default", 16, ratio) for ratio in (3.0, 4.0)),
   ]
   assert train_step.ratios(rows, 16) == {
-    "ratio_forward": 1.2,
-    "ratio_forward_least": 1.1,
-    "ratio_train": 2.0,
-    "ratio_train_least": 2.0,
-    "ratio_train_default_allocator": 3.5,
-    "ratio_train_least_default_allocator": 3.0,
+    "ratio_forward_peer_tuned": 1.2,
+    "ratio_forward_least_peer_tuned": 1.1,
+    "ratio_train_peer_tuned": 2.0,
+    "ratio_train_least_peer_tuned": 2.0,
+    "ratio_train": 3.5,
+    "ratio_train_least": 3.0,
   }
+  # On a GPU there is but one.
+  assert train_step.ratios(rows[:4], 16) == {"ratio_forward": 1.2, "ratio_forward_least": 1.1}
 
 
 def test_a_side_whose_process_ends_is_told_with_its_status(monkeypatch):

@@ -1,8 +1,10 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from hybrid_video.models import costs
+from hybrid_video.models import costs, target
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,15 @@ from hybrid_video.models import costs
 )
 def test_a_network_costs_its_published_multiply_accumulates(name, options, clip, expected):
   assert costs.of_model(name, clip, 400, **options) == expected
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_forms_that_a_device_takes_change_no_count(platform):
+  options = {"blocks": 3, "width": 32}
+  counts = {costs.of_model("r2plus1d_18", (4, 32, 32), 5, **options)}
+  with target.traced_for([types.SimpleNamespace(platform=platform)]):
+    counts.add(costs.of_model("r2plus1d_18", (4, 32, 32), 5, **options))
+  assert len(counts) == 1
 
 
 @pytest.mark.parametrize(
