@@ -46,7 +46,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 SUFFIXES = (".avi", ".mp4")
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+SHARES = (0.5, 0.7, 0.85, 0.95, 1.0, 1.05, 1.15, 1.3)
 CORES = 16  # of a usual host beside one GPU
 LIMIT = 0.02
 _ENDLESS = 10**9

@@ -177,7 +177,7 @@ def fused(x: Array, spatial: Array, temporal: Array, scale: Array, shift: Array)
   Returns:
     `[B, T, H, W, D]`.
   """
-  return winograd.factorised(x, spatial[0], temporal[:, 0, 0], scale, shift)
+  return winograd.fused(x, spatial[0], temporal[:, 0, 0], scale, shift)
 
 
 def unfold(x: Map) -> Array:

@@ -338,7 +338,7 @@ def _bands(shape: Sequence[int]) -> tuple[int, int]:
 
 
 @jax.custom_vjp
-def factorised(
+def fused(
   x: Array, spatial_kernel: Array, temporal_kernel: Array, scale: Array, shift: Array
 ) -> Array:
   """A convolution in space, scale, shift and ReLU, and a convolution in time, at stride 1.
@@ -388,12 +388,12 @@ def _one_after_the_other(
   return temporal(pixels, temporal_kernel).reshape(batch, frames, height, width, -1)
 
 
-def _factorised_forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
-  return factorised(*arguments), arguments
+def _fused_forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+  return fused(*arguments), arguments
 
 
-def _factorised_backward(arguments: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+def _fused_backward(arguments: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
   return jax.vjp(_one_after_the_other, *arguments)[1](dy)
 
 
-factorised.defvjp(_factorised_forward, _factorised_backward)
+fused.defvjp(_fused_forward, _fused_backward)
