@@ -225,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except ServiceError as error:
     sys.exit(f"Error: {error}")
   print(f"{role} ready: {address}", flush=True)
-  stopped.wait()
+  # Python runs handlers in this thread, but the signal may reach one of TensorFlow's and wake none.
+  while not stopped.wait(1):
+    pass
   # Its own end would wait for calls that are under way, such as a client's for the next batch.
   os._exit(0)
 
