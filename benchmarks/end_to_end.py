@@ -119,10 +119,11 @@ def highest_under(shares: Sequence[tuple[float, float]], limit: float) -> float 
 
 def _records(arguments: argparse.Namespace, stored: Any, folder: pathlib.Path) -> Any:
   """Stored records of the videos that are asked for, at the scale `stored`."""
-  from hybrid_video.datasets import builder, listing, video_files
+  from hybrid_video.datasets import builder, listing
+  from hybrid_video.decoding import storing
   import input_pipeline
 
-  scale = video_files.StoredScale(**stored)
+  scale = storing.StoredScale(**stored)
   kept = folder / f"records_{scale.height}"
   if not arguments.videos:
     return input_pipeline.prepare(

@@ -147,14 +147,14 @@ def resident_mib() -> float:
 
 def stored_quality(paths: list[str]) -> list[dict[str, float]]:
   """Bytes a frame and PSNR (dB) by JPEG quality; the error is of all frames' pixels together."""
-  from hybrid_video.datasets import video_files
+  from hybrid_video.decoding import storing, video_reader
 
-  frames = [f for path in paths for i, (f, _) in enumerate(video_files.decode_frames(path, HEIGHT, WIDTH)) if i % 8 == 0]  # fmt: skip
+  frames = [f for path in paths for i, (f, _) in enumerate(video_reader.decode_frames(path, HEIGHT, WIDTH)) if i % 8 == 0]  # fmt: skip
   rows = []
   for quality in QUALITIES:
     errors, sizes = [], []
     for frame in frames:
-      jpeg = video_files.encode_jpeg(frame, quality)
+      jpeg = storing.encode_jpeg(frame, quality)
       sizes.append(len(jpeg))
       decoded = simplejpeg.decode_jpeg(jpeg, fastupsample=True)
       errors.append(np.mean((decoded.astype(np.float64) - frame) ** 2))
@@ -193,10 +193,11 @@ def main() -> None:
   if not paths:
     sys.exit(f"{arguments.videos}: no {' or '.join(SUFFIXES)} file. Name a folder with --videos.")
 
-  from hybrid_video.datasets import builder, listing, video_files
+  from hybrid_video.datasets import builder, listing
+  from hybrid_video.decoding import storing
   import input_pipeline
 
-  scale = video_files.StoredScale(HEIGHT, WIDTH, arguments.quality)
+  scale = storing.StoredScale(HEIGHT, WIDTH, arguments.quality)
   listed = listing.make(
     "throughput",
     arguments.videos,

@@ -4,14 +4,15 @@ python main.py --config=configs/hmdb51.py:cnn8_cross1_self1 --config.data_dir=DI
 
 DIR holds the AVI files and the official split files. The recipes are the source's: clips of 2 s,
 Adam 1e-3 with L2 1e-5 and x0.2 every 10 epochs for the hybrids, SGD 1e-3 and x0.1 for the baseline.
+Another one follows a comma: configs/hmdb51.py:cnn8_cross1_self1,recipe=fine_tuning.
 """
 
-import difflib
 import re
 
 import ml_collections
 
-from configs import defaults
+from hybrid_video import errors, experiment, recipes
+from hybrid_video.settings import SettingError
 
 ROWS = (
   # Attention depth.
@@ -31,7 +32,7 @@ ROWS = (
 )
 
 
-def hybrid(row: str) -> ml_collections.ConfigDict:
+def use_hybrid(config: ml_collections.ConfigDict, row: str) -> None:
   """The hybrid of a row named `cnnK[_crossC][_selfS]`, at the source's widths (the defaults).
 
   Without cross attention a CLS token goes through the self block with the CNN's tokens and the
@@ -39,7 +40,8 @@ def hybrid(row: str) -> ml_collections.ConfigDict:
   """
   counts = {part: int(number) for part, number in re.findall(r"(cnn|cross|self)(\d+)", row)}
   cross, self_attention = counts.get("cross", 0), counts.get("self", 0)
-  return defaults.model(
+  experiment.use_model(
+    config,
     "hybrid",
     cnn_blocks=counts["cnn"],
     cross_blocks=cross,
@@ -49,22 +51,21 @@ def hybrid(row: str) -> ml_collections.ConfigDict:
   )
 
 
-def get_config(row: str = "baseline") -> ml_collections.ConfigDict:
-  """The experiment of one row.
+def get_config(options: str = "baseline") -> ml_collections.ConfigDict:
+  """The experiment of one row, such as "cnn8_cross1" or "baseline,recipe=fine_tuning".
 
   Raises:
-    ValueError: there is no such row; the message names the nearest.
+    SettingError: there is no such row or recipe; the message names the nearest.
   """
+  chosen = experiment.arguments(options, "row", {"row": "baseline", "recipe": ""})
+  row = chosen["row"]
   if row not in ROWS:
-    close = difflib.get_close_matches(row, ROWS, n=1, cutoff=0.0)
-    raise ValueError(f"There is no row {row!r}. Did you mean {close[0]}? Rows: {', '.join(ROWS)}.")
-  config = defaults.get_config()
-  config.optimizer.schedule = "step"
-  config.optimizer.weight_decay = 1e-5
+    near = errors.nearest(row, ROWS, count=1, cutoff=0.0)
+    raise SettingError(f"There is no row {row!r}.{near} Rows: {', '.join(ROWS)}.")
+  config = experiment.default_config()
   if row == "baseline":
-    config.model = defaults.model("r2plus1d_18")
-    config.optimizer.name = "sgd"
+    experiment.use_model(config, "r2plus1d_18")
   else:
-    config.model = hybrid(row)
-    config.optimizer.step_factor = 0.2
+    use_hybrid(config, row)
+  recipes.apply(config, chosen["recipe"] or ("study_baseline" if row == "baseline" else "study"))
   return config.lock()

@@ -1,11 +1,11 @@
 """Downloads of large files: weights and archives of videos.
 
-In: a URL, the path that its file shall have, and its checksum where one is published. Out: the
-complete file, checked.
+In: a URL, the path for its file, and its checksum where one is published. Out: the complete file,
+checked.
 
 A download grows as `<file>.part` and is renamed once it is whole and checked, so that nothing at
 the final path is ever half-written; what arrived before an interruption is kept and the next call
-goes on from there. A lock on the `.part` file itself keeps processes apart: it vanishes with its
+goes on from there. A lock on the `.part` file lets one process download at a time: it ends with its
 holder, leaves no file of its own behind, and passes with the rename. Locks are POSIX ones.
 """
 
@@ -26,6 +26,8 @@ import urllib.request
 
 import tqdm
 
+from hybrid_video import errors, files
+
 TIMEOUT_SECONDS = 30.0
 WEB_SCHEMES = ("http", "https")
 
@@ -35,11 +37,11 @@ _ALGORITHMS = {"sha256": "SHA-256", "md5": "MD5"}
 log = logging.getLogger("hybrid_video")
 
 
-class DownloadError(ValueError):
-  """A file that cannot be had; the message says why and what to do.
+class DownloadError(errors.UserError):
+  """A file that cannot be downloaded; the message says why and what to do.
 
   Attributes:
-    reason: why, in a few words, for a message about several places.
+    reason: why, in a few words, for a message about several URLs.
   """
 
   def __init__(self, message: str, reason: str):
@@ -53,14 +55,14 @@ class ChecksumError(DownloadError):
 
 @dataclasses.dataclass(frozen=True)
 class Checksum:
-  """How a file's SHA-256 or MD5 begins, or all of it.
+  """The beginning of a file's SHA-256 or MD5, or all of it.
 
   Attributes:
     algorithm: "sha256" or "md5".
     begins: hex digits; lower case after construction.
 
   Raises:
-    ValueError: another algorithm, no hex digits, or more of them than the algorithm gives.
+    ValueError: another algorithm, no hex digits, or more of them than the algorithm has.
   """
 
   algorithm: str
@@ -72,7 +74,7 @@ class Checksum:
     digits = 2 * hashlib.new(self.algorithm, usedforsecurity=False).digest_size
     if not re.fullmatch(f"[0-9a-fA-F]{{1,{digits}}}", self.begins):
       raise ValueError(
-        f"{self.begins!r} is no {self.title}: that has up to {digits} digits of 0 to 9 and a to f."
+        f"{self.begins!r} is no {self.title}: expected up to {digits} digits of 0 to 9 and a to f."
       )
     object.__setattr__(self, "begins", self.begins.lower())
 
@@ -95,9 +97,9 @@ class Download:
 
   Attributes:
     url: http or https.
-    path: where the file shall be.
+    path: for the file.
     checksum: of the whole file; None where none is published.
-    other_folder: for a full disk: how another folder is chosen.
+    other_folder: advice for a full disk: how to set another folder.
     alternative: what the user can do instead of saving the file by hand; "" if nothing.
   """
 
@@ -110,12 +112,12 @@ class Download:
   @property
   def part(self) -> pathlib.Path:
     """The file while it is incomplete."""
-    return self.path.with_name(self.path.name + ".part")
+    return self.path.with_name(self.path.name + files.PART)
 
   @property
   def etag_file(self) -> pathlib.Path:
-    """Keeps the version that the `.part` file is the beginning of, and the URL that named it."""
-    return self.path.with_name(self.path.name + ".part.etag")
+    """Holds which version the `.part` file is the beginning of, and the URL that named it."""
+    return self.part.with_name(self.part.name + ".etag")
 
   def etag(self) -> str | None:
     """The server's name for the version that the `.part` file is the beginning of."""
@@ -124,12 +126,12 @@ class Download:
     except FileNotFoundError:
       return None
     url, _, etag = text.partition("\n")
-    # Another server has other names for the same bytes.
+    # Another server names the same bytes otherwise.
     return etag if etag and url == self.url else None
 
-  def keep_etag(self, etag: str) -> None:
-    """Remembers the version whose beginning the `.part` file is going to be."""
-    self.etag_file.write_text(f"{self.url}\n{etag}", encoding="utf-8")
+  def remember_etag(self, etag: str) -> None:
+    """Notes the version that the `.part` file will be the beginning of."""
+    files.write_text(self.etag_file, f"{self.url}\n{etag}")
 
   def discard(self) -> None:
     """Removes what has arrived so far."""
@@ -137,7 +139,7 @@ class Download:
     self.part.unlink(missing_ok=True)
 
   def failure(self, reason: str, kind: type[DownloadError] = DownloadError) -> DownloadError:
-    """An error that says what went wrong and how to do without the network."""
+    """An error that says what went wrong and how to get the file by hand."""
     check = f"its {self.checksum}" if self.checksum else "no hash is published"
     return kind(
       f"{self.url} could not be downloaded: {reason}. Try again, or download it by hand on any "
@@ -147,40 +149,42 @@ class Download:
 
 
 def fetch(download: Download, *, progress: bool = True) -> pathlib.Path:
-  """The download's file, fetched first if it is not there.
+  """The download's file, downloaded first if it is not there.
 
   Args:
-    download: what to have, and where.
+    download: what to download, and where to.
     progress: whether to show a bar with bytes, rate and time left.
 
   Returns:
     `download.path`. A file that is there already is hashed at every call: that costs about a
-    second for 300 MB, and sees what a stamp of an earlier check cannot: a wrong file put there by
-    hand, and damage since.
+    second for 300 MB, and notices what a stamp of an earlier check cannot: a wrong file put there
+    by hand, and later damage.
 
   Raises:
     ChecksumError: what the URL gives, which is then removed, or the file that was there before,
-      which is left alone, has another checksum.
+      which is left as it is, has another checksum.
     DownloadError: a failed download or a full disk.
   """
   try:
     if not download.path.is_file():
       download.path.parent.mkdir(parents=True, exist_ok=True)
-      if _bring(download, progress):
+      if _download(download, progress):
         return download.path
-    found = digest(download.path, download.checksum)
+    actual = digest(download.path, download.checksum)
   except OSError as error:
     raise download.failure(
       f"{error.strerror or error} (in {download.path.parent}; {download.other_folder})"
     ) from error
-  if download.checksum and not download.checksum.accepts(found):
-    reason = f"its {download.checksum.title} is {found} and should begin {download.checksum.begins}"
+  if download.checksum and not download.checksum.accepts(actual):
+    reason = (
+      f"its {download.checksum.title} is {actual} and should begin {download.checksum.begins}"
+    )
     raise ChecksumError(
       f"{download.path} is not the file that {download.url} gives: {reason}. Delete it, and it is "
       "downloaded again.",
       reason,
     )
-  _report(download, found)
+  _report(download, actual)
   return download.path
 
 
@@ -190,14 +194,14 @@ def digest(path: pathlib.Path, checksum: Checksum | None = None) -> str:
   Raises:
     OSError: the file cannot be read.
   """
-  # MD5 is here to find damage, for files that have no better checksum published.
+  # MD5 only serves to notice damage, for files that have no better checksum published.
   new = hashlib.new(checksum.algorithm if checksum else "sha256", usedforsecurity=False)
   with path.open("rb") as file:
     return hashlib.file_digest(file, lambda: new).hexdigest()
 
 
-def _bring(download: Download, progress: bool) -> bool:
-  """Downloads under a lock; False if another process brought the file in the meantime."""
+def _download(download: Download, progress: bool) -> bool:
+  """Downloads under a lock; False if another process finished the file in the meantime."""
   while not download.path.is_file():
     with download.part.open("ab") as file:
       _lock(file, download)
@@ -210,11 +214,11 @@ def _bring(download: Download, progress: bool) -> bool:
         _transfer(download, file, _resumable_bytes(download, file), progress)
         file.flush()
         os.fsync(file.fileno())
-        found = digest(download.part, download.checksum)
-        if download.checksum and not download.checksum.accepts(found):
+        actual = digest(download.part, download.checksum)
+        if download.checksum and not download.checksum.accepts(actual):
           download.discard()
           raise download.failure(
-            f"what it gives has the {download.checksum.title} {found}, which should begin "
+            f"what it gives has the {download.checksum.title} {actual}, which should begin "
             f"{download.checksum.begins}, and was removed",
             ChecksumError,
           )
@@ -224,7 +228,7 @@ def _bring(download: Download, progress: bool) -> bool:
         raise
       download.etag_file.unlink(missing_ok=True)
       download.part.rename(download.path)
-    _report(download, found)
+    _report(download, actual)
     return True
   return False
 
@@ -238,7 +242,7 @@ def _lock(file: BinaryIO, download: Download) -> None:
 
 
 def _is_still(file: BinaryIO, path: pathlib.Path) -> bool:
-  """Whether the path still names the open file, or the last holder of the lock took it away."""
+  """Whether the path still names the open file: the last holder of the lock may have moved it."""
   try:
     return os.path.samestat(os.fstat(file.fileno()), path.stat())
   except FileNotFoundError:
@@ -251,7 +255,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _resumable_bytes(download: Download, file: BinaryIO) -> int:
-  # With neither a hash nor an ETag, the halves of two versions could be joined unseen.
+  # With neither a hash nor an ETag, the halves of two versions could be joined unnoticed.
   return _size(file) if download.checksum or download.etag() else 0
 
 
@@ -269,19 +273,36 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
     return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _content_range(headers: Any) -> tuple[int | None, int | None]:
-  """First byte and total of a Content-Range, each None where it is not said (RFC 9110, 14.4)."""
-  match = re.fullmatch(
-    r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", (headers.get("Content-Range") or "").strip()
-  )
-  if not match:
-    return None, None
-  first, total = match.groups()
-  return int(first) if first else None, int(total) if total != "*" else None
+@dataclasses.dataclass(frozen=True)
+class _ContentRange:
+  """A Content-Range (RFC 9110, 14.4): each number None where it is not said."""
+
+  first: int | None = None
+  last: int | None = None
+  total: int | None = None
+
+  @classmethod
+  def of(cls, headers: Any) -> "_ContentRange":
+    """Reads it from an answer's headers."""
+    text = (headers.get("Content-Range") or "").strip()
+    match = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", text)
+    if not match:
+      return cls()
+    return cls(*(int(number) if number and number != "*" else None for number in match.groups()))
+
+  def continues(self, offset: int, length: int | None) -> bool:
+    """Whether a body of `length` bytes (None: unknown) goes on at `offset`, by these numbers.
+
+    Without a total it is not known whether the body goes on to the file's end.
+    """
+    if self.first is None or self.last is None or self.total is None:
+      return False
+    fits = self.first == offset and self.first <= self.last < self.total
+    return fits and length in (None, self.last - self.first + 1)
 
 
 def _transfer(download: Download, file: BinaryIO, offset: int, progress: bool) -> None:
-  """Appends the bytes from `offset` on, or writes all anew where the server will not resume."""
+  """Appends the bytes from `offset` on, or starts over where the server cannot go on for sure."""
   headers = {"User-Agent": "hybrid-video"}
   etag = download.etag()
   if offset:
@@ -296,36 +317,45 @@ def _transfer(download: Download, file: BinaryIO, offset: int, progress: bool) -
     with contextlib.closing(error):
       if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not offset:
         raise download.failure(f"HTTP {error.code} {error.reason}") from error
-      total = _content_range(error.headers)[1]
-    if total != offset:
+      is_whole = _ContentRange.of(error.headers).total == offset
+      is_whole = is_whole and _is_same_version(download, error.headers)
+    if not is_whole:
       _transfer(download, file, 0, progress)
     return
   except (OSError, http.client.HTTPException, ValueError) as error:
     raise download.failure(_reason(error)) from error
   with response:
-    if response.status == http.HTTPStatus.PARTIAL_CONTENT and offset:
-      first, total = _content_range(response.headers)
-      if total is None and response.length is not None:
-        total = offset + response.length
-      # Some servers pass over If-Range and send the rest of another version.
-      if first == offset and etag in (None, response.headers.get("ETag", etag)):
-        _receive(download, response, file, total, progress)
-        return
-    elif response.status == http.HTTPStatus.OK:
-      _start_anew(download, file, response.headers.get("ETag"))
+    if response.status == http.HTTPStatus.OK:
+      _start_over(download, file, response.headers.get("ETag"))
       _receive(download, response, file, response.length, progress)
       return
-    else:
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT or not offset:
       raise download.failure(f"HTTP {response.status} {response.reason}")
+    sent = _ContentRange.of(response.headers)
+    if sent.continues(offset, response.length) and _is_same_version(download, response.headers):
+      _receive(download, response, file, sent.total, progress)
+      return
   _transfer(download, file, 0, progress)
 
 
-def _start_anew(download: Download, file: BinaryIO, etag: str | None) -> None:
+def _is_same_version(download: Download, headers: Any) -> bool:
+  """Whether an answer is of the version that the `.part` file is the beginning of.
+
+  Some servers ignore If-Range and send the rest of another version. Where a hash is published, it
+  notices that, so only an ETag that says otherwise counts; where none is, the ETag must be there.
+  """
+  etag, sent = download.etag(), headers.get("ETag")
+  if download.checksum:
+    return etag is None or sent in (None, etag)
+  return sent is not None and sent == etag
+
+
+def _start_over(download: Download, file: BinaryIO, etag: str | None) -> None:
   download.etag_file.unlink(missing_ok=True)
   file.truncate(0)
   # A weak ETag does not promise the same bytes, and If-Range must not carry it (RFC 9110, 13.1.5).
   if etag and not etag.startswith("W/"):
-    download.keep_etag(etag)
+    download.remember_etag(etag)
 
 
 def _receive(
@@ -340,7 +370,7 @@ def _receive(
     raise download.failure("the server answers with a web page, not with a file")
   if total is None and not response.chunked and not download.checksum:
     raise download.failure(
-      "neither its length nor its hash is known, so that a broken transfer would not be seen"
+      "neither its length nor its hash is known, so that a broken transfer would not be noticed"
     )
   size = _size(file)
   log.info("Downloading %s to %s", download.url, download.path)
@@ -387,10 +417,10 @@ def _reason(error: Exception) -> str:
   return str(cause) or type(cause).__name__
 
 
-def _report(download: Download, found: str) -> None:
+def _report(download: Download, actual: str) -> None:
   if not download.checksum:
     log.warning(
       "%s was not verified, since no hash of it is published; its SHA-256 is %s",
       download.path,
-      found,
+      actual,
     )

@@ -4,7 +4,7 @@ A padded row has mask 0 and counts nowhere, so neither the batch size nor how ro
 devices changes a result.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ def sums(
   logits = jnp.asarray(logits, jnp.float32)
   labels = jnp.asarray(labels)
   true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  aimed_at = true[:, 0] if targets is None else jnp.sum(logits * targets, axis=-1)
-  losses = jax.nn.logsumexp(logits, axis=-1) - aimed_at
+  target = true[:, 0] if targets is None else jnp.sum(logits * targets, axis=-1)
+  losses = jax.nn.logsumexp(logits, axis=-1) - target
   # Equal scores and NaN count against the row: a constant output is never right by accident.
   others = jnp.arange(logits.shape[-1]) != labels[:, None]
   rank = jnp.sum(~(logits < true) & others, axis=-1)
@@ -46,17 +46,75 @@ def sums(
   }
 
 
-def means(parts: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+def means(sums_of_batches: Iterable[Mapping[str, Array]]) -> dict[str, float]:
   """Adds up sums of several batches and divides by the rows that counted.
 
   Raises:
     ValueError: no row counted.
   """
   total: dict[str, float] = {}
-  for part in parts:
-    for name, value in part.items():
+  for batch in sums_of_batches:
+    for name, value in batch.items():
       total[name] = total.get(name, 0.0) + float(value)
   count = total.pop("count", 0.0)
   if not count:
     raise ValueError("There is no example to average over: every row is padding.")
   return {name: value / count for name, value in total.items()}
+
+
+@jax.jit
+def _softmax(logits: jax.Array) -> jax.Array:
+  return jax.nn.softmax(logits, axis=-1)
+
+
+_sums = jax.jit(sums)
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+  padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+  return np.pad(rows, padding)
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+  return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def probabilities(logits: np.ndarray, size: int) -> np.ndarray:
+  """Softmax of logits `[N, classes]`, float32.
+
+  Taken `size` rows at a time, the last ones padded, so that one compiled program serves lists of
+  every length.
+  """
+  shares = [
+    np.asarray(_softmax(_padded(np.asarray(logits[rows], np.float32), size)))[
+      : rows.stop - rows.start
+    ]
+    for rows in _slices(len(logits), size)
+  ]
+  return np.concatenate(shares) if shares else np.zeros(logits.shape, np.float32)
+
+
+def batched_sums(
+  scores: np.ndarray, labels: np.ndarray, size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Metric sums of scores `[N, classes]` against labels `[N]`, `size` rows at a time."""
+  for rows in _slices(len(scores), size):
+    count = rows.stop - rows.start
+    mask = (np.arange(size) < count).astype(np.float32)
+    scored = _padded(np.asarray(scores[rows], np.float32), size)
+    true = _padded(np.asarray(labels[rows], np.int32), size)
+    yield jax.device_get(_sums(scored, true, mask))
+
+
+def video_means(of_views: np.ndarray, rows: np.ndarray, videos: int) -> np.ndarray:
+  """The mean over each video's views, float32 `[V, classes]`.
+
+  Args:
+    of_views: probabilities of views, `[C, classes]`.
+    rows: for each view, its video's row, `[C]`.
+    videos: how many videos; each has a view.
+  """
+  means = np.zeros((videos, of_views.shape[1]), np.float32)
+  np.add.at(means, rows, of_views)
+  means /= np.bincount(rows, minlength=videos)[:, None]
+  return means

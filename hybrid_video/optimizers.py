@@ -7,20 +7,22 @@ that another length, schedule or rate is the same program.
 
 from collections.abc import Callable
 import dataclasses
-import difflib
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 import optax
+
+from hybrid_video import errors
+from hybrid_video.settings import Settings, setting
 
 # A step's number, from 0, to its learning rate.
 Schedule = Callable[[int], np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
+class OptimizerSettings(Settings):
   """How parameters are updated.
 
   Attributes:
@@ -36,16 +38,22 @@ class OptimizerSettings:
       `cnn/layer1`.
   """
 
-  name: str = "adam"
-  learning_rate: float = 1e-3
-  weight_decay: float = 0.0
-  momentum: float = 0.9
-  schedule: str = "cosine"
-  warmup_epochs: float = 0.0
-  step_epochs: float = 10.0
-  step_factor: float = 0.1
-  clip_norm: float = 0.0
-  freeze: tuple[str, ...] = ()
+  PATH: ClassVar[str] = "optimizer"
+
+  name: str = setting("adam", choices=("adam", "adamw", "sgd"))
+  learning_rate: float = setting(1e-3, at_least=0)
+  weight_decay: float = setting(0.0, at_least=0)
+  momentum: float = setting(0.9, at_least=0, below=1)
+  schedule: str = setting("cosine", choices=("constant", "cosine", "step"))
+  warmup_epochs: float = setting(0.0, at_least=0)
+  step_epochs: float = setting(10.0, above=0)
+  step_factor: float = setting(0.1, above=0)
+  clip_norm: float = setting(0.0, at_least=0)
+  freeze: tuple[str, ...] = setting(())
+
+
+class OptimizerError(errors.UserError):
+  """Optimiser settings that do not fit the model or the length of training."""
 
 
 def _trained_or_frozen(params: Any, freeze: tuple[str, ...]) -> Any:
@@ -62,8 +70,10 @@ def _trained_or_frozen(params: Any, freeze: tuple[str, ...]) -> Any:
     if part not in used:
       names = ["/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(params)]
       starts = {"/".join(n.split("/")[:d]) for n in names for d in range(1, n.count("/") + 2)}
-      near = difflib.get_close_matches(part, starts, n=1, cutoff=0.0)[0]
-      raise ValueError(f"The model has no part {part!r} to freeze. Did you mean {near!r}?")
+      near = errors.nearest(part, starts, count=1, cutoff=0.0)
+      raise OptimizerError(
+        f"--config.optimizer.freeze names {part!r}, a part that the model does not have.{near}"
+      )
   return labels
 
 
@@ -84,21 +94,21 @@ def make_schedule(settings: OptimizerSettings, *, steps: int, steps_per_epoch: f
     another one for another type.
 
   Raises:
-    ValueError: an unknown schedule, or a warm-up as long as the training.
+    OptimizerError: a warm-up as long as the training.
   """
   warmup = round(settings.warmup_epochs * steps_per_epoch)
   if warmup and warmup >= steps:
-    raise ValueError(f"A warm-up of {warmup} steps leaves nothing of a training of {steps}.")
+    raise OptimizerError(
+      f"--config.optimizer.warmup_epochs is {settings.warmup_epochs:g}: a warm-up of {warmup} steps "
+      f"leaves nothing of a training of {steps}. Lower it, or raise --config.epochs."
+    )
   left = steps - warmup
   every = max(1, round(settings.step_epochs * steps_per_epoch))
-  shapes: dict[str, Callable[[int], float]] = {
+  after: Callable[[int], float] = {
     "constant": lambda step: 1.0,
     "cosine": lambda step: 0.5 * (1.0 + math.cos(math.pi * min(step / left, 1.0))),
     "step": lambda step: settings.step_factor ** (step // every),
-  }
-  if settings.schedule not in shapes:
-    raise ValueError(f"There is no schedule {settings.schedule!r}. Known: constant, cosine, step.")
-  after = shapes[settings.schedule]
+  }[settings.schedule]
 
   def schedule(step: int) -> np.float32:
     share = step / warmup if step < warmup else after(step - warmup)
@@ -114,21 +124,19 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
   decoupled decay of "adamw" are added up before it, as they are in optax.
 
   Raises:
-    ValueError: an unknown name; of `init`, a part to freeze that the model does not have.
+    OptimizerError: of `init`, a part to freeze that the model does not have.
   """
-  parts = []
+  transforms = []
   if settings.clip_norm:
-    parts.append(optax.clip_by_global_norm(settings.clip_norm))
+    transforms.append(optax.clip_by_global_norm(settings.clip_norm))
   l2 = optax.add_decayed_weights(settings.weight_decay)
   if settings.name == "adam":
-    parts += [l2, optax.adam(1.0)]
+    transforms += [l2, optax.adam(1.0)]
   elif settings.name == "sgd":
-    parts += [l2, optax.sgd(1.0, momentum=settings.momentum)]
-  elif settings.name == "adamw":
-    parts.append(optax.adamw(1.0, weight_decay=settings.weight_decay))
+    transforms += [l2, optax.sgd(1.0, momentum=settings.momentum)]
   else:
-    raise ValueError(f"There is no optimiser {settings.name!r}. Known: adam, adamw, sgd.")
-  chain = optax.chain(*parts)
+    transforms.append(optax.adamw(1.0, weight_decay=settings.weight_decay))
+  chain = optax.chain(*transforms)
   if not settings.freeze:
     return chain
   return optax.multi_transform(

@@ -1,21 +1,48 @@
-"""Where arrays lie: one mesh over all devices, batches split along it, everything else copied.
+"""Where arrays live: one mesh over all devices, and one rule for batches, parameters and optimizer.
 
-In: host arrays. Out: `jax.Array`s with a `NamedSharding`.
+In: shapes and host arrays. Out: `NamedSharding`s and `jax.Array`s.
+
+The mesh has two axes. A batch is split along both. Parameters and what the optimizer keeps for them
+are copied along "data" and split along "fsdp"; with an fsdp axis of one device, everything but the
+batch is copied everywhere.
 """
 
+from collections.abc import Mapping
+import math
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-DATA_AXIS = "data"
+from hybrid_video import errors
+
+BATCH_AXES = ("data", "fsdp")
+# Splitting small arrays (norms, biases, counters) costs more messages than it saves memory.
+_SMALLEST_SPLIT = 2**14
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh of one axis, "data", over the given devices or all there are."""
+class ShardingError(errors.UserError):
+  """Sizes that do not divide among the devices."""
+
+
+def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+  """A mesh of the axes "data" and "fsdp".
+
+  Args:
+    devices: the default is all there are.
+    fsdp: devices along the "fsdp" axis.
+
+  Raises:
+    ShardingError: the devices do not divide.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
+  if fsdp < 1 or len(devices) % fsdp:
+    raise ShardingError(
+      f"{len(devices)} devices do not divide into groups of {fsdp} for the fsdp axis."
+    )
+  shape = (len(devices) // fsdp, fsdp)
+  return jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,26 +51,52 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis is split among the devices."""
-  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+  """The first axis is split among all devices."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def state_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+  """The rule for parameters, statistics and optimizer state, by an array's shape alone.
+
+  The longest axis that the "fsdp" axis divides is split (the last of several as long); small arrays
+  and those without such an axis are copied.
+  """
+  fsdp = mesh.shape["fsdp"]
+  divisible = [axis for axis, length in enumerate(shape) if length % fsdp == 0]
+  if fsdp == 1 or not divisible or math.prod(shape) < _SMALLEST_SPLIT:
+    return replicated(mesh)
+  split = max(divisible, key=lambda axis: (shape[axis], axis))
+  return NamedSharding(mesh, PartitionSpec(*(None,) * split, "fsdp"))
+
+
+def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
+  """A host array as a global one; each device is given its own part alone."""
+  host = np.asarray(array)
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, setting: str) -> None:
   """Refuses a batch that does not divide among the devices.
 
+  Args:
+    batch_size: of the global batch.
+    mesh: the devices.
+    setting: its full name, for the message.
+
   Raises:
-    ValueError: with the nearest sizes that do.
+    ShardingError: with the nearest sizes that do.
   """
   devices = mesh.size
   if batch_size < 1 or batch_size % devices:
     below = batch_size - batch_size % devices
     sizes = " or ".join(str(size) for size in (below, below + devices) if size > 0)
-    raise ValueError(
-      f"A batch of {batch_size} does not divide among {devices} devices: take {sizes}."
+    raise ShardingError(
+      f"{setting} is {batch_size}: a batch of {batch_size} does not divide among {devices} devices. "
+      f"Set it to {sizes}."
     )
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """The rows of this process's batch as global arrays, split along the first axis."""
   sharding = batch_sharding(mesh)
   return {

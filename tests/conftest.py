@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from web_server import serving
 
-from hybrid_video.datasets import hmdb51, made_actions, video_files
+from hybrid_video.datasets import hmdb51, made_actions
 
 REAL_CLIPS = pathlib.Path(__file__).parent / "data" / "hmdb51"
 # Class and the codes of splits 1 to 3, as the official lists have them.
@@ -54,20 +54,62 @@ def made_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   return folder
 
 
+def made_experiment(**chosen):
+  """The made set stored small, with some settings of one's own."""
+  from hybrid_video import experiment
+
+  config = experiment.default_config()
+  config.dataset, config.made_films = "made_actions", 4
+  config.stored.height, config.stored.width, config.stored.jpeg_quality = 38, 50, 90
+  config.update(chosen)
+  return experiment.from_config(config)
+
+
 @pytest.fixture(scope="session")
 def made_records(made_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
   """The index of the made videos, stored small."""
+  from hybrid_video.datasets import preparation
+
+  records_dir = tmp_path_factory.mktemp("records")
+  chosen = made_experiment(data_dir=str(made_folder), records_dir=str(records_dir))
+  return preparation.load_records(chosen, records_dir)
+
+
+def small_demo(videos: pathlib.Path, records: pathlib.Path):
+  """The demo's own config, shrunk: fewer films, a narrower model, a few steps."""
+  from configs import demo
+
+  config = demo.get_config()
+  config.made_films = 4
+  config.data_dir, config.records_dir = str(videos), str(records)
+  config.stored.height, config.stored.width = 38, 50
+  config.clip.crop = 24
+  config.clip.frames = 8
+  config.model.cnn_blocks = 2
+  config.model.cnn_width = 4
+  config.model.latents = 4
+  config.model.width = 16
+  config.batch_size = config.eval_batch_size = 8
+  config.epochs = 2.0
+  config.log_every_steps = 2
+  config.checkpoint_every_epochs = 1.0
+  return config
+
+
+def run_training(config, workdir: pathlib.Path):
+  """What `train.run` returns for a config."""
+  from hybrid_video import experiment, train
   import input_pipeline
 
-  return input_pipeline.prepare(
-    dataset="made_actions",
-    data_dir=str(made_folder),
-    records_dir=str(tmp_path_factory.mktemp("records")),
-    scale=video_files.StoredScale(38, 50),
-    allow_missing=False,
-    made_films=4,
-    seed=0,
-  )
+  return train.run(experiment.from_config(config), workdir, input_pipeline)
+
+
+@pytest.fixture(scope="session")
+def finished(made_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
+  """A run from start to end: (config, work directory, what it returned)."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = small_demo(made_folder, workdir / "records")
+  return config, workdir, run_training(config, workdir)
 
 
 def moving_square(frames: int, size: int = 64) -> list[np.ndarray]:

@@ -14,7 +14,9 @@ import pytest
 from rar_files import Member, archive
 import rarfile
 
+from hybrid_video import errors
 from hybrid_video.datasets import archives, listing
+from hybrid_video.datasets.archives import failures, names, reading, unpacking
 
 DATA = pathlib.Path(__file__).parent / "data" / "hmdb51"
 GOLF = "Golf_Tips_-_Hit_The_Driver_300+_Yards!!!_golf_f_nm_np1_fr_med_0.avi"
@@ -30,9 +32,9 @@ ODD_NAMES = (
 
 @pytest.fixture
 def folder(tmp_path):
-  place = tmp_path / "data"
-  place.mkdir()
-  return place
+  data = tmp_path / "data"
+  data.mkdir()
+  return data
 
 
 def clip(name: str) -> bytes:
@@ -40,7 +42,7 @@ def clip(name: str) -> bytes:
 
 
 def official(version: int) -> bytes:
-  """HMDB51's form: one RAR a class, each of which brings the folder of its class."""
+  """HMDB51's form: one RAR a class, each with the folder of its class in it."""
   return archive(
     {
       "golf.rar": archive({f"golf/{GOLF}": clip(GOLF)}, version=version),
@@ -61,22 +63,23 @@ def tree(folder: pathlib.Path) -> dict[str, bytes]:
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
   """What was unpacked, without the notes."""
-  found = tree(folder / "unpacked")
-  return {name: data for name, data in found.items() if not name.endswith(".note")}
+  files = tree(folder / "unpacked")
+  return {name: data for name, data in files.items() if not name.endswith(".note")}
 
 
 def unpack(folder: pathlib.Path) -> pathlib.Path:
   return archives.unpacked(folder, progress=False)
 
 
-def refuse(folder: pathlib.Path, *parts: str) -> None:
-  """Unpacking fails, says all the parts, and leaves nothing half-done."""
+def refuse(folder: pathlib.Path, *phrases: str) -> None:
+  """Unpacking fails with a message that has all the phrases, and leaves nothing half-done."""
   before = tree(folder)
   with pytest.raises(archives.ArchiveError) as error:
     unpack(folder)
   assert isinstance(error.value, listing.ListingError)
-  for part in parts:
-    assert part in str(error.value)
+  assert isinstance(error.value, errors.UserError)
+  for phrase in phrases:
+    assert phrase in str(error.value)
   assert tree(folder) == before
   assert not list(folder.rglob("*.part"))
 
@@ -114,7 +117,7 @@ def test_the_official_archives_give_the_clips_of_each_class_and_the_lists(folder
 
 
 @pytest.mark.parametrize("version", [3, 5])
-def test_names_that_a_shell_would_read_arrive_as_they_are(folder, version):
+def test_names_with_characters_special_to_a_shell_stay_as_they_are(folder, version):
   files = {name: name.encode() for name in ODD_NAMES}
   (folder / "odd (names) & more!.rar").write_bytes(archive(files, version=version))
   unpack(folder)
@@ -138,7 +141,9 @@ def test_a_class_archive_without_a_folder_of_its_own_gets_one(folder):
     ("x.rar", zip_of),
   ],
 )
-def test_other_forms_are_told_by_their_beginning_and_hold_archives_as_well(folder, name, make):
+def test_other_formats_are_recognised_by_their_first_bytes_and_may_contain_archives(
+  folder, name, make
+):
   files = {"ä/a b.txt": b"text", "class.rar": archive({"c.avi": b"clip"}), "empty.txt": b""}
   (folder / name).write_bytes(make(files))
   unpack(folder)
@@ -161,12 +166,12 @@ def test_a_second_call_opens_no_archive(folder, monkeypatch):
   (folder / "hmdb51_org.rar").write_bytes(official(5))
   unpack(folder)
   before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-  monkeypatch.setattr(archives, "_opened", None)
+  monkeypatch.setattr(reading, "opened", None)
   unpack(folder)
   assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_changed_archive_is_unpacked_anew_and_the_old_files_go(folder):
+def test_a_changed_archive_is_unpacked_again_and_the_old_files_are_removed(folder):
   path = folder / "x.rar"
   path.write_bytes(archive({"old.avi": b"old"}))
   unpack(folder)
@@ -228,16 +233,16 @@ def test_no_clip_is_unpacked_beside_its_own_file(folder, by_hand):
     "shoot_bow.rar": archive({f"shoot_bow/{BOW}": clip(BOW)}),
   }
   (folder / "hmdb51_org.rar").write_bytes(archive(inner))
-  for place, name in by_hand.items():
-    (folder / place).parent.mkdir(parents=True, exist_ok=True)
-    (folder / place).write_bytes(inner.get(name) or clip(name))
+  for path, name in by_hand.items():
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(inner.get(name) or clip(name))
   for _ in range(2):
     unpack(folder)
-    names = [path.name for path in folder.rglob("*.avi")]
-    assert sorted(names) == sorted([BOW, GOLF])
+    clips = [path.name for path in folder.rglob("*.avi")]
+    assert sorted(clips) == sorted([BOW, GOLF])
 
 
-def test_what_lies_there_by_hand_is_left_out_and_the_rest_is_unpacked(folder):
+def test_what_the_user_unpacked_is_left_out_and_the_rest_is_unpacked(folder):
   (folder / "x.rar").write_bytes(archive({"a.avi": b"1", "b.avi": b"2"}))
   (folder / "mine").mkdir()
   (folder / "mine" / "a.avi").write_bytes(b"1")
@@ -280,7 +285,7 @@ def test_two_archives_that_would_share_a_folder_are_refused(folder):
 
 
 @pytest.mark.parametrize("version", [3, 5])
-def test_a_damaged_byte_is_found_by_the_checksum(folder, version):
+def test_a_damaged_byte_is_noticed_by_the_checksum(folder, version):
   data = bytearray(official(version))
   data[data.index(clip(BOW)) + 1000] ^= 1
   (folder / "hmdb51_org.rar").write_bytes(data)
@@ -294,7 +299,7 @@ def test_a_damaged_byte_is_found_by_the_checksum(folder, version):
     ("x.tgz", lambda files: tar_of(files, "w:gz")),
   ],
 )
-def test_a_damaged_byte_in_other_forms_is_found_as_well(folder, name, make):
+def test_a_damaged_byte_in_other_formats_is_noticed_as_well(folder, name, make):
   data = bytearray(make({"a.avi": clip(BOW)}))
   data[len(data) // 2] ^= 1
   (folder / name).write_bytes(data)
@@ -309,10 +314,10 @@ def test_a_rar_cut_short_is_refused(folder, version, share):
   refuse(folder, "hmdb51_org.rar", "Download it again")
 
 
-@pytest.mark.parametrize("kept", [600, 1536, 2048])
-def test_a_tar_cut_short_is_refused_even_between_members(folder, kept):
+@pytest.mark.parametrize("length", [600, 1536, 2048])
+def test_a_tar_cut_short_is_refused_even_between_members(folder, length):
   data = tar_of({"a.avi": b"1" * 500, "b.avi": b"2" * 500})
-  (folder / "x.tar").write_bytes(data[:kept])
+  (folder / "x.tar").write_bytes(data[:length])
   refuse(folder, "x.tar", "damaged or incomplete")
 
 
@@ -347,6 +352,15 @@ def test_links_are_refused(folder):
   refuse(folder, "'c.avi' is a link")
 
 
+def test_a_member_without_a_name_is_refused(folder):
+  data = bytearray(zip_of({"a.avi": b"1", "b.avi": b"2"}))
+  # The library ends a name at its first zero byte.
+  data[data.index(b"a.avi", data.index(b"PK\x01\x02"))] = 0
+  data[data.index(b"a.avi")] = 0
+  (folder / "x.zip").write_bytes(data)
+  refuse(folder, "x.zip: found a file named ''", "Download it again")
+
+
 def test_a_name_that_comes_twice_is_refused(folder):
   (folder / "x.rar").write_bytes(archive([Member("a.avi", b"1"), Member("./a.avi", b"2")]))
   refuse(folder, "two members")
@@ -361,17 +375,17 @@ def test_a_name_that_comes_twice_is_refused(folder):
     (b"version https://git-lfs", "begins b'version '"),
   ],
 )
-def test_what_is_no_archive_is_told_by_what_it_is(folder, data, what):
+def test_a_file_that_is_no_archive_is_refused_with_what_it_is(folder, data, what):
   (folder / "hmdb51_org.rar").write_bytes(data)
-  refuse(folder, "hmdb51_org.rar is not an archive", what, "download it anew")
+  refuse(folder, "hmdb51_org.rar is not an archive", what, "download it again")
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_missing_extractor_is_told_before_anything_is_written(folder, nested, monkeypatch):
-  def none_there(**_):
+def test_a_missing_extractor_is_reported_before_anything_is_written(folder, nested, monkeypatch):
+  def none_installed(**_):
     raise rarfile.RarCannotExec("Cannot find working tool")
 
-  monkeypatch.setattr(rarfile, "tool_setup", none_there)
+  monkeypatch.setattr(rarfile, "tool_setup", none_installed)
   data = archive([Member("a.avi", b"stored"), Member("b.avi", b"squeezed", method=3)])
   (folder / "x.rar").write_bytes(archive({"inner.rar": data}) if nested else data)
   refuse(folder, "x.rar", "no extractor", "apt install unar", "brew install unar")
@@ -386,7 +400,7 @@ def test_stored_members_need_no_extractor(folder, monkeypatch):
 
 
 def pretend_extractor(monkeypatch, output: bytes) -> None:
-  """An extractor that prints what it is told, as the members of an archive in their order."""
+  """An extractor that prints the given output, the members of an archive in their order."""
   code = f"import sys; sys.stdout.buffer.write({output!r})"
   setup = types.SimpleNamespace(open_cmdline=lambda *_: [sys.executable, "-c", code])
   monkeypatch.setattr(rarfile, "tool_setup", lambda **_: setup)
@@ -420,7 +434,7 @@ def test_compressed_members_come_out_of_one_run_each_under_its_name(folder, monk
     (lambda output: b"cannot open", "bytes too few"),
   ],
 )
-def test_an_extractor_that_fails_is_told(folder, monkeypatch, change, message):
+def test_a_failure_of_the_extractor_is_reported(folder, monkeypatch, change, message):
   pretend_extractor(monkeypatch, change(b"".join(SQUEEZED.values())))
   (folder / "x.rar").write_bytes(archive([Member(*item, method=3) for item in SQUEEZED.items()]))
   refuse(folder, "x.rar", message, "apt install unar")
@@ -447,22 +461,35 @@ def test_a_missing_volume_is_named(folder):
   refuse(folder, "x.part2.rar is a later volume", "Put x.part1.rar")
 
 
-def test_too_little_space_is_told_before_anything_is_written(folder, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_written(folder, monkeypatch):
   (folder / "hmdb51_org.rar").write_bytes(official(5))
   size = len(clip(GOLF)) + len(clip(BOW))
-  monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=size))
-  # What one class's archive takes meanwhile comes on top of the clips.
+  monkeypatch.setattr(failures.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=size))
+  # One class's archive is on the disk meanwhile, on top of the clips.
   refuse(folder, "hmdb51_org.rar needs 1.0 MB", "has 0.6 MB free", "Make room")
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told_and_the_part_is_removed(folder, monkeypatch):
+def test_a_disk_that_fills_up_meanwhile_is_reported_and_the_part_is_removed(folder, monkeypatch):
   (folder / "x.rar").write_bytes(archive({"a.avi": clip(BOW)}))
 
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(archives, "_copy", full)
+  monkeypatch.setattr(unpacking, "_copy", full)
   refuse(folder, "x.rar needs 0.3 MB", "free")
+
+
+def test_a_disk_that_is_full_from_the_start_is_reported(folder, monkeypatch):
+  (folder / "x.rar").write_bytes(archive({"a.avi": b"1"}))
+  mkdir = pathlib.Path.mkdir
+
+  def full(path, *arguments, **options):
+    if path.name == "unpacked":
+      raise OSError(errno.ENOSPC, "No space left on device")
+    mkdir(path, *arguments, **options)
+
+  monkeypatch.setattr(pathlib.Path, "mkdir", full)
+  refuse(folder, "x.rar cannot be unpacked", f"the disk of {folder} is full")
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder):
@@ -479,31 +506,106 @@ def test_archives_in_archives_without_end_are_refused(folder):
   refuse(folder, "archives deep")
 
 
+MAKERS = {
+  ".rar": archive,
+  ".zip": zip_of,
+  ".tar": tar_of,
+  ".tar.gz": lambda files: tar_of(files, "w:gz"),
+}
+
+
+@pytest.mark.parametrize("suffix", MAKERS)
+@pytest.mark.parametrize("stem", ["..", ".", "", "....", "a/..", "a/b/.."])
+@pytest.mark.parametrize("inner", ["evil.avi", "../evil.avi", "data/evil.avi"])
+def test_an_archive_within_one_is_unpacked_below_its_own_folder_whatever_its_name(
+  folder, suffix, stem, inner
+):
+  """A nested archive `...rar` has the stem `..`, which names the folder above."""
+  name = f"{stem}{suffix}"
+  (folder / "x.zip").write_bytes(zip_of({name: MAKERS[suffix]({inner: b"1"})}))
+  if inner.startswith(".."):
+    refuse(folder, "outside of its folder")
+    assert tree(folder.parent).keys() == {"data/x.zip"}
+    return
+  unpack(folder)
+  above = name.rpartition("/")[0]
+  assert contents(folder) == {(pathlib.PurePath("x") / above / "unnamed" / inner).as_posix(): b"1"}
+  assert tree(folder.parent).keys() == {
+    "data/x.zip",
+    "data/unpacked/x.note",
+    *(f"data/unpacked/{path}" for path in contents(folder)),
+  }
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("golf.rar", "golf"),
+    ("golf.part1.rar", "golf"),
+    ("UCF101.tar.gz", "UCF101"),
+    ("Vol. 1 (a).zip", "Vol. 1 (a)"),
+    (".hidden.rar", ".hidden"),
+    ("...rar", "unnamed"),
+    ("..rar", "unnamed"),
+    (".rar", "unnamed"),
+    ("...part1.rar", "unnamed"),
+    ("a...rar", "a"),
+    ("..a.tgz", "..a"),
+    ("..\\..\\a.rar", ".._.._a"),
+    ("C:a.rar", "C_a"),
+    ("C:\\.zip", "C__"),
+    ("a/b.rar", "a_b"),
+    # Readers pass over unfinished work, and a note has the place of its archive's folder.
+    ("x.part.rar", "x.part_"),
+    ("x.note.rar", "x.note_"),
+  ],
+)
+def test_the_folder_of_an_archive_is_directly_below_its_parent(name, expected):
+  assert names.folder_name(name) == expected
+  for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+    parent = kind("/data/unpacked")
+    assert (parent / names.folder_name(name)).parent == parent
+    assert (parent / names.folder_name(name)).name not in ("", ".", "..")
+
+
+def test_archives_named_like_unfinished_work_or_a_note_are_unpacked_beside_the_others(folder):
+  for name in ("x", "x.part", "x.note"):
+    (folder / f"{name}.rar").write_bytes(archive({f"{name}.avi": name.encode()}))
+  unpack(folder)
+  unpack(folder)
+  assert contents(folder) == {
+    "x/x.avi": b"x",
+    "x.note_/x.note.avi": b"x.note",
+    "x.part_/x.part.avi": b"x.part",
+  }
+  assert len(listing.files_below(folder)) == 3 + 3 + 3
+
+
 def test_the_bar_counts_the_bytes_of_the_contents(folder, capsys):
   compressed = zip_of({"golf.rar": archive({GOLF: clip(GOLF)}), "a.txt": b"1"})
   (folder / "x.zip").write_bytes(compressed)
   archives.unpacked(folder)
-  shown = capsys.readouterr().err
-  assert "x.zip: 100%" in shown
-  assert "309k/309k" in shown
+  output = capsys.readouterr().err
+  assert "x.zip: 100%" in output
+  assert "309k/309k" in output
 
 
 def test_threads_that_unpack_one_folder_do_it_once(folder):
   (folder / "hmdb51_org.rar").write_bytes(official(5))
-  errors = []
+  raised = []
 
   def work():
     try:
       unpack(folder)
     except Exception as error:
-      errors.append(error)
+      raised.append(error)
 
   threads = [threading.Thread(target=work) for _ in range(4)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
-  assert errors == []
+  assert raised == []
   assert len(contents(folder)) == 2
 
 

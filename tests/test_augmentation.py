@@ -15,7 +15,7 @@ import pytest
 
 from hybrid_video import augmentation, sharding
 from hybrid_video.augmentation import colour, erasing, mixing, randaugment
-from hybrid_video.datasets import video_files
+from hybrid_video.decoding import video_reader
 
 CLASSES = 7
 ALL_ON = {
@@ -31,7 +31,7 @@ ALL_ON = {
 }
 
 
-def _normalise(clips):
+def _normalize(clips):
   return clips.astype(jnp.float32) / 255.0 - 0.5
 
 
@@ -40,7 +40,7 @@ def frames():
   """Real frames, higher than wide, some of one colour or few levels, and noise: `[T, H, W, 3]`."""
   real = []
   for path in sorted(REAL_CLIPS.glob("*.avi")):
-    decoded = video_files.decode_frames(path, 112, 96)
+    decoded = video_reader.decode_frames(path, 112, 96)
     real += [frame for frame, _ in itertools.islice(decoded, 0, 40, 20)]
   noise = np.random.default_rng(0).integers(0, 256, (1, 112, 96, 3), np.uint8)
   flat = np.full((1, 112, 96, 3), (0, 77, 255), np.uint8)
@@ -195,7 +195,7 @@ def test_operations_magnitudes_and_signs_are_drawn_as_often_as_they_should_be():
 @functools.cache
 def _compiled(settings, devices):
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  made = augmentation.make_augment(settings, mesh=mesh, normalise=_normalise, num_classes=CLASSES)
+  made = augmentation.make_augment(settings, mesh=mesh, normalize=_normalise, num_classes=CLASSES)
   return made and jax.jit(made), mesh
 
 
@@ -222,7 +222,7 @@ def test_every_frame_of_a_clip_is_treated_alike(still):
   for seed in range(3):
     found, _ = _run(settings, still, seed=seed)
     np.testing.assert_array_equal(found, np.repeat(found[:, :1], 3, axis=1))
-    assert (found != _normalise(still)).mean() > 0.2
+    assert (found != _normalize(still)).mean() > 0.2
 
 
 def test_clips_of_one_batch_are_treated_differently(still):
@@ -305,7 +305,7 @@ def test_cutmix_labels_are_shares_of_pixels():
   boxes = 0
   for seed in range(12):
     found, targets = _run({"cutmix": 1.0}, clips, seed=seed)
-    plain = np.asarray(_normalise(clips))
+    plain = np.asarray(_normalize(clips))
     own = np.isclose(found, plain, atol=1e-5)
     assert (own | np.isclose(found, plain[::-1], atol=1e-5)).all()
     for row in range(6):
@@ -414,7 +414,7 @@ def test_erasing_hits_the_asked_share_of_clips_with_one_box_in_all_frames():
 
 def test_erasing_without_noise_leaves_the_mean_colour(still):
   found, _ = _run({"erasing": 1.0, "erasing_noise": False}, still)
-  plain = _normalise(still)
+  plain = _normalize(still)
   erased = ~np.isclose(found, plain, atol=1e-5)
   assert (found[erased] == 0).all()
   assert erased.any((1, 2, 3, 4)).all()
@@ -446,7 +446,7 @@ def test_jitter_takes_its_adjustments_in_random_order(monkeypatch):
 
 def test_no_strength_leaves_a_clip_as_it_is(still):
   found, _ = _run({"erasing": 1e-9, "hue": 1e-9, "contrast": 1e-9}, still)
-  np.testing.assert_allclose(found, _normalise(still), atol=1.01 / 255)
+  np.testing.assert_allclose(found, _normalize(still), atol=1.01 / 255)
 
 
 @pytest.mark.parametrize(

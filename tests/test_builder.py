@@ -1,4 +1,4 @@
-"""The builder and its faults, and every data set from its files to batches of clips."""
+"""The builder and what can go wrong, and every data set from its files to batches of clips."""
 
 import contextlib
 from fractions import Fraction
@@ -25,6 +25,7 @@ from tensorflow_datasets.core import dataset_info
 from test_mutated_videos import mutate
 from web_server import serving
 
+from hybrid_video import datasets, files
 from hybrid_video.datasets import (
   builder,
   hmdb51,
@@ -32,23 +33,26 @@ from hybrid_video.datasets import (
   made_actions,
   mirrors,
   records,
-  video_files,
+  splits,
 )
+from hybrid_video.decoding import storing, worker_pool
+from hybrid_video.sampling import plans
+from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings
 import input_pipeline
 
 GOLF, BOW, WAVE = REAL_LISTS
 FRAMES = {GOLF: 89, BOW: 81, WAVE: 72}
-SCALE = video_files.StoredScale(56, 75)
-SMALL = video_files.StoredScale(24, 32)
+SCALE = storing.StoredScale(56, 75, 90)
+SMALL = storing.StoredScale(24, 32)
 ROOT = pathlib.Path(__file__).parent.parent
-CLIP = input_pipeline.ClipSettings(frames=4, window_seconds=0.5, crop=24)
+CLIP = ClipSettings(frames=4, window_seconds=0.5, crop=24)
 
 
-def prepare(dataset: str, folder: pathlib.Path, place: pathlib.Path, **changes) -> records.Records:
-  options = {"scale": SCALE, **changes}
-  return input_pipeline.prepare(
-    dataset=dataset, data_dir=str(folder), records_dir=str(place), **options
-  )
+def prepare(
+  dataset: str, folder: pathlib.Path, records_dir: pathlib.Path, test_share: float = 0.2, **changes
+) -> records.Records:
+  listed = datasets.read(dataset, folder, test_share=test_share)
+  return builder.build(listed, str(records_dir), **{"scale": SCALE, **changes})
 
 
 def few_videos(folder: pathlib.Path, count: int = 10) -> listing.Listing:
@@ -79,18 +83,18 @@ def two_a_file(monkeypatch):
 def decoded(monkeypatch):
   """The names of the files that were given to the decoders, as they were given."""
   names: list[str] = []
-  original = video_files.store_videos
+  original = worker_pool.store_videos
 
   def noting(paths, *arguments, **options):
     names.extend(path.name for path in paths)
     return original(paths, *arguments, **options)
 
-  monkeypatch.setattr(video_files, "store_videos", noting)
+  monkeypatch.setattr(worker_pool, "store_videos", noting)
   return names
 
 
-def build(listed: listing.Listing, place: pathlib.Path, **changes) -> records.Records:
-  return builder.build(listed, str(place), SMALL, **{"workers": 1, **changes})
+def build(listed: listing.Listing, folder: pathlib.Path, **changes) -> records.Records:
+  return builder.build(listed, str(folder), SMALL, **{"workers": 1, **changes})
 
 
 def tree(folder: pathlib.Path) -> dict[str, bytes]:
@@ -103,27 +107,29 @@ def names_of(listed: listing.Listing) -> list[str]:
   return [video.name for video in listed.videos]
 
 
-def path_of(listed: listing.Listing, place: int) -> pathlib.Path:
-  path = listed.videos[place].path
+def path_of(listed: listing.Listing, i: int) -> pathlib.Path:
+  path = listed.videos[i].path
   assert path is not None
   return path
 
 
-def infos(place: pathlib.Path) -> list[pathlib.Path]:
-  return list(place.rglob("dataset_info.json"))
+def infos(folder: pathlib.Path) -> list[pathlib.Path]:
+  return list(folder.rglob("dataset_info.json"))
 
 
-def looked_at(found: records.Records, clip: input_pipeline.ClipSettings = CLIP) -> None:
+def check_clips(of: records.Records, clip: ClipSettings = CLIP, crops: int = 1) -> None:
   """Takes every view of every video and a few training batches."""
-  everything = np.arange(len(found))
-  plan = input_pipeline.plan_evaluation(found, everything, clip)
-  batches = list(input_pipeline.evaluation_batches(found, plan, clip, batch_size=4))
-  labels = np.concatenate([batch["labels"] for batch in batches])[: len(plan.rows)]
-  assert labels.tolist() == found.labels[plan.places[plan.rows]].tolist()
-  assert sum(batch["mask"].sum() for batch in batches) == len(plan.rows)
+  video_ids = np.arange(len(of))
+  sampling = {"frames": clip.frames, "window_seconds": clip.window_seconds, "crop": clip.crop}
+  settings = EvaluationSettings(crops=crops, **sampling)
+  views = plans.evaluation_views(of, video_ids, settings)
+  batches = list(input_pipeline.evaluation_batches(of, views, settings, batch_size=4))
+  labels = np.concatenate([batch["labels"] for batch in batches])[: len(views)]
+  assert labels.tolist() == of.labels[views.video_ids[views.rows]].tolist()
+  assert sum(batch["mask"].sum() for batch in batches) == len(views)
   shape = (4, clip.frames, clip.crop, clip.crop, 3)
   training = input_pipeline.training_batches(
-    found, everything, clip, batch_size=4, first_step=0, steps=3, seed=0
+    of, video_ids, clip, batch_size=4, first_step=0, steps=3, seed=0
   )
   for batch in [*batches, *training]:
     assert batch["clips"].shape == shape and batch["clips"].dtype == np.uint8
@@ -134,24 +140,24 @@ def looked_at(found: records.Records, clip: input_pipeline.ClipSettings = CLIP) 
 
 
 def test_each_video_is_stored_once_with_all_that_is_known_of_it(real_folder, tmp_path):
-  found = prepare("hmdb51_layout", real_folder, tmp_path / "records")
-  assert found.class_names == ("golf", "shoot_bow", "wave")
-  assert found.names.tolist() == [GOLF, BOW, WAVE]
-  assert found.labels.tolist() == [0, 1, 2]
-  assert found.groups.tolist()[2] == "RATRACE"
-  assert json.loads(found.tags[2])["quality"] == "goo"
-  assert found.num_frames.tolist() == list(FRAMES.values())
-  assert found.fps.tolist() == [30.0, 30.0, 30.0]
-  assert found.split_codes.tolist() == [list(REAL_LISTS[name][1]) for name in found.names]
-  assert set(found.height.tolist()) == {56} and set(found.width.tolist()) == {75}
-  assert not found.missing and not found.broken and not found.unlisted
-  looked_at(found)
+  stored = prepare("hmdb51_layout", real_folder, tmp_path / "records")
+  assert stored.class_names == ("golf", "shoot_bow", "wave")
+  assert stored.names.tolist() == [GOLF, BOW, WAVE]
+  assert stored.labels.tolist() == [0, 1, 2]
+  assert stored.groups.tolist()[2] == "RATRACE"
+  assert json.loads(stored.tags[2])["quality"] == "goo"
+  assert stored.num_frames.tolist() == list(FRAMES.values())
+  assert stored.fps.tolist() == [30.0, 30.0, 30.0]
+  assert stored.split_codes.tolist() == [list(REAL_LISTS[name][1]) for name in stored.names]
+  assert set(stored.height.tolist()) == {56} and set(stored.width.tolist()) == {75}
+  assert not stored.missing and not stored.broken and not stored.unlisted
+  check_clips(stored)
 
 
 def test_tfds_itself_reads_the_records(real_folder, tmp_path):
   (real_folder / "videos" / "extra.avi").symlink_to(REAL_CLIPS / WAVE)
-  found = prepare("hmdb51_layout", real_folder, tmp_path / "records")
-  read = tfds.builder_from_directory(found.folder)
+  stored = prepare("hmdb51_layout", real_folder, tmp_path / "records")
+  read = tfds.builder_from_directory(stored.folder)
   assert read.info.splits["videos"].num_examples == 3
   assert read.info.metadata["unlisted"] == ["videos/extra.avi"]
   assert read.info.features["label"].names == ["golf", "shoot_bow", "wave"]
@@ -163,35 +169,35 @@ def test_tfds_itself_reads_the_records(real_folder, tmp_path):
   assert examples[0]["split_codes"].tolist() == list(REAL_LISTS[GOLF][1])
   assert (examples[2]["label"], examples[2]["fps"]) == (2, 30.0)
   # The frames that TFDS decodes are those that the pipeline cuts its clips from.
-  settings = input_pipeline.ClipSettings(frames=1, window_seconds=0.03, crop=56, eval_clips=1)
-  plan = input_pipeline.plan_evaluation(found, np.array([2]), settings)
-  (batch,) = input_pipeline.evaluation_batches(found, plan, settings, batch_size=1)
-  frame = examples[2]["video"][plan.frames[0, 0], :, 9:65].astype(float)
+  settings = EvaluationSettings(frames=1, window_seconds=0.03, crop=56, clips=1)
+  views = plans.evaluation_views(stored, np.array([2]), settings)
+  (batch,) = input_pipeline.evaluation_batches(stored, views, settings, batch_size=1)
+  frame = examples[2]["video"][views.clips.frames[0, 0], :, 9:65].astype(float)
   assert np.abs(frame - batch["clips"][0, 0]).mean() < 6
 
 
 def test_other_files_lists_or_scales_are_other_records(listed, tmp_path):
-  def place(listed, scale=SMALL):
+  def folder(listed, scale=SMALL):
     return builder.records_folder(listed, str(tmp_path / "records"), scale)
 
-  first = place(listed)
-  assert place(few_videos(listed.folder)) == first
-  scales = [video_files.StoredScale(24, 0), video_files.StoredScale(24, 32, 60)]
-  scaled = [place(listed, scale) for scale in scales]
+  first = folder(listed)
+  assert folder(few_videos(listed.folder)) == first
+  scales = [storing.StoredScale(24, 0), storing.StoredScale(24, 32, 60)]
+  scaled = [folder(listed, scale) for scale in scales]
   path = path_of(listed, 3)
   made_actions.write_avi(path, moving_square(40), 25)
-  grown = place(hmdb51.read(listed.folder, official=False))
+  grown = folder(hmdb51.read(listed.folder, official=False))
   split_file = next(listed.folder.rglob("hop_test_split2.txt"))
   split_file.write_text(split_file.read_text().replace(" 1 ", " 0 "))
-  relisted = place(hmdb51.read(listed.folder, official=False))
+  relisted = folder(hmdb51.read(listed.folder, official=False))
   assert len({first, *scaled, grown, relisted}) == 5
 
 
 def test_decoding_shows_a_bar_and_runs_in_several_processes(listed, tmp_path, capsys, monkeypatch):
   asked = []
-  original = video_files.store_videos
+  original = worker_pool.store_videos
   monkeypatch.setattr(
-    video_files,
+    worker_pool,
     "store_videos",
     lambda paths, scale, workers: asked.append(workers) or original(paths, scale, workers),
   )
@@ -218,10 +224,11 @@ def test_whole_records_are_neither_decoded_nor_written_again(listed, tmp_path, d
 
 _BUILD = """
 import pathlib, sys, time
-from hybrid_video.datasets import builder, hmdb51, records, video_files
+from hybrid_video.datasets import builder, hmdb51, records
+from hybrid_video.decoding import storing
 
 def main():
-  folder, place, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
+  folder, records_dir, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
   builder.SHARD_VIDEOS = 2
   original, calls = records.ShardIndex.add, []
 
@@ -234,8 +241,8 @@ def main():
 
   records.ShardIndex.add = add
   listed = hmdb51.read(pathlib.Path(folder), official=False)
-  found = builder.build(listed, place, video_files.StoredScale(24, 32), workers=2)
-  print("built", len(found), len(calls), flush=True)
+  stored = builder.build(listed, records_dir, storing.StoredScale(24, 32), workers=2)
+  print("built", len(stored), len(calls), flush=True)
 
 if __name__ == "__main__":
   main()
@@ -243,12 +250,14 @@ if __name__ == "__main__":
 
 
 @contextlib.contextmanager
-def building(listed: listing.Listing, tmp_path: pathlib.Path, place: pathlib.Path, stop: int = 0):
+def building(
+  listed: listing.Listing, tmp_path: pathlib.Path, records_dir: pathlib.Path, stop: int = 0
+):
   """A build in a process of its own, which leads a group; all of it is gone afterwards."""
   script = tmp_path / "build.py"
   script.write_text(_BUILD)
   process = subprocess.Popen(
-    [sys.executable, str(script), str(listed.folder), str(place), str(stop)],
+    [sys.executable, str(script), str(listed.folder), str(records_dir), str(stop)],
     env={**os.environ, "PYTHONPATH": str(ROOT)},
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
@@ -281,8 +290,8 @@ def group_ends(leader: int, seconds: float) -> bool:
 def test_a_build_that_is_interrupted_goes_on_and_ends_as_if_it_had_not_been(
   sent, listed, tmp_path, two_a_file, decoded
 ):
-  place = tmp_path / "records"
-  with building(listed, tmp_path, place, stop=5) as process:
+  records_dir = tmp_path / "records"
+  with building(listed, tmp_path, records_dir, stop=5) as process:
     assert process.stdout.readline() == "in the middle\n"
     if sent == signal.SIGINT:
       # As Ctrl-C does, to the whole group.
@@ -291,11 +300,11 @@ def test_a_build_that_is_interrupted_goes_on_and_ends_as_if_it_had_not_been(
       process.kill()
     assert process.wait(30) != 0
     assert group_ends(process.pid, 20)
-  (folder,) = {path.parent for path in place.rglob("*.tfrecord*")}
+  (folder,) = {path.parent for path in records_dir.rglob("*.tfrecord*")}
   parts = list(folder.glob("*.part"))
   assert len(parts) == (1 if sent == signal.SIGKILL else 0)
   # It never passes for whole.
-  assert not infos(place)
+  assert not infos(records_dir)
   with pytest.raises(dataset_info.DatasetInfoFileError):
     tfds.builder_from_directory(folder)
   whole = {path: path.stat().st_mtime_ns for path in folder.glob("*.tfrecord-?????-of-00005")}
@@ -303,31 +312,34 @@ def test_a_build_that_is_interrupted_goes_on_and_ends_as_if_it_had_not_been(
   # What was left half written is cleared away once nobody can still be writing it.
   for part in parts:
     os.utime(part, (0, 0))
-  found = build(listed, place)
+  stored = build(listed, records_dir)
   assert decoded == names_of(listed)[4:]
   assert all(path.stat().st_mtime_ns == then for path, then in whole.items())
   straight = build(listed, tmp_path / "straight")
-  assert tree(pathlib.Path(found.folder)) == tree(pathlib.Path(straight.folder))
+  assert tree(pathlib.Path(stored.folder)) == tree(pathlib.Path(straight.folder))
   assert tfds.builder_from_directory(folder).info.splits["videos"].num_examples == 10
 
 
 def test_two_builds_at_once_end_with_the_same_whole_records(listed, tmp_path, two_a_file):
-  place = tmp_path / "records"
-  with building(listed, tmp_path, place) as one, building(listed, tmp_path, place) as two:
-    told = [process.communicate(timeout=120)[0] for process in (one, two)]
+  records_dir = tmp_path / "records"
+  with (
+    building(listed, tmp_path, records_dir) as one,
+    building(listed, tmp_path, records_dir) as two,
+  ):
+    printed = [process.communicate(timeout=120)[0] for process in (one, two)]
     assert [process.returncode for process in (one, two)] == [0, 0]
-  assert all(text.startswith("built 10 ") for text in told)
+  assert all(text.startswith("built 10 ") for text in printed)
   straight = build(listed, tmp_path / "straight")
-  (folder,) = {path.parent for path in place.rglob("*.tfrecord*")}
+  (folder,) = {path.parent for path in records_dir.rglob("*.tfrecord*")}
   assert tree(folder) == tree(pathlib.Path(straight.folder))
 
 
 def test_a_record_file_that_another_build_is_writing_is_left_alone(listed, tmp_path):
   folder = pathlib.Path(builder.records_folder(listed, str(tmp_path), SMALL))
   folder.mkdir(parents=True)
-  (folder / f"x{records.PART}").write_bytes(b"half")
+  (folder / f"x{files.PART}").write_bytes(b"half")
   build(listed, tmp_path)
-  assert (folder / f"x{records.PART}").read_bytes() == b"half"
+  assert (folder / f"x{files.PART}").read_bytes() == b"half"
 
 
 # Files that fail.
@@ -360,54 +372,52 @@ def break_file(path: pathlib.Path, how: str) -> None:
       container.mux(sound.encode(None))
 
 
-def test_videos_that_fail_are_told_all_at_once_and_harm_no_other(tmp_path, two_a_file):
+def test_videos_that_fail_are_reported_together_and_affect_no_other(tmp_path, two_a_file):
   few_videos(tmp_path / "data", 12)
   listed = few_videos(tmp_path / "data", 12)
   ways = ["truncated", "corrupt", "empty", "text", "no frame", "audio only"]
   broken = dict(zip([1, 2, 4, 6, 7, 9], ways, strict=True))
-  for place, how in broken.items():
-    break_file(path_of(listed, place), how)
-  names = [listed.videos[place].name for place in broken]
+  for i, how in broken.items():
+    break_file(path_of(listed, i), how)
+  names = [listed.videos[i].name for i in broken]
   with pytest.raises(builder.MissingVideosError, match="6 listed videos cannot be used") as error:
     build(listed, tmp_path / "records")
   assert names[0] in str(error.value) and "--config.missing_allowed" in str(error.value)
   assert "--config.allow_missing=True" in str(error.value)
-  found = build(listed, tmp_path / "records", allow_missing=True)
-  assert list(found.broken) == names
-  assert all(
-    str(path_of(listed, place)) in found.broken[listed.videos[place].name] for place in broken
-  )
-  reasons = dict(zip(ways, found.broken.values(), strict=True))
+  stored = build(listed, tmp_path / "records", allow_missing=True)
+  assert list(stored.broken) == names
+  assert all(str(path_of(listed, i)) in stored.broken[listed.videos[i].name] for i in broken)
+  reasons = dict(zip(ways, stored.broken.values(), strict=True))
   assert "cut short" in reasons["truncated"]
   assert "empty" in reasons["empty"]
   assert "not a video" in reasons["text"]
   assert "no video stream" in reasons["audio only"]
-  assert found.names.tolist() == [name for name in names_of(listed) if name not in names]
-  looked_at(found, input_pipeline.ClipSettings(frames=4, crop=16))
-  # TFDS's metadata tell of them too.
-  told = tfds.builder_from_directory(found.folder).info.metadata
-  assert told["broken"] == found.broken
+  assert stored.names.tolist() == [name for name in names_of(listed) if name not in names]
+  check_clips(stored, ClipSettings(frames=4, crop=16))
+  # TFDS's metadata has them too.
+  metadata = tfds.builder_from_directory(stored.folder).info.metadata
+  assert metadata["broken"] == stored.broken
 
 
 def test_videos_may_be_allowed_to_fail_by_name_and_no_other(listed, tmp_path):
-  for place in (2, 7):
-    break_file(path_of(listed, place), "truncated")
-  one, other = (listed.videos[place].name for place in (2, 7))
+  for i in (2, 7):
+    break_file(path_of(listed, i), "truncated")
+  one, other = (listed.videos[i].name for i in (2, 7))
   with pytest.raises(builder.MissingVideosError, match="1 listed videos cannot") as error:
     build(listed, tmp_path / "records", missing_allowed=(one,))
   assert f": {other}." in str(error.value)
-  found = build(listed, tmp_path / "records", missing_allowed=(one, other))
-  assert set(found.broken) == {one, other}
-  # Leave that was given once is not given for ever.
+  stored = build(listed, tmp_path / "records", missing_allowed=(one, other))
+  assert set(stored.broken) == {one, other}
+  # What was allowed once is not allowed for ever.
   with pytest.raises(builder.MissingVideosError, match="2 listed videos cannot"):
     build(listed, tmp_path / "records")
 
 
-def test_missing_videos_are_told_before_anything_is_decoded(listed, tmp_path, decoded):
+def test_missing_videos_are_reported_before_anything_is_decoded(listed, tmp_path, decoded):
   names = names_of(listed)
-  for place in (0, 4):
-    path_of(listed, place).unlink()
-  options = {"folder": listed.folder, "place": tmp_path / "records"}
+  for i in (0, 4):
+    path_of(listed, i).unlink()
+  options = {"folder": listed.folder, "records_dir": tmp_path / "records"}
   with pytest.raises(builder.MissingVideosError, match="2 listed videos are missing") as error:
     prepare("hmdb51_layout", **options)
   assert names[0] in str(error.value) and names[4] in str(error.value)
@@ -415,14 +425,14 @@ def test_missing_videos_are_told_before_anything_is_decoded(listed, tmp_path, de
   with pytest.raises(builder.MissingVideosError, match="1 listed videos are missing"):
     prepare("hmdb51_layout", **options, missing_allowed=(names[0],))
   assert not decoded and not (tmp_path / "records").exists()
-  found = prepare("hmdb51_layout", **options, missing_allowed=(names[0], names[4]))
-  assert set(found.missing) == {names[0], names[4]}
-  assert len(found) == 8 and found.class_names == ("hop", "nod", "skip")
+  stored = prepare("hmdb51_layout", **options, missing_allowed=(names[0], names[4]))
+  assert set(stored.missing) == {names[0], names[4]}
+  assert len(stored) == 8 and stored.class_names == ("hop", "nod", "skip")
   with pytest.raises(builder.MissingVideosError, match="2 listed videos are missing"):
     prepare("hmdb51_layout", **options)
 
 
-def test_a_broken_file_that_is_mended_at_its_size_is_decoded_anew(
+def test_a_broken_file_that_is_fixed_at_its_size_is_decoded_again(
   listed, tmp_path, two_a_file, decoded
 ):
   path = path_of(listed, 4)
@@ -433,14 +443,14 @@ def test_a_broken_file_that_is_mended_at_its_size_is_decoded_anew(
     build(listed, tmp_path)
   path.write_bytes(whole)
   decoded.clear()
-  found = build(listed, tmp_path)
-  assert len(found) == 10 and not found.broken
+  stored = build(listed, tmp_path)
+  assert len(stored) == 10 and not stored.broken
   assert decoded == names_of(listed)[4:6]
 
 
 def test_nothing_but_broken_videos_is_a_clear_error(listed, tmp_path):
-  for place in range(10):
-    break_file(path_of(listed, place), "empty")
+  for i in range(10):
+    break_file(path_of(listed, i), "empty")
   with pytest.raises(records.RecordsError, match="no video is stored") as error:
     build(listed, tmp_path / "records", allow_missing=True)
   assert "the file is empty" in str(error.value)
@@ -459,20 +469,20 @@ def test_a_data_set_of_mutated_videos_ends_with_each_stored_or_broken(tmp_path):
       content = data if i % 10 == 0 else mutate(data, rng)
       (tmp_path / "data" / kind / f"{i:02d}.avi").write_bytes(content)
   started = time.monotonic()
-  found = prepare(
+  stored = prepare(
     "folder", tmp_path / "data", tmp_path / "records", scale=SMALL, allow_missing=True
   )
   assert time.monotonic() - started < 60
-  assert len(found) + len(found.broken) == 60
-  assert not set(found.names.tolist()) & set(found.broken)
-  assert len(found) >= 6 and len(found.broken) >= 6
-  assert all(reason.strip() for reason in found.broken.values())
+  assert len(stored) + len(stored.broken) == 60
+  assert not set(stored.names.tolist()) & set(stored.broken)
+  assert len(stored) >= 6 and len(stored.broken) >= 6
+  assert all(reason.strip() for reason in stored.broken.values())
 
 
-# Places that fail.
+# Folders and disks that fail.
 
 
-def test_a_full_disk_is_told_with_what_is_free_and_the_build_goes_on_afterwards(
+def test_a_full_disk_is_reported_with_what_is_free_and_the_build_continues_afterwards(
   listed, tmp_path, two_a_file, decoded, monkeypatch
 ):
   original, opened = tf.io.TFRecordWriter, []
@@ -505,7 +515,7 @@ def largest_file(size: int):
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_the_system_refuses_is_told_and_leaves_no_half_file(listed, tmp_path):
+def test_a_write_that_the_system_refuses_is_reported_and_leaves_no_half_file(listed, tmp_path):
   small = tmp_path / "records"
   with largest_file(4096), pytest.raises(builder.StorageError, match="cannot be written") as error:
     build(listed, small)
@@ -528,49 +538,49 @@ def test_a_real_small_file_system_that_fills_up(listed, tmp_path, two_a_file):
     whole = set(disk.rglob("*.index.npz"))
     assert whole and not infos(disk) and not list(disk.rglob("*.part"))
     subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-    found = build(listed, disk)
+    stored = build(listed, disk)
     straight = build(listed, tmp_path / "straight")
-    assert tree(pathlib.Path(found.folder)) == tree(pathlib.Path(straight.folder))
+    assert tree(pathlib.Path(stored.folder)) == tree(pathlib.Path(straight.folder))
   finally:
     subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("lost", ["record", "cut record", "index", "damaged index"])
-def test_only_the_record_file_that_is_damaged_is_made_anew(
+def test_only_the_record_file_that_is_damaged_is_stored_again(
   lost, listed, tmp_path, two_a_file, decoded
 ):
-  found = build(listed, tmp_path)
-  folder = pathlib.Path(found.folder)
+  stored = build(listed, tmp_path)
+  folder = pathlib.Path(stored.folder)
   before = tree(folder)
-  shard = pathlib.Path(found.shards[3])
+  shard = pathlib.Path(stored.shards[3])
   path = shard if "record" in lost else shard.with_name(shard.name + ".index.npz")
   data = path.read_bytes()
   if lost in ("record", "index"):
     path.unlink()
   else:
     path.write_bytes(data[:-7] if lost == "cut record" else data[:50] + b"?" + data[51:])
-  # TFDS's metadata are still there: they do not make it whole.
+  # TFDS's metadata is still there: it does not make it whole.
   assert infos(tmp_path)
   decoded.clear()
   again = build(listed, tmp_path)
   assert decoded == names_of(listed)[6:8]
   assert tree(folder) == before
-  assert again.names.tolist() == found.names.tolist()
-  looked_at(again, input_pipeline.ClipSettings(frames=4, crop=16))
+  assert again.names.tolist() == stored.names.tolist()
+  check_clips(again, ClipSettings(frames=4, crop=16))
 
 
-def test_metadata_that_vanished_are_written_anew_without_decoding(listed, tmp_path, decoded):
-  found = build(listed, tmp_path)
-  before = tree(pathlib.Path(found.folder))
+def test_metadata_that_is_gone_is_written_again_without_decoding(listed, tmp_path, decoded):
+  stored = build(listed, tmp_path)
+  before = tree(pathlib.Path(stored.folder))
   (info,) = infos(tmp_path)
   info.unlink()
   decoded.clear()
   build(listed, tmp_path)
   assert decoded == []
-  assert tree(pathlib.Path(found.folder)) == before
+  assert tree(pathlib.Path(stored.folder)) == before
 
 
-def test_a_records_folder_that_is_a_file_is_told(listed, tmp_path):
+def test_a_records_folder_that_is_a_file_is_reported(listed, tmp_path):
   (tmp_path / "records").write_text("mine")
   with pytest.raises(builder.StorageError, match=r"--config\.records_dir") as error:
     build(listed, tmp_path / "records")
@@ -579,8 +589,8 @@ def test_a_records_folder_that_is_a_file_is_told(listed, tmp_path):
 
 
 @contextlib.contextmanager
-def without_rights():
-  """Whatever may not be written, may not be written: for root, with another user's rights."""
+def without_permissions():
+  """Permissions apply: root acts as another user."""
   if os.geteuid() != 0:
     yield
     return
@@ -591,18 +601,18 @@ def without_rights():
     os.seteuid(0)
 
 
-@pytest.mark.parametrize(("rights", "what"), [(0o555, "written"), (0o000, "written|read")])
-def test_a_records_folder_without_rights_is_told(rights, what):
+@pytest.mark.parametrize(("mode", "what"), [(0o555, "written"), (0o000, "written|read")])
+def test_a_records_folder_without_permissions_is_reported(mode, what):
   with tempfile.TemporaryDirectory() as text:
     os.chmod(text, 0o755)
-    place = pathlib.Path(text) / "records"
-    place.mkdir(mode=rights)
-    os.chmod(place, rights)
+    folder = pathlib.Path(text) / "records"
+    folder.mkdir(mode=mode)
+    os.chmod(folder, mode)
     listed = few_videos(pathlib.Path(text) / "data", 3)
     match = rf"cannot be ({what}): .*(?i:permission denied)"
-    with without_rights(), pytest.raises(builder.StorageError, match=match) as error:
-      builder.build(listed, str(place), SMALL, workers=1)
-    assert str(place) in str(error.value)
+    with without_permissions(), pytest.raises(builder.StorageError, match=match) as error:
+      builder.build(listed, str(folder), SMALL, workers=1)
+    assert str(folder) in str(error.value)
 
 
 # Every data set, from its files to clips.
@@ -622,10 +632,10 @@ def test_hmdb51_from_its_archives_within_archives(tmp_path):
   }
   (folder / "hmdb51_org.rar").write_bytes(archive(classes))
   (folder / "test_train_splits.rar").write_bytes(archive(lists, version=3))
-  found = prepare("hmdb51_layout", folder, tmp_path / "records")
-  assert dict(zip(found.names.tolist(), found.num_frames.tolist(), strict=True)) == FRAMES
-  assert not found.unlisted
-  looked_at(found)
+  stored = prepare("hmdb51_layout", folder, tmp_path / "records")
+  assert dict(zip(stored.names.tolist(), stored.num_frames.tolist(), strict=True)) == FRAMES
+  assert not stored.unlisted
+  check_clips(stored)
   # The official data set is not what three clips can pass for.
   with pytest.raises(listing.ListingError, match="not HMDB51's official lists"):
     prepare("hmdb51", folder, tmp_path / "records")
@@ -645,18 +655,18 @@ def test_hmdb51_that_is_downloaded_first(tmp_path, monkeypatch):
     monkeypatch.setattr(mirrors, "ARCHIVES", {"hmdb51_layout": tuple(known)})
     urls = {"videos.rar": {"urls": [one.url("a")]}, "lists.rar": {"urls": [two.url("b")]}}
     (tmp_path / "mirrors.json").write_text(json.dumps(urls))
-    options = {"download": True, "mirrors_file": str(tmp_path / "mirrors.json")}
-    found = prepare("hmdb51_layout", tmp_path / "data", tmp_path / "records", **options)
-    assert found.names.tolist() == [GOLF, BOW, WAVE]
-    asked = len(one.ranges_asked)
-    prepare("hmdb51_layout", tmp_path / "data", tmp_path / "records", **options)
-    assert len(one.ranges_asked) == asked == 1
+    for turn in range(2):
+      mirrors.fetch("hmdb51_layout", tmp_path / "data", tmp_path / "mirrors.json")
+      stored = prepare("hmdb51_layout", tmp_path / "data", tmp_path / "records")
+      assert stored.names.tolist() == [GOLF, BOW, WAVE]
+      # Nothing is asked for again.
+      assert len(one.ranges_asked) == 1, turn
 
 
 def write_clip(
   path: pathlib.Path, codec: str, size: tuple[int, int], rate: Fraction, count: int, sound: bool
 ) -> None:
-  """A clip of a moving square, of (height, width), with a silent sound track if wished."""
+  """A clip of a moving square, of (height, width), with a silent sound track if `sound`."""
   height, width = size
   with av.open(str(path), "w") as container:
     stream = container.add_stream(codec, rate=rate)
@@ -694,28 +704,28 @@ def test_kinetics_lists_over_videos_of_all_sizes_and_rates(tmp_path):
   (tmp_path / "data" / "train.csv").write_text("clips/a.mp4 0\nclips/b.mp4 1\nclips/c.avi 0\n")
   (tmp_path / "data" / "val.csv").write_text("clips/d.mkv 1\n")
   (tmp_path / "data" / "labels.txt").write_text("walking the dog\njuggling\n")
-  keep_aspect = video_files.StoredScale(40, 0)
-  found = prepare("kinetics", tmp_path / "data", tmp_path / "records", scale=keep_aspect)
-  assert found.class_names == ("juggling", "walking the dog")
-  by_name = {name.rsplit("/")[-1]: i for i, name in enumerate(found.names.tolist())}
+  keep_aspect = storing.StoredScale(40, 0)
+  stored = prepare("kinetics", tmp_path / "data", tmp_path / "records", scale=keep_aspect)
+  assert stored.class_names == ("juggling", "walking the dog")
+  by_name = {name.rsplit("/")[-1]: i for i, name in enumerate(stored.names.tolist())}
   assert set(by_name) == set(kinds)
   for name, ((height, width), rate) in kinds.items():
     i = by_name[name]
-    assert found.fps[i] == pytest.approx(float(rate), rel=1e-3)
-    assert found.num_frames[i] == 20
-    assert min(found.height[i], found.width[i]) == 40
-    assert found.width[i] / found.height[i] == pytest.approx(width / height, rel=0.02)
-  assert input_pipeline.select(found, 1, "test").tolist() == [by_name["d.mkv"]]
-  looked_at(found)
+    assert stored.fps[i] == pytest.approx(float(rate), rel=1e-3)
+    assert stored.num_frames[i] == 20
+    assert min(stored.height[i], stored.width[i]) == 40
+    assert stored.width[i] / stored.height[i] == pytest.approx(width / height, rel=0.02)
+  assert splits.select(stored, 1, "test").tolist() == [by_name["d.mkv"]]
+  check_clips(stored)
   for mode in ("multi_scale", "random_resized"):
-    looked_at(found, input_pipeline.ClipSettings(frames=4, crop=32, crop_mode=mode, eval_crops=3))
+    check_clips(stored, ClipSettings(frames=4, crop=32, crop_mode=mode), crops=3)
   # TFDS reads frames of several sizes as well.
-  read = tfds.builder_from_directory(found.folder).as_dataset(split="videos", shuffle_files=False)
+  read = tfds.builder_from_directory(stored.folder).as_dataset(split="videos", shuffle_files=False)
   sizes = [example["video"].shape[1:3] for example in tfds.as_numpy(read)]
-  assert sizes == list(zip(found.height.tolist(), found.width.tolist(), strict=True))
+  assert sizes == list(zip(stored.height.tolist(), stored.width.tolist(), strict=True))
 
 
-def test_ucf101_with_a_few_videos_is_told_to_be_a_folder_of_ones_own(tmp_path):
+def test_ucf101_with_a_few_videos_is_referred_to_the_data_set_folder(tmp_path):
   folder = tmp_path / "data"
   folder.mkdir()
   (folder / "classInd.txt").write_text("1 Archery\n")
@@ -740,22 +750,22 @@ def own_videos(folder: pathlib.Path) -> list[str]:
   return names
 
 
-def test_a_folder_of_ones_own(tmp_path):
+def test_a_folder_of_own_videos(tmp_path):
   names = own_videos(tmp_path / "data")
-  keep_aspect = video_files.StoredScale(32, 0)
+  keep_aspect = storing.StoredScale(32, 0)
   options = {"scale": keep_aspect, "test_share": 0.3}
-  found = prepare("folder", tmp_path / "data", tmp_path / "records", **options)
-  assert sorted(found.names.tolist()) == sorted(names)
-  assert found.class_names == ("hop & skip", "nod")
-  assert len(set(zip(found.height.tolist(), found.width.tolist(), strict=True))) > 2
-  test = input_pipeline.select(found, 1, "test")
-  train = input_pipeline.select(found, 1, "train")
+  stored = prepare("folder", tmp_path / "data", tmp_path / "records", **options)
+  assert sorted(stored.names.tolist()) == sorted(names)
+  assert stored.class_names == ("hop & skip", "nod")
+  assert len(set(zip(stored.height.tolist(), stored.width.tolist(), strict=True))) > 2
+  test = splits.select(stored, 1, "test")
+  train = splits.select(stored, 1, "train")
   assert sorted([*test.tolist(), *train.tolist()]) == list(range(5))
-  looked_at(found)
+  check_clips(stored)
 
 
 @pytest.mark.parametrize("form", ["zip of all", "zip with a folder", "tar a class"])
-def test_a_folder_of_ones_own_in_archives(form, tmp_path):
+def test_a_folder_of_own_videos_in_archives(form, tmp_path):
   names = own_videos(tmp_path / "made")
   folder = tmp_path / "data"
   folder.mkdir()
@@ -769,12 +779,12 @@ def test_a_folder_of_ones_own_in_archives(form, tmp_path):
       for name in names:
         packed.write(tmp_path / "made" / name, above + name)
   options = {"scale": SMALL, "test_share": 0.0}
-  found = prepare("folder", folder, tmp_path / "records", **options)
-  assert found.class_names == ("hop & skip", "nod")
-  assert sorted(name.rsplit("/", 1)[-1] for name in found.names.tolist()) == sorted(
+  stored = prepare("folder", folder, tmp_path / "records", **options)
+  assert stored.class_names == ("hop & skip", "nod")
+  assert sorted(name.rsplit("/", 1)[-1] for name in stored.names.tolist()) == sorted(
     name.rsplit("/", 1)[-1] for name in names
   )
-  looked_at(found)
+  check_clips(stored)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -785,11 +795,11 @@ def test_names_that_are_not_text_are_stored_and_read(tmp_path):
   broken = os.fsencode(tmp_path / "data" / "nod") + b"/bro\xffken.mp4"
   pathlib.Path(os.fsdecode(broken)).write_bytes(b"no video")
   options = {"scale": SMALL, "test_share": 0.0, "allow_missing": True}
-  found = prepare("folder", tmp_path / "data", tmp_path / "records", **options)
-  assert "nod/caf\\xe9.mp4" in found.names.tolist()
-  assert len(found.broken) == 1
-  assert tfds.builder_from_directory(found.folder).info.splits["videos"].num_examples == 5
-  looked_at(found)
+  stored = prepare("folder", tmp_path / "data", tmp_path / "records", **options)
+  assert "nod/caf\\xe9.mp4" in stored.names.tolist()
+  assert len(stored.broken) == 1
+  assert tfds.builder_from_directory(stored.folder).info.splits["videos"].num_examples == 5
+  check_clips(stored)
 
 
 def test_a_video_of_one_frame_is_shown_as_that_frame_repeated(tmp_path):
@@ -797,23 +807,23 @@ def test_a_video_of_one_frame_is_shown_as_that_frame_repeated(tmp_path):
   folder = tmp_path / "set"
   write_lists(folder, {name: ("still", (1, 1, 1))})
   made_actions.write_avi(folder / name, moving_square(1), 25)
-  found = prepare("hmdb51_layout", folder, tmp_path / "records")
-  settings = input_pipeline.ClipSettings(crop=48)
-  plan = input_pipeline.plan_evaluation(found, np.array([0]), settings)
-  (batch,) = input_pipeline.evaluation_batches(found, plan, settings, batch_size=1)
+  stored = prepare("hmdb51_layout", folder, tmp_path / "records")
+  settings = EvaluationSettings(crop=48)
+  views = plans.evaluation_views(stored, np.array([0]), settings)
+  (batch,) = input_pipeline.evaluation_batches(stored, views, settings, batch_size=1)
   assert batch["clips"].shape == (1, 16, 48, 48, 3)
   assert (batch["clips"] == batch["clips"][:, :1]).all()
 
 
-def test_an_unknown_data_set_is_told_with_the_nearest(tmp_path):
+def test_an_unknown_data_set_is_an_error_with_the_nearest(tmp_path):
   with pytest.raises(listing.ListingError, match="Did you mean kinetics"):
     prepare("kinetic", tmp_path, tmp_path / "records")
 
 
-def test_lists_are_selected_and_empty_ones_refused(real_folder, tmp_path):
-  found = prepare("hmdb51_layout", real_folder, tmp_path / "records")
+def test_lists_are_selected_and_empty_ones_are_errors(real_folder, tmp_path):
+  stored = prepare("hmdb51_layout", real_folder, tmp_path / "records")
   names = {
-    (split, which): set(found.names[input_pipeline.select(found, split, which)])
+    (split, which): set(stored.names[splits.select(stored, split, which)])
     for split, which in [(1, "train"), (2, "train"), (2, "test"), (3, "train"), (3, "test")]
   }
   assert names == {
@@ -824,6 +834,6 @@ def test_lists_are_selected_and_empty_ones_refused(real_folder, tmp_path):
     (3, "test"): {GOLF},
   }
   with pytest.raises(ValueError, match="test list of split 1 has no video"):
-    input_pipeline.select(found, 1, "test")
+    splits.select(stored, 1, "test")
   with pytest.raises(ValueError, match="no training video of these classes: golf"):
-    input_pipeline.check_training_classes(found, 3)
+    splits.check_training_classes(stored, 3)

@@ -4,12 +4,14 @@ import html.parser
 import json
 import types
 
+import jinja2
 import numpy as np
 from PIL import Image
 import pytest
 
-from hybrid_video.datasets import records
-from hybrid_video.report import data_page, figures
+from hybrid_video import errors
+from hybrid_video.datasets import records, splits
+from hybrid_video.report import data_page, data_summary, figures, pages
 
 NASTY = "a<script>alert(1)</script>&\"b'!\udce9\x1b[31m.avi"
 
@@ -36,7 +38,7 @@ def small_records(**changes) -> records.Records:
     "offset": zeros,
     "length": np.full(count, 100),
     "headers": (types.SimpleNamespace(rows=48),),
-    "header": zeros,
+    "header_ids": zeros,
     "first_frame": zeros,
     "scan_at": zeros,
     "scan_bytes": zeros,
@@ -50,88 +52,88 @@ def small_records(**changes) -> records.Records:
 
 
 def test_videos_lists_and_classes_are_counted():
-  found = data_page.summarise(small_records(), 1)
-  assert found["videos"] == {"listed": 9, "stored": 6, "missing": 2, "broken": 1, "unlisted": 1}
-  assert found["lists"] == {"train": 3, "validation": 0, "test": 2, "unused": 1}
-  ape, bear, cat = found["classes"]
+  summary = data_summary.summarise(small_records(), 1)
+  assert summary["videos"] == {"listed": 9, "stored": 6, "missing": 2, "broken": 1, "unlisted": 1}
+  assert summary["lists"] == {"train": 3, "validation": 0, "test": 2, "unused": 1}
+  ape, bear, cat = summary["classes"]
   assert ape == {"name": "ape", "stored": 3, "train": 2, "validation": 0, "test": 1, "unused": 0}
   assert (bear["train"], bear["test"], bear["unused"]) == (1, 1, 1)
   assert (cat["name"], cat["stored"]) == ("cat", 0)
 
 
 def test_lengths_and_sizes_are_those_counted_by_hand():
-  found = data_page.summarise(small_records(), 1)
+  summary = data_summary.summarise(small_records(), 1)
   # Seconds: 1, 2, 3, 2, 5, 0.5.
-  assert found["frames"] == 215
-  assert found["hours"] == pytest.approx(13.5 / 3600)
-  assert found["length_seconds"] == {"least": 0.5, "median": 2.0, "mean": 2.25, "most": 5.0}
-  assert found["length_frames"]["median"] == 25.0
+  assert summary["frames"] == 215
+  assert summary["hours"] == pytest.approx(13.5 / 3600)
+  assert summary["length_seconds"] == {"least": 0.5, "median": 2.0, "mean": 2.25, "most": 5.0}
+  assert summary["length_frames"]["median"] == 25.0
   # A record has 16 bytes around its data.
-  assert found["bytes"] == 6 * 116
-  assert found["bytes_per_frame"] == pytest.approx(696 / 215)
-  assert found["fps_histogram"][0] == {"fps": 10.0, "videos": 3}
-  assert found["sizes"] == [
+  assert summary["bytes"] == 6 * 116
+  assert summary["bytes_per_frame"] == pytest.approx(696 / 215)
+  assert summary["fps_histogram"][0] == {"fps": 10.0, "videos": 3}
+  assert summary["sizes"] == [
     {"height": 38, "width": 50, "videos": 5},
     {"height": 50, "width": 38, "videos": 1},
   ]
-  bins = [(b["from"], b["below"], b["videos"]) for b in found["seconds_histogram"]]
+  bins = [(b["from"], b["below"], b["videos"]) for b in summary["seconds_histogram"]]
   assert bins == [(0.5, 1, 1), (1, 2, 1), (2, 3, 2), (3, 4, 1), (4, 5, 0), (5, 7, 1)]
-  assert [b["videos"] for b in found["frames_histogram"]] == [2, 2, 1, 1]
+  assert [b["videos"] for b in summary["frames_histogram"]] == [2, 2, 1, 1]
 
 
 def test_a_video_longer_than_every_bin_is_counted():
-  found = data_page.summarise(small_records(num_frames=np.full(6, 10**6)), 1)
-  assert found["seconds_histogram"][-1] == {"from": 3600.0, "below": None, "videos": 6}
+  summary = data_summary.summarise(small_records(num_frames=np.full(6, 10**6)), 1)
+  assert summary["seconds_histogram"][-1] == {"from": 3600.0, "below": None, "videos": 6}
 
 
-def test_groups_in_both_lists_are_a_leak_that_is_told():
-  found = data_page.summarise(small_records(), 1)
-  assert found["groups"] == {
+def test_groups_in_both_lists_are_a_leak_that_is_reported():
+  summary = data_summary.summarise(small_records(), 1)
+  assert summary["groups"] == {
     "stored": 4,
     "in_lists": 3,
     "in_train_and_test": 1,
     "test_videos_in_shared": 1,
     "validation": 0,
   }
-  assert "1 of 3 groups" in data_page.text(found)
-  assert "1 of 2 test videos" in data_page.text(found)
+  assert "1 of 3 groups" in data_summary.text(summary)
+  assert "1 of 2 test videos" in data_summary.text(summary)
 
 
 def test_validation_takes_whole_groups_out_of_training_and_hides_no_leak():
   index = small_records()
   for share in np.linspace(0, 0.99, 12).tolist():
-    places = index.lists(1, share)
-    assert sorted([*places["train"], *places["validation"]]) == [0, 2, 3]
-    train, validation = (set(index.groups[places[name]]) for name in ("train", "validation"))
+    lists = splits.list_indices(index, 1, share)
+    assert sorted([*lists["train"], *lists["validation"]]) == [0, 2, 3]
+    train, validation = (set(index.groups[lists[name]]) for name in ("train", "validation"))
     assert not train & validation
-    found = data_page.summarise(index, 1, share)
-    assert found["groups"]["in_train_and_test"] == 1
-    assert found["groups"]["validation"] == len(validation)
+    summary = data_summary.summarise(index, 1, share)
+    assert summary["groups"]["in_train_and_test"] == 1
+    assert summary["groups"]["validation"] == len(validation)
 
 
-def test_a_split_that_is_not_there_is_refused():
-  with pytest.raises(ValueError, match="no split 3"):
-    data_page.summarise(small_records(), 3)
+def test_a_split_that_does_not_exist_is_refused():
+  with pytest.raises(errors.UserError, match="no split 3"):
+    data_summary.summarise(small_records(), 3)
 
 
 def test_the_summary_survives_json():
-  found = data_page.summarise(small_records(), 1, 0.3)
-  assert json.loads(json.dumps(found)) == found
+  summary = data_summary.summarise(small_records(), 1, 0.3)
+  assert json.loads(json.dumps(summary)) == summary
 
 
-def test_the_text_tells_what_is_wrong_in_few_lines_and_prints_anywhere():
+def test_the_text_says_what_is_wrong_in_few_lines_and_prints_anywhere():
   # All that can be wrong at once: an empty list, a class without training, missing, broken, left over.
   codes = np.zeros((6, 1), np.int64)
   codes[5] = 2
   for index in (small_records(), small_records(split_codes=codes)):
-    told = data_page.text(data_page.summarise(index, 1, 0.001))
-    assert len(told.splitlines()) <= 15
-    assert all(len(line) < 400 for line in told.splitlines())
-    told.encode("ascii")
-    assert "\x1b" not in told and "\\udce9" in told
-    assert "2 listed videos have no file" in told
-    assert "1 class has no stored video: cat" in told
-  assert "training list of split 1 has no stored video" in told
+    text = data_summary.text(data_summary.summarise(index, 1, 0.001))
+    assert len(text.splitlines()) <= 15
+    assert all(len(line) < 400 for line in text.splitlines())
+    text.encode("ascii")
+    assert "\x1b" not in text and "\\udce9" in text
+    assert "2 listed videos have no file" in text
+    assert "1 class has no stored video: cat" in text
+  assert "training list of split 1 has no stored video" in text
 
 
 def size_of(path) -> tuple[int, int]:
@@ -157,15 +159,15 @@ class Page(html.parser.HTMLParser):
     assert not self.open
 
   def handle_starttag(self, tag, attrs):
-    found = dict(attrs)
+    values = dict(attrs)
     self.tags.add(tag)
-    assert not [name for name in found if name.startswith("on")]
+    assert not [name for name in values if name.startswith("on")]
     if tag == "img":
-      self.images.append(found)
+      self.images.append(values)
     if tag == "a":
-      self.links.append(found["href"])
-    if "id" in found:
-      self.names.append(found["id"])
+      self.links.append(values["href"])
+    if "id" in values:
+      self.names.append(values["id"])
     if tag not in self.VOID:
       self.open.append(tag)
 
@@ -183,7 +185,7 @@ def strip(count=3, title="wave", size=(20, 30)) -> figures.Strip:
 
 
 def written(folder, sheets=(), **changes):
-  page = data_page.write(folder, data_page.summarise(small_records(**changes), 1), sheets)
+  page = data_page.write(folder, data_summary.summarise(small_records(**changes), 1), sheets)
   return page, Page(page.read_text())
 
 
@@ -213,10 +215,45 @@ def test_names_cannot_become_markup(tmp_path):
   words = "".join(page.words)
   for name in names:
     assert name in words
-  shown = figures.printable(NASTY)
+  shown = errors.printable(NASTY)
   # Broken, missing, unlisted, and the strip's title.
   assert words.count(shown) >= 4
   assert "\x1b" not in path.read_text()
+
+
+def test_names_of_any_letters_are_shown_as_they_are(tmp_path):
+  dollars, hebrew, arabic, quoted = (
+    "cost_$5_to_$10",
+    "שלום",
+    "مرحبا {{ 7 * 6 }} 😀",
+    'it\'s "so" & so',
+  )
+  sheets = [data_page.Sheet("stored", "As stored", "Frames.", [strip(title=hebrew)])]
+  names = {"missing": ("line\nbreak.avi", "turned\u202earound.avi"), "broken": {arabic: "cut off"}}
+  path, page = written(tmp_path, sheets, class_names=(dollars, hebrew, quoted), **names)
+  words = "".join(page.words)
+  assert all(name in words for name in (dollars, hebrew, arabic, quoted))
+  # What would end a line or turn the text around it is written out.
+  assert "line\\nbreak.avi" in words and "turned\\u202earound.avi" in words
+  assert page.images[0]["alt"].startswith(f"3 frames of {hebrew}, ")
+  # A name from right to left does not move what stands beside it.
+  assert f"<bdi>{hebrew}</bdi>" in path.read_text()
+
+
+def test_a_template_without_one_of_its_values_is_an_error():
+  with pytest.raises(jinja2.UndefinedError, match="sections"):
+    pages.render("base.html.j2")
+
+
+def test_a_page_that_cannot_be_written_says_where_and_why(tmp_path):
+  (tmp_path / "taken").write_text("a file")
+  with pytest.raises(data_page.PageError, match=r"taken.*Not a directory.*--workdir"):
+    written(tmp_path / "taken" / "inspection")
+  (tmp_path / "stored.png").mkdir()
+  (tmp_path / "stored.png" / "kept").touch()
+  sheets = [data_page.Sheet("stored", "As stored", "Frames.", [strip()])]
+  with pytest.raises(errors.UserError, match=r"cannot be written .*Make room"):
+    written(tmp_path, sheets)
 
 
 def test_every_broken_video_is_on_the_page_with_its_reason(tmp_path):
@@ -241,37 +278,3 @@ def test_a_sheet_without_strips_says_so_and_the_last_run_s_pictures_go(tmp_path)
   path, page = written(tmp_path, [empty])
   assert not page.images and "The test list has no stored video." in "".join(page.words)
   assert not list(path.parent.rglob("*.png"))
-
-
-def test_a_strip_shows_every_frame_as_it_is():
-  small = strip(4, size=(20, 30))
-  picture = small.picture()
-  # Enlarged five times to 100 pixels, with three gaps.
-  assert picture.shape == (100, 4 * 150 + 3 * 4, 4)
-  for i, frame in enumerate(small.frames):
-    left = i * 154
-    np.testing.assert_array_equal(picture[::5, left : left + 150 : 5, :3], frame)
-  assert (picture[:, 150:154, 3] == 0).all()
-  large = strip(2, size=(120, 90)).picture()
-  assert large.shape == (120, 184, 4)
-
-
-def test_a_strip_wants_a_label_for_each_frame():
-  with pytest.raises(ValueError, match="3 frames and 2 labels"):
-    figures.Strip("wave", strip(3).frames, ["0", "1"])
-
-
-def test_a_sheet_takes_any_name_and_keeps_its_width(tmp_path):
-  # Mathematical markup, letters that the font lacks, and a name wider than the sheet.
-  long = figures.Strip("$\\frac$ 挥手", strip(4).frames, ["$x$"] * 4, "name_" * 80)
-  figures.sheet(tmp_path / "long.png", [long, strip(2)])
-  figures.sheet(tmp_path / "short.png", [strip(4), strip(2)])
-  widths = [size_of(tmp_path / f"{name}.png")[0] for name in ("long", "short")]
-  assert abs(widths[0] - widths[1]) <= 15
-
-
-def test_clips_and_what_they_are_taken_for_make_a_sheet(tmp_path):
-  clips = np.zeros((2, 16, 24, 24, 3), np.uint8)
-  figures.contact_sheet(tmp_path / "clips.png", clips, ["wave", "golf"], ["wave", "run"])
-  width, height = size_of(tmp_path / "clips.png")
-  assert width > 8 * 150 and height > 2 * 150

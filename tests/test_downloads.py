@@ -13,7 +13,7 @@ import types
 import pytest
 from web_server import CONTENT, NAME, SHA256, Server, serving
 
-from hybrid_video import downloads
+from hybrid_video import downloads, errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {
@@ -71,7 +71,7 @@ def test_a_resumed_download_asks_only_for_the_rest(server, cache):
   assert server.bytes_sent == len(CONTENT) - 123_456
 
 
-def test_a_server_that_ignores_ranges_sends_everything_anew(server, cache):
+def test_a_server_that_ignores_ranges_sends_everything_again(server, cache):
   server.ranges = False
   leave_part(cache, b"x" * 123_456)
   assert fetch(server.url(), cache).read_bytes() == CONTENT
@@ -97,7 +97,7 @@ def test_a_part_that_is_already_whole_is_only_renamed(server, cache):
   assert server.bytes_sent == 0
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(server, cache):
+def test_a_part_longer_than_the_file_is_discarded(server, cache):
   leave_part(cache, CONTENT + b"more")
   assert fetch(server.url(), cache).read_bytes() == CONTENT
   assert server.ranges_asked == [f"bytes={len(CONTENT) + 4}-", None]
@@ -118,13 +118,13 @@ def test_a_transfer_cut_off_is_kept_and_the_next_call_completes_it(server, cache
 
 def test_a_wrong_hash_removes_the_part_and_says_both_hashes(server, cache):
   server.content = CONTENT[::-1]
-  found = hashlib.sha256(server.content).hexdigest()
-  with pytest.raises(downloads.DownloadError, match=f"{found}, which should begin {SHA256[:8]}"):
+  actual = hashlib.sha256(server.content).hexdigest()
+  with pytest.raises(downloads.DownloadError, match=f"{actual}, which should begin {SHA256[:8]}"):
     fetch(server.url(), cache)
   assert names_in(cache) == []
 
 
-def test_a_part_of_another_file_is_found_by_the_hash_and_does_not_come_back(server, cache):
+def test_a_part_of_another_file_is_noticed_by_the_hash_and_does_not_come_back(server, cache):
   leave_part(cache, b"x" * 1000)
   with pytest.raises(downloads.DownloadError, match="should begin"):
     fetch(server.url(), cache)
@@ -139,6 +139,7 @@ def test_an_unreachable_server_is_named_with_the_file_to_fetch_by_hand(cache, mo
     fetch(url, cache)
   for expected in (url, "Connection refused", str(cache / NAME), f"begins {SHA256[:8]}"):
     assert expected in str(error.value)
+  assert isinstance(error.value, errors.UserError)
 
 
 def test_a_server_that_falls_silent_is_given_up(server, cache, monkeypatch):
@@ -176,12 +177,12 @@ def test_an_md5_is_checked_where_no_better_checksum_is_published(server, cache):
   ("algorithm", "digits", "message"),
   [
     ("crc32", "ab", "'crc32' is none of sha256, md5"),
-    ("md5", "0" * 33, "is no MD5: that has up to 32 digits"),
-    ("sha256", "xyz", "'xyz' is no SHA-256: that has up to 64 digits"),
+    ("md5", "0" * 33, "is no MD5: expected up to 32 digits"),
+    ("sha256", "xyz", "'xyz' is no SHA-256: expected up to 64 digits"),
     ("sha256", "", "is no SHA-256"),
   ],
 )
-def test_a_checksum_that_can_be_none_is_refused(algorithm, digits, message):
+def test_an_impossible_checksum_is_refused(algorithm, digits, message):
   with pytest.raises(ValueError, match=message):
     downloads.Checksum(algorithm, digits)
 
@@ -208,7 +209,7 @@ def test_a_redirect_is_followed_with_the_range_that_is_missing(server, cache):
   assert server.ranges_asked == ["bytes=1000-"] * 2
 
 
-def test_a_full_disk_is_told_before_the_download(server, cache, monkeypatch):
+def test_a_full_disk_is_reported_before_the_download(server, cache, monkeypatch):
   monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
   with pytest.raises(downloads.DownloadError, match=r"0 MB free .* look around"):
     fetch(server.url(), cache)
@@ -248,7 +249,66 @@ def test_without_a_hash_only_the_same_version_is_resumed(
     assert server.bytes_sent == len(CONTENT) - 100_000
 
 
-def test_a_download_whose_end_could_not_be_told_is_refused(server, cache):
+def broken_off(server: Server, cache: pathlib.Path) -> None:
+  """Leaves the first 100000 bytes of a file without a published hash, and their version."""
+  server.break_off_after = 100_000
+  with pytest.raises(downloads.DownloadError, match="after 100000"):
+    fetch(server.url("model.bin"), cache)
+  assert names_in(cache) == ["model.bin.part", "model.bin.part.etag"]
+  server.break_off_after = None
+  server.ranges_asked.clear()
+
+
+def test_a_rest_that_does_not_name_its_version_is_never_joined_to_another_beginning(server, cache):
+  broken_off(server, cache)
+  server.content, server.etag, server.heeds_if_range = CONTENT[::-1], None, False
+  assert fetch(server.url("model.bin"), cache).read_bytes() == CONTENT[::-1]
+  assert server.ranges_asked == ["bytes=100000-", None]
+  assert names_in(cache) == ["model.bin"]
+
+
+@pytest.mark.parametrize("etag", [None, '"second"'])
+def test_a_new_version_as_long_as_the_old_ones_beginning_is_downloaded(server, cache, etag):
+  broken_off(server, cache)
+  server.content, server.etag = CONTENT[::-1][:100_000], etag
+  server.heeds_if_range = False
+  assert fetch(server.url("model.bin"), cache).read_bytes() == CONTENT[::-1][:100_000]
+  assert server.ranges_asked == ["bytes=100000-", None]
+
+
+@pytest.mark.parametrize(
+  "content_range",
+  [
+    None,
+    "bytes 0-{last}/{total}",
+    "bytes 99999-{last}/{total}",
+    "bytes 100001-{last}/{total}",
+    "bytes {first}-{first}/{total}",
+    "bytes {first}-{total}/{total}",
+    "bytes {first}-{last}/{first}",
+    "bytes {first}-{last}/*",
+    "bytes */{total}",
+    "items {first}-{last}/{total}",
+  ],
+)
+def test_a_rest_whose_range_is_another_one_or_unclear_is_not_joined(server, cache, content_range):
+  broken_off(server, cache)
+  server.content_range = content_range
+  assert fetch(server.url("model.bin"), cache).read_bytes() == CONTENT
+  assert server.ranges_asked == ["bytes=100000-", None]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_rest_of_the_same_version_is_joined_also_where_its_length_is_not_said(
+  server, cache, chunked
+):
+  broken_off(server, cache)
+  server.chunked = chunked
+  assert fetch(server.url("model.bin"), cache).read_bytes() == CONTENT
+  assert server.ranges_asked == ["bytes=100000-"]
+
+
+def test_a_download_of_unknown_length_without_a_hash_is_refused(server, cache):
   server.says_length = False
   with pytest.raises(downloads.DownloadError, match="neither its length nor its hash"):
     fetch(server.url("model.bin"), cache)
@@ -274,7 +334,7 @@ def test_an_empty_file_is_refused(server, cache):
   assert names_in(cache) == []
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told_with_its_folder(server, cache):
+def test_a_disk_that_fills_up_meanwhile_is_reported_with_its_folder(server, cache):
   # A limit on the size of files stands in for a disk: the write itself fails.
   code = (
     "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
@@ -297,7 +357,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_with_its_folder(server, cache):
 
 def test_threads_that_want_one_file_download_it_once(server, cache, logged):
   server.seconds_a_chunk = 0.02
-  sizes, found, done = set(), [], threading.Event()
+  sizes, contents, done = set(), [], threading.Event()
 
   def watch():
     while not done.is_set():
@@ -306,7 +366,7 @@ def test_threads_that_want_one_file_download_it_once(server, cache, logged):
 
   watcher = threading.Thread(target=watch)
   workers = [
-    threading.Thread(target=lambda: found.append(fetch(server.url(), cache).read_bytes()))
+    threading.Thread(target=lambda: contents.append(fetch(server.url(), cache).read_bytes()))
     for _ in range(4)
   ]
   for thread in (watcher, *workers):
@@ -315,7 +375,7 @@ def test_threads_that_want_one_file_download_it_once(server, cache, logged):
     thread.join()
   done.set()
   watcher.join()
-  assert found == [CONTENT] * 4
+  assert contents == [CONTENT] * 4
   assert server.bytes_sent == len(CONTENT)
   assert sizes <= {len(CONTENT)}
   assert names_in(cache) == [NAME]
@@ -355,21 +415,21 @@ def test_a_killed_process_leaves_a_part_that_the_next_one_completes(server, cach
   with start_process(server, cache) as other:
     wait_for(lambda: part.exists() and part.stat().st_size)
     other.kill()
-  kept = part.stat().st_size
+  size = part.stat().st_size
   assert not (cache / NAME).exists()
   server.seconds_a_chunk = 0.0
   assert fetch(server.url(), cache).read_bytes() == CONTENT
-  assert server.ranges_asked == [None, f"bytes={kept}-"]
+  assert server.ranges_asked == [None, f"bytes={size}-"]
 
 
 def test_a_waiting_process_takes_over_where_the_first_one_fails(server, cache):
   server.seconds_a_chunk, server.break_off_after = 0.05, 60_000
-  errors = []
+  raised = []
 
   def first():
     with pytest.raises(downloads.DownloadError) as error:
       fetch(server.url(), cache)
-    errors.append(error.value)
+    raised.append(error.value)
 
   thread = threading.Thread(target=first)
   thread.start()
@@ -377,18 +437,18 @@ def test_a_waiting_process_takes_over_where_the_first_one_fails(server, cache):
   server.break_off_after = None
   assert fetch(server.url(), cache).read_bytes() == CONTENT
   thread.join()
-  assert len(errors) == 1
+  assert len(raised) == 1
   assert server.ranges_asked == [None, "bytes=60000-"]
 
 
-def test_a_waiting_process_starts_anew_where_the_first_one_got_a_wrong_file(server, cache):
+def test_a_waiting_process_starts_over_where_the_first_one_got_a_wrong_file(server, cache):
   server.seconds_a_chunk, server.content = 0.03, CONTENT[::-1]
-  errors = []
+  raised = []
 
   def first():
     with pytest.raises(downloads.DownloadError) as error:
       fetch(server.url(), cache)
-    errors.append(str(error.value))
+    raised.append(str(error.value))
 
   thread = threading.Thread(target=first)
   thread.start()
@@ -396,7 +456,7 @@ def test_a_waiting_process_starts_anew_where_the_first_one_got_a_wrong_file(serv
   server.content = CONTENT
   assert fetch(server.url(), cache).read_bytes() == CONTENT
   thread.join()
-  assert "should begin" in errors[0]
+  assert "should begin" in raised[0]
   assert names_in(cache) == [NAME]
 
 
@@ -412,6 +472,6 @@ def test_a_file_that_arrives_while_the_lock_is_taken_is_not_downloaded_again(
 def test_the_progress_bar_shows_bytes_and_goes_on_from_the_part(server, cache, capsys):
   leave_part(cache, CONTENT[:150_000])
   downloads.fetch(download_of(server.url(), cache))
-  shown = capsys.readouterr().err
-  assert f"{NAME}:  50%" in shown
-  assert re.search(r"100%.*293k/293k \[.*B/s\]", shown)
+  output = capsys.readouterr().err
+  assert f"{NAME}:  50%" in output
+  assert re.search(r"100%.*293k/293k \[.*B/s\]", output)

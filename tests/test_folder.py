@@ -1,5 +1,3 @@
-import hashlib
-
 import pytest
 
 from hybrid_video.datasets import folder as own_folder
@@ -59,13 +57,6 @@ def test_a_larger_share_keeps_the_test_videos_of_a_smaller_one(tmp_path):
   assert abs(len(tests[2]) - 500) < 95
 
 
-def test_the_list_of_a_group_is_fixed_for_all_time():
-  # The first hexadecimal digit of a SHA-256 is its place in sixteenths.
-  digit = int(hashlib.sha256(b"film1").hexdigest()[0], 16)
-  assert own_folder.in_test_list("film1", (digit + 1) / 16)
-  assert not own_folder.in_test_list("film1", digit / 16)
-
-
 def test_a_group_is_in_one_list_as_a_whole(tmp_path):
   names = [
     f"{label}/film{g}/{i}.mp4" for label in ("run", "walk") for g in range(20) for i in range(3)
@@ -82,7 +73,7 @@ def test_without_a_test_share_everything_is_for_training(tmp_path):
   assert {*_lists(tmp_path, test_share=0).values()} == {(1,)}
 
 
-def test_videos_without_a_class_are_told_of_and_other_files_are_not(tmp_path):
+def test_videos_without_a_class_are_reported_and_other_files_are_not(tmp_path):
   _touch(tmp_path, [*_names(30), "loose.mov", "notes.txt", "run/.hidden.mp4", "run/cover.jpg"])
   assert own_folder.read(tmp_path).unlisted == ("loose.mov",)
 
@@ -90,37 +81,39 @@ def test_videos_without_a_class_are_told_of_and_other_files_are_not(tmp_path):
 @pytest.mark.parametrize("held_out", ["test", "val", "Validation"])
 def test_folders_named_as_lists_are_lists_and_no_classes(tmp_path, held_out):
   names = ["train/run/1/a.mp4", "train/walk/b.mp4", f"{held_out}/run/1/c.mp4"]
-  found = own_folder.read(_touch(tmp_path, names))
-  assert found.class_names == ("run", "walk")
-  assert {video.name: video.codes for video in found.videos} == {
+  listed = own_folder.read(_touch(tmp_path, names))
+  assert listed.class_names == ("run", "walk")
+  assert {video.name: video.codes for video in listed.videos} == {
     "train/run/1/a.mp4": (1,),
     "train/walk/b.mp4": (1,),
     f"{held_out}/run/1/c.mp4": (2,),
   }
 
 
-@pytest.mark.parametrize("place", ["unpacked/mine", "unpacked/mine/mine", "unpacked"])
-def test_what_archives_held_is_parted_like_class_folders(tmp_path, place):
+@pytest.mark.parametrize("root", ["unpacked/mine", "unpacked/mine/mine", "unpacked"])
+def test_what_archives_contained_is_split_like_class_folders(tmp_path, root):
   by_hand = own_folder.read(_touch(tmp_path / "one", _names(30)))
-  names = [f"{place}/{name}" for name in _names(30)]
-  found = own_folder.read(_touch(tmp_path / "two", names))
-  assert found.class_names == ("run", "walk")
-  assert [(v.name, v.codes) for v in found.videos] == [
-    (f"{place}/{v.name}", v.codes) for v in by_hand.videos
+  names = [f"{root}/{name}" for name in _names(30)]
+  unpacked = own_folder.read(_touch(tmp_path / "two", names))
+  assert unpacked.class_names == ("run", "walk")
+  assert [(v.name, v.codes) for v in unpacked.videos] == [
+    (f"{root}/{v.name}", v.codes) for v in by_hand.videos
   ]
 
 
 def test_a_list_within_an_archive_counts_from_its_own_folder(tmp_path):
   rows = "path,label,list\nd.mp4,run,train\nc.mp4,walk,train\ne.mp4,walk,test\n"
-  place = tmp_path / "unpacked" / "mine"
-  _csv(place, rows, ("d.mp4", "c.mp4", "e.mp4", "other/d.mp4"))
-  found = own_folder.read(tmp_path)
-  assert [video.path for video in found.videos] == [place / n for n in ("d.mp4", "c.mp4", "e.mp4")]
+  folder = tmp_path / "unpacked" / "mine"
+  _csv(folder, rows, ("d.mp4", "c.mp4", "e.mp4", "other/d.mp4"))
+  listed = own_folder.read(tmp_path)
+  assert [video.path for video in listed.videos] == [
+    folder / n for n in ("d.mp4", "c.mp4", "e.mp4")
+  ]
 
 
 def test_a_class_may_be_called_train(tmp_path):
-  found = own_folder.read(_touch(tmp_path, _names(20, ("bus", "train"))))
-  assert found.class_names == ("bus", "train")
+  listed = own_folder.read(_touch(tmp_path, _names(20, ("bus", "train"))))
+  assert listed.class_names == ("bus", "train")
 
 
 def _csv(folder, text, files=("a, b.mp4", "run/c.mp4", "d.mp4")):
@@ -136,24 +129,24 @@ def test_a_list_gives_labels_groups_and_lists(tmp_path):
     f"{tmp_path / 'd.mp4'},run,,TEST\nrun/gone.mp4,walk,day 2,train\n",
     ("a, b.mp4", "run/c.mp4", "d.mp4", "run/extra.mp4"),
   )
-  found = own_folder.read(tmp_path)
-  assert [(v.name, v.label, v.group, v.codes, v.path is None) for v in found.videos] == [
+  listed = own_folder.read(tmp_path)
+  assert [(v.name, v.label, v.group, v.codes, v.path is None) for v in listed.videos] == [
     ("d.mp4", "run", "d", (2,), False),
     ("run/c.mp4", "run", "day 1", (1,), False),
     ("a, b.mp4", "walk", "day 1", (1,), False),
     ("run/gone.mp4", "walk", "day 2", (1,), True),
   ]
-  assert found.unlisted == ("run/extra.mp4",)
+  assert listed.unlisted == ("run/extra.mp4",)
 
 
-def test_a_list_and_class_folders_part_the_same_videos_alike(tmp_path):
+def test_a_list_and_class_folders_split_the_same_videos_alike(tmp_path):
   _touch(tmp_path, _names(40))
   by_folders = _lists(tmp_path)
   rows = "".join(f"{name},{name.split('/')[0]}\n" for name in reversed(_names(40)))
   assert _lists(_csv(tmp_path, "path,label\n" + rows, ())) == by_folders
 
 
-def test_a_video_keeps_its_list_while_another_files_are_missing(tmp_path):
+def test_a_video_keeps_its_list_while_other_files_are_missing(tmp_path):
   _touch(tmp_path, _names(40))
   rows = "".join(f"{tmp_path / name},{name.split('/')[0]}\n" for name in _names(40))
   before = _lists(_csv(tmp_path, "path,label\n" + rows, ()))
@@ -185,7 +178,7 @@ def test_a_video_keeps_its_list_while_another_files_are_missing(tmp_path):
     ),
   ],
 )
-def test_a_list_that_cannot_serve_is_refused(tmp_path, text, message):
+def test_an_unusable_list_is_refused(tmp_path, text, message):
   with pytest.raises(listing.ListingError) as error:
     own_folder.read(_csv(tmp_path, text))
   assert message in str(error.value)
@@ -216,6 +209,6 @@ def test_a_class_without_training_videos_is_refused_with_advice(tmp_path):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
-def test_a_share_that_is_none_is_refused(tmp_path, share):
+def test_a_share_out_of_range_is_refused(tmp_path, share):
   with pytest.raises(listing.ListingError, match="expected 0 to below 1"):
     own_folder.read(_touch(tmp_path, _names(5)), test_share=share)

@@ -33,37 +33,37 @@ GOLF, BOW, WAVE = REAL_LISTS
     ),
   ],
 )
-def test_film_and_tags_are_read_off_real_names(name, label, film, tags):
-  found_film, found_tags = hmdb51.parse_name(name, label)
-  assert found_film == film
-  assert tuple(found_tags.values()) == tags
+def test_film_and_tags_are_read_from_real_names(name, label, film, tags):
+  read_film, read_tags = hmdb51.parse_name(name, label)
+  assert read_film == film
+  assert tuple(read_tags.values()) == tags
 
 
 def test_real_clips_get_their_class_codes_and_path(real_folder):
-  found = hmdb51.read(real_folder, official=False)
-  assert found.class_names == ("golf", "shoot_bow", "wave")
-  assert found.num_splits == 3
-  for video in found.videos:
+  listed = hmdb51.read(real_folder, official=False)
+  assert listed.class_names == ("golf", "shoot_bow", "wave")
+  assert listed.num_splits == 3
+  for video in listed.videos:
     assert (video.label, video.codes) == REAL_LISTS[video.name]
     assert video.path.name == video.name
-  assert found.videos[2].group == "RATRACE"
-  assert found.videos[2].tags["people"] == "np1"
+  assert listed.videos[2].group == "RATRACE"
+  assert listed.videos[2].tags["people"] == "np1"
 
 
-def test_class_folders_serve_like_one_flat_folder(real_folder, tmp_path):
+def test_class_folders_are_read_like_one_flat_folder(real_folder, tmp_path):
   flat = hmdb51.read(real_folder, official=False)
   nested = tmp_path / "nested"
   shutil.copytree(real_folder / "testTrainMulti_7030_splits", nested / "splits")
   for video in flat.videos:
     (nested / video.label).mkdir()
     (nested / video.label / video.name).symlink_to(REAL_CLIPS / video.name)
-  found = hmdb51.read(nested, official=False)
-  assert [(v.name, v.label, v.codes) for v in found.videos] == [
+  listed = hmdb51.read(nested, official=False)
+  assert [(v.name, v.label, v.codes) for v in listed.videos] == [
     (v.name, v.label, v.codes) for v in flat.videos
   ]
 
 
-def test_clips_of_one_film_are_one_group_whichever_their_class(tmp_path):
+def test_clips_of_one_film_are_one_group_whatever_their_class(tmp_path):
   names = {made_clip_name(label, film="Star Wars"): (label, (1, 1, 1)) for label in ("run", "walk")}
   write_lists(tmp_path, names)
   for name in names:
@@ -78,7 +78,7 @@ def test_a_listed_clip_without_a_file_has_no_path(real_folder):
   assert by_name[GOLF] is not None
 
 
-def test_a_clip_that_no_list_names_is_told_of(real_folder):
+def test_a_clip_that_no_list_names_is_reported(real_folder):
   (real_folder / "videos" / "home.avi").touch()
   assert hmdb51.read(real_folder, official=False).unlisted == ("videos/home.avi",)
 
@@ -104,7 +104,7 @@ def test_a_split_line_of_another_form_is_named_with_its_number(tmp_path, line):
   assert repr(line) in str(error.value)
 
 
-def test_names_with_blanks_and_signs_survive_a_split_line(tmp_path):
+def test_names_with_spaces_and_special_characters_survive_a_split_line(tmp_path):
   path = tmp_path / "wave_test_split1.txt"
   path.write_text("a b (c) ! & + ~ # 2_wave_f_nm_np1_fr_goo_0.avi 2 \n\nplain.avi 0\n")
   assert hmdb51.read_split_file(path) == {
@@ -174,7 +174,7 @@ def _spoil_class_folder(folder):
 
 
 @pytest.mark.parametrize(
-  ("spoil", "found", "advice"),
+  ("spoil", "problem", "advice"),
   [
     (_spoil_missing_folder, "no such folder", "--config.data_dir"),
     (_spoil_empty_folder, "empty", "Put the videos and their lists"),
@@ -191,11 +191,11 @@ def _spoil_class_folder(folder):
     (_spoil_class_folder, "in the folder of golf, but the lists say wave", "folder wave"),
   ],
 )
-def test_a_folder_that_cannot_serve_is_refused_with_advice(real_folder, spoil, found, advice):
+def test_an_unusable_folder_is_refused_with_advice(real_folder, spoil, problem, advice):
   spoil(real_folder)
   with pytest.raises(listing.ListingError) as error:
     hmdb51.read(real_folder, official=False)
-  assert found in str(error.value)
+  assert problem in str(error.value)
   assert advice in str(error.value)
 
 
@@ -203,8 +203,8 @@ def test_a_folder_that_cannot_serve_is_refused_with_advice(real_folder, spoil, f
 def full_lists(tmp_path):
   """Lists of the official size, 51 classes of 132 or 133 clips, and one clip's file."""
   lists = {}
-  for place, label in enumerate(hmdb51.CLASSES):
-    for number in range(133 if place < 34 else 132):
+  for class_id, label in enumerate(hmdb51.CLASSES):
+    for number in range(133 if class_id < 34 else 132):
       codes = tuple(
         1 if n < 70 else 2 if n < 100 else 0 for n in [(number + s) % 132 for s in (0, 9, 50)]
       )
@@ -215,10 +215,10 @@ def full_lists(tmp_path):
 
 
 def test_lists_of_the_official_size_pass(full_lists):
-  found = hmdb51.read(full_lists)
-  assert (len(found.videos), len(found.class_names)) == (6766, 51)
+  listed = hmdb51.read(full_lists)
+  assert (len(listed.videos), len(listed.class_names)) == (6766, 51)
   for split in range(3):
-    codes = [video.codes[split] for video in found.videos]
+    codes = [video.codes[split] for video in listed.videos]
     assert [codes.count(code) for code in (1, 2, 0)] == [3570, 1530, 1666]
 
 
@@ -238,8 +238,8 @@ def _add_a_class(folder):
 
 def _drop_an_unused_clip(folder):
   for path in folder.glob("brush_hair_test_split*.txt"):
-    *kept, _ = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(kept))
+    *lines, _ = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines))
 
 
 @pytest.mark.parametrize(

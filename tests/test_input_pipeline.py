@@ -9,28 +9,33 @@ import shutil
 import subprocess
 import sys
 
+from conftest import made_experiment
 import jax
 import numpy as np
 import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 
-from hybrid_video import clips, steps
-from hybrid_video.datasets import made_actions, records, video_files
+from hybrid_video import experiment
+from hybrid_video.datasets import made_actions, preparation, records, splits
+from hybrid_video.sampling import clip_settings
+from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings
+from hybrid_video.sampling.plans import evaluation_views
+from hybrid_video.tasks import pixels
 import input_pipeline
-from input_pipeline import ClipSettings
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = ClipSettings(frames=8, crop=32)
+VIEWS = EvaluationSettings(frames=8, crop=32)
 
 
 def _training(
-  found, places=None, *, settings=SETTINGS, batch_size=4, first_step=0, count=6, seed=0
+  stored, video_ids=None, *, settings=SETTINGS, batch_size=4, first_step=0, count=6, seed=0
 ):
   return list(
     input_pipeline.training_batches(
-      found,
-      np.arange(len(found)) if places is None else places,
+      stored,
+      np.arange(len(stored)) if video_ids is None else video_ids,
       settings,
       batch_size=batch_size,
       first_step=first_step,
@@ -40,11 +45,8 @@ def _training(
   )
 
 
-def _evaluation(found, plan, settings=SETTINGS, batch_size=8, **options):
-  batches = input_pipeline.evaluation_batches(
-    found, plan, settings, batch_size=batch_size, **options
-  )
-  return list(batches)
+def _evaluation(stored, views, settings=VIEWS, batch_size=8):
+  return list(input_pipeline.evaluation_batches(stored, views, settings, batch_size=batch_size))
 
 
 def _joined(batches, name):
@@ -69,21 +71,21 @@ def mixed_records(tmp_path_factory):
     coarse = rng.integers(0, 256, (9 + i, height // 8, width // 8, 3), np.uint8)
     frames = list(coarse.repeat(8, 1).repeat(8, 2))
     made_actions.write_avi(place / f"clip{i}.avi", frames, 10)
-  return input_pipeline.prepare(
-    dataset="folder",
-    data_dir=str(folder / "videos"),
-    records_dir=str(folder / "records"),
-    scale=video_files.StoredScale(48, 0),
-    test_share=0.3,
-  )
+  config = experiment.default_config()
+  config.dataset = "folder"
+  config.data_dir, config.records_dir = str(folder / "videos"), str(folder / "records")
+  config.stored.height, config.stored.width = 48, 0
+  config.stored.jpeg_quality = 90
+  config.test_share = 0.3
+  return preparation.load_records(experiment.from_config(config), folder)
 
 
 @pytest.fixture(scope="module")
 def stored(made_records, mixed_records):
   """Frames of videos, uint8 `[N, H, W, 3]`, as TFDS reads them, decoded one by one."""
   known = {}
-  for found in (made_records, mixed_records):
-    builder = tfds.builder_from_directory(found.folder)
+  for index in (made_records, mixed_records):
+    builder = tfds.builder_from_directory(index.folder)
     decoders = {"video": tfds.decode.SkipDecoding()}
     for example in builder.as_dataset(split="videos", decoders=decoders).as_numpy_iterator():
       frames = [simplejpeg.decode_jpeg(f, fastupsample=True) for f in example["video"]]
@@ -109,90 +111,75 @@ def _cut(frames, top, left, height, width, crop):
   return np.tensordot(tall, weights(width), (1, 1)).transpose(0, 2, 3, 1)
 
 
-def _plans(found, settings, *, count=60, seed=0, monkeypatch):
+def _plans(stored, settings, *, count=60, seed=0):
   """What training plans, before anything is decoded: videos, frames and boxes."""
-  taken = {}
-
-  def keep(found, plans, local, settings):
-    taken["plans"] = list(plans.as_numpy_iterator())
-    return iter(())
-
-  with monkeypatch.context() as patch:
-    patch.setattr(input_pipeline, "_batches", keep)
-    _training(found, settings=settings, batch_size=8, count=count, seed=seed)
-  plans = {name: _joined(taken["plans"], name) for name in taken["plans"][0]}
-  cuts = plans["cuts"]
-  boxes = {
-    "top": cuts[:, 2, 1],
-    "left": cuts[:, 0, 1] + cuts[:, 2, 2],
-    "height": cuts[:, 3, 1],
-    "width": cuts[:, 3, 2],
-  }
-  return plans, boxes
+  plans = input_pipeline.training_plans(
+    stored, np.arange(len(stored)), settings, batch_size=8, seed=seed
+  )
+  steps = [dataclasses.asdict(plans.plan(step)) for step in range(count)]
+  plan = {name: _joined(steps, name) for name in steps[0]}
+  boxes = dict(zip(("top", "left", "height", "width"), plan["boxes"].T, strict=True))
+  return plan, boxes
 
 
-@pytest.mark.parametrize("mode", clips.MODES)
-def test_a_training_clip_is_planned_frames_cut_from_the_stored_ones(
-  made_records, stored, monkeypatch, mode
-):
+@pytest.mark.parametrize("mode", clip_settings.MODES)
+def test_a_training_clip_is_planned_frames_cut_from_the_stored_ones(made_records, stored, mode):
   settings = ClipSettings(frames=8, crop=32, mode=mode)
-  plans, boxes = _plans(made_records, settings, count=4, monkeypatch=monkeypatch)
+  plans, boxes = _plans(made_records, settings, count=4)
   batches = _training(made_records, settings=settings, batch_size=8, count=4)
   got = _joined(batches, "clips")
-  for i, place in enumerate(plans["places"]):
-    chosen = plans["frames"][i]
-    frames = stored[made_records.names[place]][chosen]
+  for i, video_id in enumerate(plans["video_ids"]):
+    indices = plans["frames"][i]
+    frames = stored[made_records.names[video_id]][indices]
     box = {name: int(values[i]) for name, values in boxes.items()}
     np.testing.assert_array_equal(got[i], _cut(frames, **box, crop=32))
-    assert (np.diff(chosen) >= 0).all()
+    assert (np.diff(indices) >= 0).all()
     if mode == "segments":
-      edges = np.arange(9) * len(stored[made_records.names[place]]) // 8
-      assert (edges[:-1] <= chosen).all()
-      assert (chosen < edges[1:]).all()
+      edges = np.arange(9) * len(stored[made_records.names[video_id]]) // 8
+      assert (edges[:-1] <= indices).all()
+      assert (indices < edges[1:]).all()
   assert len(set(boxes["top"].tolist())) == 7
   assert len(set(boxes["left"].tolist())) > 10
   assert (boxes["top"].max(), boxes["left"].max()) <= (6, 18)
 
 
 @pytest.mark.parametrize("crop_mode", ["multi_scale", "random_resized"])
-def test_resized_boxes_are_the_stored_pixels_interpolated(
-  mixed_records, stored, monkeypatch, crop_mode
-):
+def test_resized_boxes_are_the_stored_pixels_interpolated(mixed_records, stored, crop_mode):
   settings = ClipSettings(frames=4, crop=40, crop_mode=crop_mode)
-  plans, boxes = _plans(mixed_records, settings, count=4, monkeypatch=monkeypatch)
+  plans, boxes = _plans(mixed_records, settings, count=4)
   got = _joined(_training(mixed_records, settings=settings, batch_size=8, count=4), "clips")
-  for i, place in enumerate(plans["places"]):
-    frames = stored[mixed_records.names[place]][plans["frames"][i]]
+  for i, video_id in enumerate(plans["video_ids"]):
+    frames = stored[mixed_records.names[video_id]][plans["frames"][i]]
     box = {name: int(values[i]) for name, values in boxes.items()}
     wanted = _cut(frames, **box, crop=40)
     assert np.abs(got[i] - wanted).max() <= 1.01
     assert np.abs(got[i] - wanted).mean() < 0.3
 
 
-def test_multi_scale_boxes_are_tsns(mixed_records, monkeypatch):
+def test_multi_scale_boxes_are_tsns(mixed_records):
   settings = ClipSettings(frames=1, crop=40, crop_mode="multi_scale")
-  plans, boxes = _plans(mixed_records, settings, count=150, monkeypatch=monkeypatch)
+  plans, boxes = _plans(mixed_records, settings, count=150)
   # Of a short side of 48: 48, 42, 36, 31; 42 is nearly the model's 40.
   ladder = [48, 40, 36, 31]
   pairs = collections.Counter(zip(boxes["height"].tolist(), boxes["width"].tolist(), strict=True))
   wanted = {(a, b) for i, a in enumerate(ladder) for j, b in enumerate(ladder) if abs(i - j) < 2}
   assert set(pairs) == wanted
   assert max(pairs.values()) < 2 * min(pairs.values())
-  places = set()
-  for i, place in enumerate(plans["places"]):
-    spare_y = int(mixed_records.height[place] - boxes["height"][i]) // 4
-    spare_x = int(mixed_records.width[place] - boxes["width"][i]) // 4
+  positions = set()
+  for i, video_id in enumerate(plans["video_ids"]):
+    spare_y = int(mixed_records.height[video_id] - boxes["height"][i]) // 4
+    spare_x = int(mixed_records.width[video_id] - boxes["width"][i]) // 4
     if spare_x and spare_y:
-      places.add((boxes["top"][i] / spare_y, boxes["left"][i] / spare_x))
+      positions.add((boxes["top"][i] / spare_y, boxes["left"][i] / spare_x))
   grid = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)]
-  assert places == {*grid, (1, 1), (1, 3), (3, 1), (3, 3)}
+  assert positions == {*grid, (1, 1), (1, 3), (3, 1), (3, 3)}
 
 
-def test_random_resized_boxes_keep_to_their_area_and_aspect(mixed_records, monkeypatch):
+def test_random_resized_boxes_keep_to_their_area_and_aspect(mixed_records):
   settings = ClipSettings(frames=1, crop=40, crop_mode="random_resized", area=(0.3, 0.6))
-  plans, boxes = _plans(mixed_records, settings, count=150, monkeypatch=monkeypatch)
+  plans, boxes = _plans(mixed_records, settings, count=150)
   height, width = boxes["height"], boxes["width"]
-  tall, wide = mixed_records.height[plans["places"]], mixed_records.width[plans["places"]]
+  tall, wide = mixed_records.height[plans["video_ids"]], mixed_records.width[plans["video_ids"]]
   area, aspect = height * width / (tall * wide), width / height
   # Sides are whole pixels: a half more or less of each.
   slack = 0.5 / height + 0.5 / width
@@ -208,15 +195,13 @@ def test_random_resized_boxes_keep_to_their_area_and_aspect(mixed_records, monke
   assert abs(np.log(aspect).mean()) < 0.03
 
 
-def test_a_random_resized_box_that_never_fits_is_the_largest_in_the_middle(
-  mixed_records, monkeypatch
-):
+def test_a_random_resized_box_that_never_fits_is_the_largest_in_the_middle(mixed_records):
   # Frames no more than 2.3 wide cannot give a box of 4 to 1 with nearly their whole area.
   settings = ClipSettings(
     frames=1, crop=40, crop_mode="random_resized", area=(0.99, 1.0), aspect=(4.0, 4.0)
   )
-  plans, boxes = _plans(mixed_records, settings, count=10, monkeypatch=monkeypatch)
-  tall, wide = mixed_records.height[plans["places"]], mixed_records.width[plans["places"]]
+  plans, boxes = _plans(mixed_records, settings, count=10)
+  tall, wide = mixed_records.height[plans["video_ids"]], mixed_records.width[plans["video_ids"]]
   assert (boxes["width"] == wide).all()
   assert (boxes["height"] == np.round(wide / 4)).all()
   assert (boxes["top"] == (tall - boxes["height"]) // 2).all()
@@ -227,15 +212,14 @@ def test_a_random_resized_box_that_never_fits_is_the_largest_in_the_middle(
 def test_evaluation_crops_are_the_centre_or_three_along_the_longer_side(
   mixed_records, stored, crop, crops
 ):
-  settings = ClipSettings(
-    frames=4, crop=crop, crop_mode="multi_scale", eval_crops=crops, eval_clips=2
-  )
-  places = np.arange(len(mixed_records))
-  plan = input_pipeline.plan_evaluation(mixed_records, places, settings)
-  assert len(plan.rows) == 2 * crops * len(places)
-  got = _joined(_evaluation(mixed_records, plan, settings), "clips")
-  for i, (row, chosen, view) in enumerate(zip(plan.rows, plan.frames, plan.crops, strict=True)):
-    frames = stored[mixed_records.names[places[row]]][chosen]
+  settings = EvaluationSettings(frames=4, crop=crop, crops=crops, clips=2)
+  video_ids = np.arange(len(mixed_records))
+  views = evaluation_views(mixed_records, video_ids, settings)
+  assert len(views) == 2 * crops * len(video_ids)
+  got = _joined(_evaluation(mixed_records, views, settings), "clips")
+  rows = zip(views.rows, views.clips.frames, views.crops, strict=True)
+  for i, (row, indices, view) in enumerate(rows):
+    frames = stored[mixed_records.names[video_ids[row]]][indices]
     height, width = frames.shape[1:3]
     side = min(crop, height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -252,44 +236,42 @@ def test_evaluation_windows_are_those_worked_out_by_hand(mixed_records):
   assert mixed_records.num_frames[video] == 15
 
   def frames(**options):
-    settings = ClipSettings(frames=4, crop=32, **options)
-    return input_pipeline.plan_evaluation(
-      mixed_records, np.array([video]), settings
-    ).frames.tolist()
+    settings = EvaluationSettings(frames=4, crop=32, **options)
+    return evaluation_views(mixed_records, np.array([video]), settings).clips.frames.tolist()
 
   # 10 frames a second: a window of 0.6 s is six.
   assert frames(window_seconds=0.6) == [[0, 1, 3, 5], [4, 5, 7, 9], [9, 10, 12, 14]]
-  assert frames(window_seconds=0.6, eval_clips=1) == [[4, 5, 7, 9]]
-  assert frames(mode="stride", stride=2, eval_clips=2) == [[0, 2, 4, 6], [8, 10, 12, 14]]
-  assert frames(mode="stride", rate=5, eval_clips=2) == [[0, 2, 4, 6], [6, 8, 10, 12]]
+  assert frames(window_seconds=0.6, clips=1) == [[4, 5, 7, 9]]
+  assert frames(mode="stride", stride=2, clips=2) == [[0, 2, 4, 6], [8, 10, 12, 14]]
+  assert frames(mode="stride", rate=5, clips=2) == [[0, 2, 4, 6], [6, 8, 10, 12]]
   assert frames(mode="segments") == [[1, 5, 9, 13]]
-  assert frames(mode="segments", eval_clips=2) == [[0, 4, 8, 12], [2, 6, 10, 14]]
+  assert frames(mode="segments", clips=2) == [[0, 4, 8, 12], [2, 6, 10, 14]]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_evaluation_sees_every_view_once_in_order_whatever_the_batch(made_records, batch_size):
-  settings = ClipSettings(frames=2, crop=32, eval_clips=2, eval_crops=3)
-  places = input_pipeline.select(made_records, 2, "test")
-  plan = input_pipeline.plan_evaluation(made_records, places, settings)
-  assert plan.rows.tolist() == np.arange(len(places)).repeat(6).tolist()
-  batches = _evaluation(made_records, plan, settings, batch_size)
+  settings = EvaluationSettings(frames=2, crop=32, clips=2, crops=3)
+  video_ids = splits.select(made_records, 2, "test")
+  views = evaluation_views(made_records, video_ids, settings)
+  assert views.rows.tolist() == np.arange(len(video_ids)).repeat(6).tolist()
+  batches = _evaluation(made_records, views, settings, batch_size)
   mask, labels = _joined(batches, "mask"), _joined(batches, "labels")
-  total = len(plan.rows)
-  assert len(mask) == plan.batches(batch_size) * batch_size
+  total = len(views)
+  assert len(mask) == views.num_batches(batch_size) * batch_size
   assert mask.tolist() == [1.0] * total + [0.0] * (len(mask) - total)
-  assert (labels[:total] == made_records.labels[places][plan.rows]).all()
-  whole = _evaluation(made_records, plan, settings, total)[0]["clips"]
+  assert (labels[:total] == made_records.labels[video_ids][views.rows]).all()
+  whole = _evaluation(made_records, views, settings, total)[0]["clips"]
   np.testing.assert_array_equal(_joined(batches, "clips")[:total], whole)
 
 
 def test_every_epoch_takes_every_video_once_in_a_new_order(made_records):
-  places = input_pipeline.select(made_records, 1, "train")
-  epoch = len(places)
+  video_ids = splits.select(made_records, 1, "train")
+  epoch = len(video_ids)
   assert epoch % 5, "batches are meant to run across the end of an epoch"
-  batches = _training(made_records, places, batch_size=5, count=3 * epoch // 5)
-  order = _joined(batches, "places")
+  batches = _training(made_records, video_ids, batch_size=5, count=3 * epoch // 5)
+  order = _joined(batches, "video_ids")
   epochs = [order[i : i + epoch] for i in range(0, 2 * epoch, epoch)]
-  assert all(sorted(e.tolist()) == sorted(places.tolist()) for e in epochs)
+  assert all(sorted(e.tolist()) == sorted(video_ids.tolist()) for e in epochs)
   assert epochs[0].tolist() != epochs[1].tolist()
   assert (_joined(batches, "labels") == made_records.labels[order]).all()
 
@@ -298,7 +280,7 @@ def test_the_sequence_follows_from_the_seed_and_the_step_alone(made_records):
   whole = _training(made_records, count=8)
   _assert_same(whole[5:], _training(made_records, first_step=5, count=8))
   other = _training(made_records, count=8, seed=1)
-  assert _joined(whole, "places").tolist() != _joined(other, "places").tolist()
+  assert _joined(whole, "video_ids").tolist() != _joined(other, "video_ids").tolist()
 
 
 def test_the_batch_size_changes_no_clip(made_records):
@@ -310,10 +292,10 @@ def test_the_batch_size_changes_no_clip(made_records):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_processes_share_batches_without_gap_or_overlap(made_records, monkeypatch, processes):
-  plan = input_pipeline.plan_evaluation(made_records, np.arange(13), SETTINGS)
+  views = evaluation_views(made_records, np.arange(13), VIEWS)
   whole = (
     _training(made_records, batch_size=12, count=3),
-    _evaluation(made_records, plan, batch_size=12),
+    _evaluation(made_records, views, batch_size=12),
   )
   monkeypatch.setattr(jax, "process_count", lambda: processes)
   shares = []
@@ -322,7 +304,7 @@ def test_processes_share_batches_without_gap_or_overlap(made_records, monkeypatc
     shares.append(
       (
         _training(made_records, batch_size=12, count=3),
-        _evaluation(made_records, plan, batch_size=12),
+        _evaluation(made_records, views, batch_size=12),
       )
     )
   for kind in (0, 1):
@@ -335,18 +317,19 @@ def test_processes_share_batches_without_gap_or_overlap(made_records, monkeypatc
       _training(made_records, batch_size=13)
 
 
-@pytest.mark.parametrize("crop_mode", input_pipeline.CROPS)
+@pytest.mark.parametrize("crop_mode", clip_settings.CROPS)
 def test_tensorflow_alone_gives_what_the_threads_give(mixed_records, monkeypatch, crop_mode):
   settings = ClipSettings(frames=4, crop=40, crop_mode=crop_mode, rate=5, short="loop")
-  plan = input_pipeline.plan_evaluation(mixed_records, np.arange(6), settings)
+  viewed = EvaluationSettings(frames=4, crop=40, rate=5, short="loop")
+  views = evaluation_views(mixed_records, np.arange(6), viewed)
   threads = [
     *_training(mixed_records, settings=settings),
-    *_evaluation(mixed_records, plan, settings),
+    *_evaluation(mixed_records, views, viewed),
   ]
-  monkeypatch.setattr(records.Records, "is_local", property(lambda found: False))
+  monkeypatch.setattr(records.Records, "is_local", property(lambda _: False))
   graph = [
     *_training(mixed_records, settings=settings),
-    *_evaluation(mixed_records, plan, settings),
+    *_evaluation(mixed_records, views, viewed),
   ]
   for batch, other in zip(threads, graph, strict=True):
     assert batch.keys() == other.keys()
@@ -358,70 +341,26 @@ def test_tensorflow_alone_gives_what_the_threads_give(mixed_records, monkeypatch
 
 
 def test_half_of_the_clips_are_mirrored_on_the_device(made_records):
-  flips = _joined(_training(made_records, batch_size=64, count=8), "flips")
-  assert 0.4 < flips.mean() < 0.6
+  mirrored = _joined(_training(made_records, batch_size=64, count=8), "mirrored")
+  assert 0.4 < mirrored.mean() < 0.6
   still = dataclasses.replace(SETTINGS, flip=False)
-  assert not _joined(_training(made_records, settings=still, batch_size=64), "flips").any()
+  assert not _joined(_training(made_records, settings=still, batch_size=64), "mirrored").any()
   batch = _training(made_records, batch_size=16, count=1)[0]
-  mirrored = np.asarray(steps.mirror(batch["clips"], batch["flips"]))
-  for before, after, flip in zip(batch["clips"], mirrored, batch["flips"], strict=True):
+  turned = np.asarray(pixels.mirror(batch["clips"], batch["mirrored"]))
+  for before, after, flip in zip(batch["clips"], turned, batch["mirrored"], strict=True):
     np.testing.assert_array_equal(after, before[:, :, ::-1] if flip else before)
 
 
 def test_shuffled_frames_are_the_same_frames_in_another_order(made_records):
-  plan = input_pipeline.plan_evaluation(made_records, np.arange(8), SETTINGS)
+  views = evaluation_views(made_records, np.arange(8), VIEWS)
   straight, shuffled, again = (
-    _joined(_evaluation(made_records, plan, shuffle_frames_seed=seed), "clips")
-    for seed in (None, 1, 1)
+    _joined(_evaluation(made_records, order), "clips")
+    for order in (views, views.with_shuffled_frames(1), views.with_shuffled_frames(1))
   )
   np.testing.assert_array_equal(shuffled, again)
   for a, b in zip(straight, shuffled, strict=True):
     assert sorted(f.tobytes() for f in a) == sorted(f.tobytes() for f in b)
   assert (straight != shuffled).any((1, 2, 3, 4)).mean() > 0.5
-
-
-@pytest.mark.parametrize("share", [0.2, 0.5])
-def test_a_validation_list_is_whole_groups_and_stays(made_records, share):
-  groups = np.array([f"g{i // 2}" for i in range(2 * len(made_records))])[: len(made_records)]
-  labels = np.zeros_like(made_records.labels)
-  found = dataclasses.replace(made_records, groups=groups, labels=labels)
-  training = input_pipeline.select(found, 1, "train")
-  kept, carved = (
-    input_pipeline.select(found, 1, which, share) for which in ("train", "validation")
-  )
-  test = input_pipeline.select(found, 1, "test", share)
-  assert sorted([*kept, *carved]) == sorted(training)
-  assert not set(test) & set(training)
-  assert not set(groups[kept]) & set(groups[carved])
-  # The same videos among more of them.
-  fewer = dataclasses.replace(found, split_codes=np.where(np.arange(len(found))[:, None] % 4 < 2, found.split_codes, 0))  # fmt: skip
-  some = input_pipeline.select(fewer, 1, "validation", share)
-  assert set(some) == {place for place in carved if place % 4 < 2}
-
-
-def test_lists_that_cannot_be_drawn_are_refused(made_records):
-  select = input_pipeline.select
-  training = select(made_records, 1, "train")
-  np.testing.assert_array_equal(select(made_records, 1, "train", 0.0), training)
-  with pytest.raises(ValueError, match="has no video"):
-    select(made_records, 1, "validation", 0.0)
-  with pytest.raises(ValueError, match="takes every training video of these classes: down_then"):
-    select(made_records, 1, "train", 0.9999)
-  with pytest.raises(ValueError, match=r"validation_share is 1\.0"):
-    select(made_records, 1, "train", 1.0)
-  with pytest.raises(ValueError, match="no list 'dev'"):
-    select(made_records, 1, "dev")
-  with pytest.raises(ValueError, match="no split 4"):
-    select(made_records, 4, "train")
-
-
-def test_a_class_that_is_tested_and_not_trained_is_refused(made_records):
-  input_pipeline.check_training_classes(made_records, 1)
-  codes = made_records.split_codes.copy()
-  codes[made_records.labels == 2] = 2
-  found = dataclasses.replace(made_records, split_codes=codes)
-  with pytest.raises(ValueError, match=f"these classes: {made_records.class_names[2]}"):
-    input_pipeline.check_training_classes(found, 1)
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -430,23 +369,23 @@ def test_damage_after_the_build_names_the_file(made_records, tmp_path, monkeypat
   folder = tmp_path / "records"
   shutil.copytree(made_records.folder, folder)
   shard = folder / pathlib.Path(made_records.shards[0]).name
-  found = dataclasses.replace(made_records, folder=str(folder), shards=(str(shard),))
-  plan = input_pipeline.plan_evaluation(found, np.arange(len(found)), SETTINGS)
-  frame = found.first_frame[3] + plan.frames[plan.rows == 3][0, 4]
+  index = dataclasses.replace(made_records, folder=str(folder), shards=(str(shard),))
+  views = evaluation_views(index, np.arange(len(index)), VIEWS)
+  frame = index.first_frame[3] + views.clips.frames[views.rows == 3][0, 4]
   data = bytearray(shard.read_bytes())
   if harm == "flipped":
-    data[int(found.offset[3] + found.scan_at[frame] + found.scan_bytes[frame] // 2)] ^= 16
+    data[int(index.offset[3] + index.scan_at[frame] + index.scan_bytes[frame] // 2)] ^= 16
     shard.write_bytes(data)
   elif harm == "cut":
-    shard.write_bytes(data[: int(found.offset[3]) + 100])
+    shard.write_bytes(data[: int(index.offset[3]) + 100])
   else:
     shard.unlink()
-  monkeypatch.setattr(records.Records, "is_local", property(lambda found: local))
+  monkeypatch.setattr(records.Records, "is_local", property(lambda _: local))
   with pytest.raises(records.RecordsError, match=shard.name):
-    _evaluation(found, plan)
+    _evaluation(index, views)
   with pytest.raises(records.RecordsError, match=shard.name):
     # Every frame of every video, so that the damaged one is among them.
-    _training(found, settings=ClipSettings(frames=64, crop=32, window_seconds=9), batch_size=16)
+    _training(index, settings=ClipSettings(frames=64, crop=32, window_seconds=9), batch_size=16)
 
 
 def test_a_crop_larger_than_the_stored_frames_is_refused(made_records):
@@ -455,27 +394,26 @@ def test_a_crop_larger_than_the_stored_frames_is_refused(made_records):
 
 
 @pytest.mark.parametrize(
-  ("wrong", "told"),
+  ("kind", "wrong", "message"),
   [
-    ({"crop_mode": "ten"}, "no crop mode 'ten'"),
-    ({"area": (0.5, 1.5)}, r"clip\.area"),
-    ({"aspect": (2.0, 1.0)}, r"clip\.aspect"),
-    ({"scales": ()}, r"clip\.scales"),
-    ({"eval_crops": 2}, "1 or 3 crops"),
-    ({"mode": "all"}, "mode 'all'"),
+    (ClipSettings, {"crop_mode": "ten"}, r"clip\.crop_mode is 'ten': expected one of random"),
+    (ClipSettings, {"area": (0.5, 1.5)}, r"clip\.area"),
+    (ClipSettings, {"aspect": (2.0, 1.0)}, r"clip\.aspect"),
+    (ClipSettings, {"scales": ()}, r"clip\.scales"),
+    (EvaluationSettings, {"crops": 2}, "1 or 3"),
+    (EvaluationSettings, {"mode": "all"}, r"evaluation\.mode is 'all'"),
   ],
 )
-def test_settings_out_of_range_are_refused(wrong, told):
-  with pytest.raises(ValueError, match=told):
-    ClipSettings(**wrong)
+def test_settings_out_of_range_are_refused(kind, wrong, message):
+  with pytest.raises(ValueError, match=message):
+    kind(**wrong)
 
 
 def test_a_data_set_must_be_named_and_known(tmp_path):
-  settings = {"records_dir": str(tmp_path), "scale": video_files.StoredScale()}
   with pytest.raises(ValueError, match=r"--config\.data_dir"):
-    input_pipeline.prepare(dataset="hmdb51", data_dir="", **settings)
-  with pytest.raises(ValueError, match="no data set 'ucf'"):
-    input_pipeline.prepare(dataset="ucf", data_dir=str(tmp_path), **settings)
+    preparation.load_records(made_experiment(data_dir=""), tmp_path)
+  with pytest.raises(ValueError, match=r"--config\.dataset is 'ucf'.*Did you mean ucf101"):
+    made_experiment(dataset="ucf")
 
 
 def test_batches_can_be_left_in_the_middle_without_a_hang(made_records, tmp_path):
@@ -483,13 +421,14 @@ def test_batches_can_be_left_in_the_middle_without_a_hang(made_records, tmp_path
   index.write_bytes(pickle.dumps(made_records))
   code = (
     "import pickle, sys, numpy as np, input_pipeline\n"
-    "found = pickle.load(open(sys.argv[1], 'rb'))\n"
-    "settings = input_pipeline.ClipSettings(frames=8, crop=32)\n"
+    "from hybrid_video.sampling.clip_settings import ClipSettings\n"
+    "records = pickle.load(open(sys.argv[1], 'rb'))\n"
+    "settings = ClipSettings(frames=8, crop=32)\n"
     "def batches():\n"
-    "  return input_pipeline.training_batches(found, np.arange(len(found)), settings,\n"
+    "  return input_pipeline.training_batches(records, np.arange(len(records)), settings,\n"
     "    batch_size=16, first_step=0, steps=10**9, seed=0)\n"
-    "closed, kept = batches(), batches()\n"
-    "next(closed); closed.close(); next(kept)\n"
+    "closed, open_one = batches(), batches()\n"
+    "next(closed); closed.close(); next(open_one)\n"
     "print('left')\n"
   )
   done = subprocess.run(

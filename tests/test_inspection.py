@@ -4,36 +4,46 @@ import dataclasses
 import json
 import re
 
+from conftest import made_experiment
 import jax
 import numpy as np
 import pytest
 
 from hybrid_video import inspection
-from hybrid_video.augmentation import AugmentationSettings
+from hybrid_video.datasets import preparation, splits
 from hybrid_video.report import data_page
 import input_pipeline
 
-CLIP = input_pipeline.ClipSettings(frames=6, window_seconds=1.0, crop=24, flip=True)
-OPTIONS = {
-  "split": 1,
-  "validation_share": 0.0,
-  "augment": AugmentationSettings(),
-  "mean": (0.4, 0.4, 0.4),
-  "std": (0.2, 0.2, 0.2),
-  "seed": 0,
-}
+CLIP = {"frames": 6, "window_seconds": 1.0, "crop": 24, "flip": True}
+
+
+def chosen(**changes):
+  """The experiment that is inspected, with changes; `clip` adds to the clip's settings."""
+  changes["clip"] = {**CLIP, **changes.get("clip", {})}
+  return made_experiment(mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2), **changes)
 
 
 @pytest.fixture
-def sheets(made_records, tmp_path, monkeypatch):
-  """A function that runs the command without writing, and gives its sheets by name."""
+def inspect(made_records, tmp_path, monkeypatch):
+  """A function that runs the mode on some records."""
+
+  def run(records=made_records, **changes):
+    monkeypatch.setattr(preparation, "load_records", lambda *_: records)
+    return inspection.run(chosen(**changes), tmp_path, input_pipeline)
+
+  return run
+
+
+@pytest.fixture
+def sheets(inspect, monkeypatch):
+  """A function that runs the mode without writing, and gives its sheets by name."""
   caught = {}
   monkeypatch.setattr(
     data_page, "write", lambda folder, summary, pictures: caught.update(pictures=pictures)
   )
 
-  def run(found=made_records, clip=CLIP, **changes):
-    inspection.run(found, tmp_path, clip=clip, **{**OPTIONS, **changes})
+  def run(**changes):
+    inspect(**changes)
     return {sheet.name: sheet for sheet in caught["pictures"]}
 
   return run
@@ -43,10 +53,10 @@ def frames_of(sheet):
   return [strip.frames for strip in sheet.strips]
 
 
-def test_the_command_writes_a_page_and_tells_its_place(made_records, tmp_path, caplog):
+def test_the_mode_writes_a_page_and_says_where(inspect, made_records, tmp_path, caplog):
   caplog.set_level("INFO", logger="hybrid_video")
   folder = tmp_path / "inspection"
-  result = inspection.run(made_records, folder, clip=CLIP, **OPTIONS)
+  result = inspect()
   assert result["page"] == str(folder / "index.html")
   assert json.loads((folder / "data.json").read_text()) == result["summary"]
   assert result["summary"]["videos"]["stored"] == len(made_records)
@@ -78,10 +88,10 @@ def test_stored_videos_are_spread_over_all_classes(sheets, made_records):
   assert titles == sorted(titles) and set(titles) == set(made_records.class_names)
   assert {strip.frames.shape for strip in strips} == {(8, 38, 50, 3)}
   # From the first frame to the last, with the video's own rate.
-  place = made_records.names.tolist().index(strips[0].detail.split(" · ")[0])
-  last = made_records.num_frames[place] - 1
+  video_id = made_records.names.tolist().index(strips[0].detail.split(" · ")[0])
+  last = made_records.num_frames[video_id] - 1
   assert strips[0].labels[0] == "0 · 0.00 s"
-  assert strips[0].labels[-1] == f"{last} · {last / made_records.fps[place]:.2f} s"
+  assert strips[0].labels[-1] == f"{last} · {last / made_records.fps[video_id]:.2f} s"
 
 
 def test_many_classes_give_one_video_each_and_few_give_several(made_records):
@@ -93,7 +103,7 @@ def test_many_classes_give_one_video_each_and_few_give_several(made_records):
   assert len(set(more)) == 12
   assert set(np.bincount(made_records.labels[more])) == {1, 2}
   assert inspection.spread(made_records, everything, 1000, (0,)).tolist() == sorted(
-    everything, key=lambda place: (made_records.labels[place], place)
+    everything, key=lambda video_id: (made_records.labels[video_id], video_id)
   )
 
 
@@ -109,7 +119,7 @@ def test_records_on_a_remote_file_system_show_the_same_frames(made_records):
 def test_draws_of_one_video_differ_and_come_from_the_training_list(sheets, made_records):
   strips = sheets()["augmented"].strips
   assert len(strips) == 12
-  training = set(made_records.names[made_records.select(1, 1)].tolist())
+  training = set(made_records.names[splits.select(made_records, 1, "train")].tolist())
   names = [strip.detail.split(" · ")[1] for strip in strips]
   assert set(names) <= training and len(set(names)) == 4
   assert [strip.detail[:6] for strip in strips] == ["draw 1", "draw 2", "draw 3"] * 4
@@ -118,7 +128,7 @@ def test_draws_of_one_video_differ_and_come_from_the_training_list(sheets, made_
 
 
 def test_mirrored_draws_are_the_others_turned_around(sheets):
-  plain = sheets(clip=dataclasses.replace(CLIP, flip=False))["augmented"].strips
+  plain = sheets(clip={"flip": False})["augmented"].strips
   turned = sheets()["augmented"].strips
   mirrored = ["mirrored" in strip.detail for strip in turned]
   assert any(mirrored) and not all(mirrored)
@@ -129,14 +139,14 @@ def test_mirrored_draws_are_the_others_turned_around(sheets):
 
 def test_normalising_and_back_changes_no_pixel(sheets):
   # Smoothing alone sends clips through the device's augmentation without changing them.
-  smoothed = sheets(augment=AugmentationSettings(label_smoothing=0.2))["augmented"]
+  smoothed = sheets(augmentation={"label_smoothing": 0.2})["augmented"]
   for before, after in zip(frames_of(sheets()["augmented"]), frames_of(smoothed), strict=True):
     np.testing.assert_array_equal(before, after)
 
 
 def test_mixed_clips_have_the_labels_of_both(sheets):
   plain = sheets()["augmented"].strips
-  mixed = sheets(augment=AugmentationSettings(mixup=1.0))["augmented"].strips
+  mixed = sheets(augmentation={"mixup": 1.0})["augmented"].strips
   assert not any("+" in strip.title for strip in plain)
   both = 0
   for before, after in zip(plain, mixed, strict=True):
@@ -149,52 +159,51 @@ def test_mixed_clips_have_the_labels_of_both(sheets):
   assert both
 
 
-def test_soft_labels_are_told_largest_first():
+def test_soft_labels_are_described_largest_first():
   names = ("golf", "run", "wave")
   assert inspection.describe_shares(np.array([0.3, 0, 0.7]), names) == "0.70 wave + 0.30 golf"
   shares = np.full(51, 0.1 / 51)
   shares[7] += 0.9
-  told = inspection.describe_shares(shares, [f"c{i}" for i in range(51)])
-  assert told == "0.90 c7 + 0.10 others"
+  words = inspection.describe_shares(shares, [f"c{i}" for i in range(51)])
+  assert words == "0.90 c7 + 0.10 others"
   assert inspection.describe_shares(np.full(200, 0.005), ["c"] * 200) == "0.01 c + 0.99 others"
 
 
 def test_every_view_is_shown_in_order_with_its_window_and_crop(sheets, made_records):
-  clip = dataclasses.replace(CLIP, eval_clips=2, eval_crops=3)
-  strips = sheets(clip=clip)["evaluated"].strips
+  strips = sheets(evaluation={"clips": 2, "crops": 3})["evaluated"].strips
   assert len(strips) == 4 * 2 * 3
-  tests = set(made_records.names[made_records.select(1, 2)].tolist())
+  tests = set(made_records.names[splits.select(made_records, 1, "test")].tolist())
   for i, strip in enumerate(strips):
     view, where, name = strip.detail.split(" · ")
     assert view == f"view {i % 6 + 1} of 6" and name in tests
     assert where.endswith(f"{('left', 'centre', 'right')[i % 3]} crop")
-    place = made_records.names.tolist().index(name)
+    video_id = made_records.names.tolist().index(name)
     frames = np.array([int(label.split(" · ")[0]) for label in strip.labels])
-    whole = inspection.stored_frames(made_records, place, frames).astype(int)
+    whole = inspection.stored_frames(made_records, video_id, frames).astype(int)
     left = (0, 13, 26)[i % 3]
     # Another decoder interpolates colour a little differently.
     difference = np.abs(whole[:, 7:31, left : left + 24] - strip.frames)
     assert difference.mean() < 3
     first, last = (float(x) for x in re.findall(r"\d+\.\d\d", where))
-    fps = made_records.fps[place]
+    fps = made_records.fps[video_id]
     assert first == pytest.approx(frames[0] / fps, abs=0.01)
     assert last == pytest.approx((frames[-1] + 1) / fps, abs=0.01)
 
 
-def test_more_views_than_fit_are_told(sheets):
-  found = sheets(clip=dataclasses.replace(CLIP, eval_clips=30, eval_crops=3))["evaluated"]
-  assert len(found.strips) == 60
-  assert "The first 60 of 90 views." in found.text
-  assert found.strips[-1].detail.startswith("view 60 of 90")
+def test_more_views_than_fit_are_counted(sheets):
+  sheet = sheets(evaluation={"clips": 30, "crops": 3})["evaluated"]
+  assert len(sheet.strips) == 60
+  assert "The first 60 of 90 views." in sheet.text
+  assert sheet.strips[-1].detail.startswith("view 60 of 90")
 
 
 def test_empty_lists_give_a_page_that_says_so(sheets, made_records):
   codes = np.zeros_like(made_records.split_codes)
-  found = sheets(found=dataclasses.replace(made_records, split_codes=codes))
-  assert found["stored"].strips
+  empty = sheets(records=dataclasses.replace(made_records, split_codes=codes))
+  assert empty["stored"].strips
   for name, list_ in (("augmented", "training"), ("evaluated", "test")):
-    assert not found[name].strips
-    assert found[name].text == f"The {list_} list has no stored video."
+    assert not empty[name].strips
+    assert empty[name].text == f"The {list_} list has no stored video."
 
 
 def test_large_frames_are_made_smaller_for_the_page(sheets, monkeypatch):

@@ -7,20 +7,20 @@ from PIL import Image
 import pytest
 import simplejpeg
 
-from hybrid_video.datasets import jpeg_stripes
+from hybrid_video.decoding import jpeg_stripes
 
 
 def _encoded(height, width, count, *, subsampling=2, quality=90, seed=0, **options):
   rng = np.random.default_rng(seed)
-  found = []
+  frames = []
   for _ in range(count):
-    # Colours that change from block to block, so that a neighbour's would be seen.
+    # Colours that change from block to block, so that a neighbour's would show.
     coarse = rng.integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), np.uint8)
     picture = coarse.repeat(6, 0).repeat(6, 1)[:height, :width]
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling=subsampling, **options)
-    found.append(file.getvalue())
-  return found
+    frames.append(file.getvalue())
+  return frames
 
 
 def _stripe(frames):
@@ -34,7 +34,7 @@ def _stripe(frames):
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (38, 50), (33, 47), (128, 171), (1, 1)])
 def test_every_frame_of_a_stripe_decodes_as_it_does_alone(height, width, subsampling):
-  # More than eight frames: the restart markers come round again.
+  # More than eight frames: the restart markers repeat.
   frames = _encoded(height, width, 19, subsampling=subsampling)
   header, stripe = _stripe(frames)
   block = 16 if subsampling == 2 else 8
@@ -68,7 +68,7 @@ def test_interpolated_chroma_would_mix_neighbouring_frames():
   assert not differ[2:-2].any()
 
 
-def test_a_stripe_is_no_higher_than_decoders_take():
+def test_a_stripe_is_not_higher_than_decoders_take():
   header = jpeg_stripes.parse(_encoded(128, 16, 1)[0])
   most = jpeg_stripes.MAX_ROWS // 128
   header.stripe(most)
@@ -85,19 +85,19 @@ def test_frames_of_other_headers_or_without_an_end_are_refused():
     jpeg_stripes.scan_of(frame[:-2], header)
 
 
-def test_what_is_no_baseline_jpeg_is_refused():
+def test_anything_but_a_baseline_jpeg_is_refused():
   frame = _encoded(32, 48, 1)[0]
   png = io.BytesIO()
   Image.new("RGB", (4, 4)).save(png, "PNG")
   progressive = _encoded(32, 48, 1, progressive=True)[0]
   restarts = _encoded(32, 48, 1, restart_marker_rows=1)[0]
-  for data, told in (
+  for data, message in (
     (b"", "FFD8"),
     (png.getvalue(), "FFD8"),
     (progressive, "baseline"),
     (restarts, "restart intervals"),
   ):
-    with pytest.raises(jpeg_stripes.JpegError, match=told):
+    with pytest.raises(jpeg_stripes.JpegError, match=message):
       jpeg_stripes.parse(data)
   scan_at = jpeg_stripes.parse(frame).scan_at
   for end in range(scan_at):

@@ -15,8 +15,8 @@ def _write(folder, files, train, val, name="val.csv"):
   return folder
 
 
-def _about(found):
-  return [(v.name, v.label, v.codes, v.path and v.path.name) for v in found.videos]
+def _about(listed):
+  return [(v.name, v.label, v.codes, v.path and v.path.name) for v in listed.videos]
 
 
 def test_official_lists_name_files_by_id_and_padded_seconds(tmp_path):
@@ -28,15 +28,15 @@ def test_official_lists_name_files_by_id_and_padded_seconds(tmp_path):
     + "abseiling,gone,1,11,train\n",
     "\ufeff" + OFFICIAL.replace("split", "split,is_cc") + '"washing hands",_xy,0,10.0,validate,1\n',
   )
-  found = kinetics.read(folder)
-  assert _about(found) == [
+  listed = kinetics.read(folder)
+  assert _about(listed) == [
     ("gone_000001_000011.mp4", "abseiling", (1,), None),
     ("tV_100000_100010.mp4", "abseiling", (1,), "tV.mkv"),
     ("-3B32lodo2M_000059_000069.mp4", "washing hands", (1,), "-3B32lodo2M_000059_000069.mp4"),
     ("_xy_000000_000010.mp4", "washing hands", (2,), "_xy_000000_000010.WEBM"),
   ]
-  assert found.num_splits == 1
-  assert [video.group for video in found.videos] == ["gone", "tV", "-3B32lodo2M", "_xy"]
+  assert listed.num_splits == 1
+  assert [video.group for video in listed.videos] == ["gone", "tV", "-3B32lodo2M", "_xy"]
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_lists_of_paths_are_read_with_and_without_a_header(tmp_path, train, val)
   ]
 
 
-def test_a_line_without_commas_is_parted_by_its_last_blank(tmp_path):
+def test_a_line_without_commas_is_split_at_its_last_space(tmp_path):
   files = ["run/a b, c.mp4", "run/-3B32lodo2M.mp4", "run/d'\".mp4"]
   folder = _write(
     tmp_path, files, "run/a b, c.mp4 10\n-3B32lodo2M 9\n", "run/d'\".mp4 10\nrun/e.mp4 9\n"
   )
-  found = kinetics.read(folder)
-  assert found.class_names == ("9", "10")
-  assert [(v.name, v.label, v.path is None) for v in found.videos] == [
+  listed = kinetics.read(folder)
+  assert listed.class_names == ("9", "10")
+  assert [(v.name, v.label, v.path is None) for v in listed.videos] == [
     ("-3B32lodo2M", "9", False),
     ("run/e.mp4", "9", True),
     ("run/a b, c.mp4", "10", False),
@@ -70,7 +70,7 @@ def test_a_line_without_commas_is_parted_by_its_last_blank(tmp_path):
   ]
 
 
-def test_paths_are_taken_from_the_lists_folder_the_data_folder_or_as_they_are(tmp_path):
+def test_paths_start_from_the_lists_folder_or_the_data_folder_or_are_absolute(tmp_path):
   outside = tmp_path / "elsewhere" / "z.mp4"
   outside.parent.mkdir()
   outside.touch()
@@ -100,9 +100,9 @@ def test_paths_are_taken_from_the_lists_folder_the_data_folder_or_as_they_are(tm
 def test_numbers_are_named_by_a_file_of_labels(tmp_path, name):
   folder = _write(tmp_path, ["a.mp4", "b.mp4", "c.mp4"], "a.mp4 1\nb.mp4 0\n", "c.mp4 1\n")
   (folder / name).write_text("zumba\nabseiling, high\n")
-  found = kinetics.read(folder)
-  assert found.class_names == ("abseiling, high", "zumba")
-  assert [v.label for v in found.videos] == ["abseiling, high", "abseiling, high", "zumba"]
+  listed = kinetics.read(folder)
+  assert listed.class_names == ("abseiling, high", "zumba")
+  assert [v.label for v in listed.videos] == ["abseiling, high", "abseiling, high", "zumba"]
 
 
 @pytest.mark.parametrize("name", ["val.csv", "validate.csv", "validation.csv", "test.csv"])
@@ -114,9 +114,9 @@ def test_the_held_out_list_has_several_names(tmp_path, name):
 def test_a_test_list_beside_a_validation_list_is_not_read(tmp_path):
   folder = _write(tmp_path, ["a.mp4", "b.mp4", "t.mp4"], "a.mp4 0\n", "b.mp4 0\n")
   (folder / "test.csv").write_text("youtube_id,time_start,time_end,split\nt,0,10,test\n")
-  found = kinetics.read(folder)
-  assert [video.name for video in found.videos] == ["a.mp4", "b.mp4"]
-  assert found.unlisted == ("t.mp4",)
+  listed = kinetics.read(folder)
+  assert [video.name for video in listed.videos] == ["a.mp4", "b.mp4"]
+  assert listed.unlisted == ("t.mp4",)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_test_list_beside_a_validation_list_is_not_read(tmp_path):
     ('path,label\n"a.mp4,run\n', "b.mp4 0\n", "train.csv, line 2: not a line of CSV"),
   ],
 )
-def test_a_list_that_cannot_serve_is_refused_with_file_and_line(tmp_path, train, val, message):
+def test_an_unusable_list_is_refused_with_file_and_line(tmp_path, train, val, message):
   folder = _write(tmp_path, ["a.mp4", "b.mp4"], train, val.replace("{0}", str(tmp_path)))
   with pytest.raises(listing.ListingError) as error:
     kinetics.read(folder)

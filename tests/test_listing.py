@@ -1,3 +1,5 @@
+import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -5,11 +7,11 @@ import types
 
 import pytest
 
-from hybrid_video import datasets
-from hybrid_video.datasets import listing
+from hybrid_video import datasets, errors
+from hybrid_video.datasets import listing, splits
 
 
-def _video(name, label="run", code=listing.TRAIN, path=None, codes=None):
+def _video(name, label="run", code=splits.TRAIN, path=None, codes=None):
   return listing.Video(name, label, name, codes or (code,), path)
 
 
@@ -20,12 +22,12 @@ def _files(folder, *names):
   return listing.files_below(folder)
 
 
-def test_class_ids_follow_the_alphabet_whatever_the_capitals(tmp_path):
+def test_class_ids_follow_the_alphabet_ignoring_case(tmp_path):
   labels = ["JumpRope", "archery", "JumpingJack", "Biking"]
-  found = listing.make(
+  listed = listing.make(
     "x", tmp_path, [_video(label, label, path=tmp_path / label) for label in labels]
   )
-  assert found.class_names == ("archery", "Biking", "JumpingJack", "JumpRope")
+  assert listed.class_names == ("archery", "Biking", "JumpingJack", "JumpRope")
 
 
 def test_numbered_classes_are_in_order_of_value_before_named_ones(tmp_path):
@@ -33,17 +35,17 @@ def test_numbered_classes_are_in_order_of_value_before_named_ones(tmp_path):
   assert listing.make("x", tmp_path, videos).class_names == ("9", "10", "100", "walk")
 
 
-def test_the_order_in_which_videos_were_found_does_not_matter(tmp_path):
+def test_the_order_of_the_videos_does_not_matter(tmp_path):
   videos = [
     _video(f"{label}{i}", label, path=tmp_path / f"{label}{i}") for label in "ba" for i in (1, 0)
   ]
   assert listing.make("x", tmp_path, videos) == listing.make("x", tmp_path, videos[::-1])
 
 
-def test_videos_that_no_list_names_are_told_by_their_place(tmp_path):
+def test_videos_that_no_list_names_are_reported_by_their_path(tmp_path):
   files = _files(tmp_path, "in/a.avi", "in/b.AVI", "c.mp4")
-  found = listing.make("x", tmp_path, [_video("b", path=tmp_path / "in" / "b.AVI")], files)
-  assert found.unlisted == ("c.mp4", "in/a.avi")
+  listed = listing.make("x", tmp_path, [_video("b", path=tmp_path / "in" / "b.AVI")], files)
+  assert listed.unlisted == ("c.mp4", "in/a.avi")
 
 
 @pytest.mark.parametrize(
@@ -64,20 +66,21 @@ def test_a_contradictory_list_is_refused(tmp_path, videos, message):
   with pytest.raises(listing.ListingError, match=message) as error:
     listing.make("x", tmp_path, videos)
   assert str(error.value).endswith(".")
+  assert isinstance(error.value, errors.UserError)
 
 
-def test_hidden_files_and_unfinished_unpacking_are_no_data(tmp_path):
+def test_hidden_files_and_unfinished_unpacking_are_left_out(tmp_path):
   files = _files(tmp_path, "a.avi", "._a.avi", ".cache/b.avi", "set.part/c.avi", "__MACOSX/._d.avi")
   assert files == [tmp_path / "a.avi"]
 
 
-def test_linked_folders_are_followed_but_never_round_in_a_circle(tmp_path):
+def test_linked_folders_are_followed_but_never_in_a_circle(tmp_path):
   _files(tmp_path / "elsewhere", "b.avi")
   _files(tmp_path / "data", "a.avi")
   (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
   (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
-  found = listing.files_below(tmp_path / "data")
-  assert [path.name for path in found] == ["a.avi", "b.avi"]
+  files = listing.files_below(tmp_path / "data")
+  assert [path.name for path in files] == ["a.avi", "b.avi"]
 
 
 def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
@@ -85,19 +88,50 @@ def test_a_missing_and_an_empty_folder_are_refused(tmp_path):
     listing.files_below(tmp_path / "nowhere")
   with pytest.raises(listing.ListingError, match="the folder is empty"):
     listing.files_below(tmp_path)
+  (tmp_path / "file").touch()
+  with pytest.raises(listing.ListingError, match=r"no such folder.*--config\.data_dir"):
+    listing.files_below(tmp_path / "file")
 
 
-def test_a_video_is_found_by_name_though_it_was_converted(tmp_path):
+def _forbid(monkeypatch, folder):
+  """Makes a folder one that may not be read, also for root."""
+  scandir = os.scandir
+
+  def refuse(path):
+    if os.fspath(path) == str(folder):
+      raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_data_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+  _files(tmp_path, "a.avi")
+  _forbid(monkeypatch, tmp_path)
+  with pytest.raises(listing.ListingError, match=r"cannot be read \(Permission denied"):
+    listing.files_below(tmp_path)
+
+
+def test_a_folder_below_that_may_not_be_read_is_left_out_with_a_warning(
+  tmp_path, monkeypatch, logged
+):
+  _files(tmp_path, "a.avi", "lost+found/b.avi")
+  _forbid(monkeypatch, tmp_path / "lost+found")
+  assert listing.files_below(tmp_path) == [tmp_path / "a.avi"]
+  assert f"{tmp_path / 'lost+found'} cannot be read (Permission denied)" in logged.text
+
+
+def test_a_converted_video_still_has_its_listed_name(tmp_path):
   files = listing.VideoFiles(_files(tmp_path, "in/Vol. 1 (a).MP4", "in/Vol. 1 (a).txt"))
   assert files.named("Vol. 1 (a).avi") == tmp_path / "in" / "Vol. 1 (a).MP4"
   assert files.named("Vol. 1.avi") is None
 
 
-def test_names_differ_by_capitals_only_where_asked(tmp_path):
-  found = _files(tmp_path, "v_HandStandPushups_g01_c01.avi")
+def test_case_is_ignored_in_names_only_where_asked(tmp_path):
+  files = _files(tmp_path, "v_HandStandPushups_g01_c01.avi")
   name = "v_HandstandPushups_g01_c01.avi"
-  assert listing.VideoFiles(found).named(name) is None
-  assert listing.VideoFiles(found, str.casefold).named(name) == found[0]
+  assert listing.VideoFiles(files).named(name) is None
+  assert listing.VideoFiles(files, str.casefold).named(name) == files[0]
 
 
 def test_two_files_of_one_name_are_refused_only_where_a_list_means_one_of_them(tmp_path):
@@ -109,28 +143,29 @@ def test_two_files_of_one_name_are_refused_only_where_a_list_means_one_of_them(t
   assert str(tmp_path / "b" / "x.mp4") in str(error.value)
 
 
-def test_a_path_is_taken_from_the_first_place_that_has_it(tmp_path):
+def test_a_path_starts_from_the_first_folder_that_has_it(tmp_path):
   files = listing.VideoFiles(_files(tmp_path, "lists/run/x.avi", "run/x.avi", "videos/run/y.avi"))
-  places = (tmp_path / "lists", tmp_path)
-  assert files.at("run/x.avi", places) == tmp_path / "lists" / "run" / "x.avi"
-  assert files.at("run/x.avi", places[1:]) == tmp_path / "run" / "x.avi"
-  assert files.at(str(tmp_path / "run" / "x.avi"), places) == tmp_path / "run" / "x.avi"
+  folders = (tmp_path / "lists", tmp_path)
+  assert files.at("run/x.avi", folders) == tmp_path / "lists" / "run" / "x.avi"
+  assert files.at("run/x.avi", folders[1:]) == tmp_path / "run" / "x.avi"
+  assert files.at(str(tmp_path / "run" / "x.avi"), folders) == tmp_path / "run" / "x.avi"
 
 
-def test_a_path_from_nowhere_is_found_by_its_last_parts_alone(tmp_path):
+def test_a_path_from_another_machine_matches_by_its_last_components_alone(tmp_path):
   files = listing.VideoFiles(_files(tmp_path, "videos/run/y.avi", "videos/outrun/z.avi"))
   assert files.at("run/y.mp4", (tmp_path,)) == tmp_path / "videos" / "run" / "y.avi"
   assert files.at("run/z.avi", (tmp_path,)) is None
   assert files.at("films/run/y.avi", (tmp_path,)) is None
   assert files.at("/gone/videos/run/y.avi", (tmp_path,)) is None
+  assert files.at(f"{'long' * 100}/y.avi", (tmp_path,)) is None
 
 
-def test_a_listed_path_bears_the_same_name_on_every_machine(tmp_path):
+def test_a_listed_path_has_the_same_name_on_every_machine(tmp_path):
   assert listing.relative_name(str(tmp_path / "run" / "x.avi"), tmp_path) == "run/x.avi"
   assert listing.relative_name("./run/x.avi", tmp_path) == "run/x.avi"
 
 
-def test_a_list_may_begin_with_a_byte_order_mark_and_hold_rare_line_signs(tmp_path):
+def test_a_list_may_begin_with_a_byte_order_mark_and_hold_rare_line_separators(tmp_path):
   path = tmp_path / "list.txt"
   path.write_bytes("\ufeffone\r\n\r\ntwo\u2028half\r\n".encode())
   assert list(listing.read_lines(path)) == [(1, "one"), (3, "two\u2028half")]
@@ -141,6 +176,12 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
   path.write_bytes("café".encode("latin-1"))
   with pytest.raises(listing.ListingError, match=r"list\.txt: byte 3 is not UTF-8"):
     list(listing.read_lines(path))
+
+
+def test_a_list_that_cannot_be_read_is_named(tmp_path):
+  (tmp_path / "list.txt").mkdir()
+  with pytest.raises(listing.ListingError, match=r"list\.txt: the list cannot be read \(Is a dir"):
+    list(listing.read_lines(tmp_path / "list.txt"))
 
 
 def test_rows_keep_quoted_commas_and_their_line_numbers(tmp_path):
@@ -157,13 +198,13 @@ def test_quotes_that_do_not_match_are_named_with_their_line(tmp_path):
 
 
 def test_a_class_folder_may_not_contradict_the_list(tmp_path):
-  there = [_video("w", "walk", path=tmp_path / "walk" / "w.avi")]
-  wrong = [*there, _video("a", "run", path=tmp_path / "Walk" / "a.avi")]
+  right = [_video("w", "walk", path=tmp_path / "walk" / "w.avi")]
+  wrong = [*right, _video("a", "run", path=tmp_path / "Walk" / "a.avi")]
   with pytest.raises(
     listing.ListingError, match="lies in the folder of walk, but the lists say run"
   ):
     listing.check_class_folders(wrong, tmp_path)
-  other = [*there, _video("a", "run", path=tmp_path / "part1" / "a.avi")]
+  other = [*right, _video("a", "run", path=tmp_path / "part1" / "a.avi")]
   listing.check_class_folders(other, tmp_path)
 
 
@@ -173,17 +214,6 @@ def test_a_flat_data_folder_may_be_named_as_a_class(tmp_path):
   listing.check_class_folders(videos, flat)
 
 
-def test_a_class_that_is_tested_in_a_split_is_trained_in_it(tmp_path):
-  videos = [
-    _video("a", "run", codes=(1, 2)),
-    _video("b", "run", codes=(2, 1)),
-    _video("c", "walk", codes=(1, 2)),
-  ]
-  with pytest.raises(listing.ListingError, match=r"none for training: walk\. Add some\."):
-    listing.check_training(videos, tmp_path, "Add some.")
-  listing.check_training(videos[:2], tmp_path, "Add some.")
-
-
 def test_an_unknown_data_set_is_refused_with_the_nearest(tmp_path):
   with pytest.raises(listing.ListingError, match=r"no data set 'ucf110'\. Did you mean ucf101\?"):
     datasets.read("ucf110", tmp_path)
@@ -191,7 +221,7 @@ def test_an_unknown_data_set_is_refused_with_the_nearest(tmp_path):
 
 @pytest.fixture
 def unpacked(monkeypatch):
-  """Stands in for the unpacking of archives: nothing to unpack, but asked."""
+  """Replaces the unpacking of archives by a list of the folders it is called with."""
   asked = []
   module = types.ModuleType("hybrid_video.datasets.archives")
   module.unpacked = lambda folder: asked.append(folder) or folder
@@ -202,12 +232,12 @@ def unpacked(monkeypatch):
 
 def test_archives_are_unpacked_before_a_folder_is_read(tmp_path, unpacked):
   _files(tmp_path, *(f"{label}/{i}.avi" for label in ("run", "walk") for i in range(9)))
-  found = datasets.read("folder", str(tmp_path), test_share=0)
-  assert (found.dataset, len(found.videos), unpacked) == ("folder", 18, [tmp_path])
-  assert {video.codes for video in found.videos} == {(listing.TRAIN,)}
+  listed = datasets.read("folder", str(tmp_path), test_share=0)
+  assert (listed.dataset, len(listed.videos), unpacked) == ("folder", 18, [tmp_path])
+  assert {video.codes for video in listed.videos} == {(splits.TRAIN,)}
 
 
-def test_lists_of_ones_own_are_read_in_hmdb51s_layout_under_their_own_name(tmp_path, unpacked):
+def test_a_users_lists_in_hmdb51s_layout_keep_their_own_name(tmp_path, unpacked):
   name = "film_wave_f_nm_np1_fr_goo_0.avi"
   for split in (1, 2, 3):
     (tmp_path / f"wave_test_split{split}.txt").write_text(f"{name} 1 \n")
@@ -219,9 +249,19 @@ def test_lists_of_ones_own_are_read_in_hmdb51s_layout_under_their_own_name(tmp_p
     datasets.read("hmdb51", tmp_path)
 
 
-def test_reading_lists_starts_without_numpy_jax_and_tensorflow():
-  heavy = "{'numpy', 'jax', 'tensorflow', 'av', 'tqdm', 'rarfile'} & {*sys.modules}"
-  code = f"import sys; import hybrid_video.datasets; print({heavy} or '')"
+@pytest.mark.parametrize(
+  ("with_tfds", "heavy"),
+  [
+    # NumPy, tqdm and av come with the builders for TensorFlow Datasets, which this package registers.
+    (True, {"jax", "tensorflow", "rarfile"}),
+    (False, {"jax", "tensorflow", "av", "rarfile", "tqdm", "tensorflow_datasets.core"}),
+  ],
+)
+def test_reading_lists_starts_without_jax_and_tensorflow(with_tfds, heavy):
+  hidden = "" if with_tfds else "sys.modules['tensorflow_datasets'] = None; "
+  code = (
+    f"import sys; {hidden}import hybrid_video.datasets; print({heavy} & {{*sys.modules}} or '')"
+  )
   root = pathlib.Path(__file__).parents[1]
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root

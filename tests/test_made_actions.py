@@ -1,17 +1,23 @@
-"""The made videos: what they show, how they are parted, and that a seed makes them again."""
+"""The made videos: what they show, how they are split, and that a seed makes them again."""
 
 import json
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from hybrid_video.datasets import hmdb51, listing, made_actions
+from hybrid_video.datasets import hmdb51, made_actions, splits
 
 TURN = 2 * np.pi / 3
 
 
 def _path(action: str, seed: int) -> np.ndarray:
-  """The poses over time, densely, as points `[N, 5]`: x, y, radius, and the angle's look."""
+  """The poses at many times as points `[N, 5]`: x, y, radius, and what the angle looks like."""
   poses = made_actions.poses(
     action, np.linspace(0, 2, 2001), TURN, np.random.default_rng([seed, 0])
   )
@@ -68,8 +74,8 @@ def test_the_folder_is_in_hmdb51s_layout_with_films_kept_whole(made_folder):
   assert len(listed.videos) == 4 * len(made_actions.ACTIONS)
   assert all(video.path for video in listed.videos) and not listed.unlisted
   for split in range(3):
-    train = {video.group for video in listed.videos if video.codes[split] == listing.TRAIN}
-    test = {video.group for video in listed.videos if video.codes[split] == listing.TEST}
+    train = {video.group for video in listed.videos if video.codes[split] == splits.TRAIN}
+    test = {video.group for video in listed.videos if video.codes[split] == splits.TEST}
     assert train and test and not train & test
 
 
@@ -83,19 +89,121 @@ def test_the_same_seed_makes_the_same_files_and_a_whole_set_is_left_alone(tmp_pa
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
   (tmp_path / "keep.txt").write_text("mine")
-  with pytest.raises(FileExistsError, match="something else"):
+  with pytest.raises(made_actions.MadeActionsError, match="something else"):
     made_actions.make(tmp_path, films=4)
   assert (tmp_path / "keep.txt").read_text() == "mine"
   (tmp_path / "made.json").write_text(json.dumps({"made_actions": {"films": 9}}))
-  with pytest.raises(FileExistsError, match="'films': 9"):
+  with pytest.raises(made_actions.MadeActionsError, match="'films': 9"):
     made_actions.make(tmp_path, films=4)
 
 
-def test_what_an_interrupted_making_left_is_made_anew(tmp_path):
-  part = tmp_path / "set.part" / "videos"
-  part.mkdir(parents=True)
-  (part / "half.avi").write_bytes(b"RIFF")
+SHORT = (0.2, 0.3)  # seconds
+
+
+@pytest.fixture
+def short_clips(monkeypatch):
+  """A set takes little time to make."""
+  monkeypatch.setattr(made_actions, "SECONDS", SHORT)
+
+
+def test_what_an_interrupted_process_left_is_removed(tmp_path, short_clips):
+  part = tmp_path / "set.0123.part"
+  (part / "videos" / "grow").mkdir(parents=True)
+  (part / "videos" / "grow" / "half.avi").write_bytes(b"RIFF")
+  hours_ago = time.time() - 7200
+  for path in (part, *part.rglob("*")):
+    os.utime(path, (hours_ago, hours_ago))
+  # Another process may be writing this one.
+  (tmp_path / "set.4567.part" / "videos").mkdir(parents=True)
   made_actions.make(tmp_path / "set", films=4, workers=1)
   assert not list(tmp_path.rglob("half.avi"))
-  with pytest.raises(ValueError, match="4 or more"):
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.4567.part"]
+
+
+def test_too_few_films_are_refused(tmp_path):
+  with pytest.raises(made_actions.MadeActionsError, match="4 or more"):
     made_actions.make(tmp_path / "few", films=3)
+  assert not list(tmp_path.iterdir())
+
+
+def _make_and_report(folder: pathlib.Path, barrier, results) -> None:
+  made_actions.SECONDS = SHORT
+  barrier.wait(60)
+  results.put(made_actions.make(folder, films=4, workers=1))
+
+
+def test_two_processes_may_make_one_set_at_once(tmp_path, tmp_path_factory, short_clips):
+  context = multiprocessing.get_context("spawn")
+  barrier, results = context.Barrier(2), context.Queue()
+  folder = tmp_path / "set"
+  processes = [
+    context.Process(target=_make_and_report, args=(folder, barrier, results)) for _ in range(2)
+  ]
+  for process in processes:
+    process.start()
+  # What stands under the final name is whole from the first moment.
+  while not folder.exists() and any(process.is_alive() for process in processes):
+    time.sleep(0.001)
+  first = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+  assert sorted(results.get(timeout=60) for _ in range(2)) == [False, True]
+  for process in processes:
+    process.join(60)
+    assert process.exitcode == 0
+  alone = tmp_path_factory.mktemp("alone") / "set"
+  made_actions.make(alone, films=4, workers=1)
+  assert first == {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.*")}
+  assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_set_that_another_process_made_first_stays(tmp_path, monkeypatch, short_clips):
+  folder, written = tmp_path / "set", []
+  original = made_actions._write_set
+
+  def overtaken(part, films, seed, workers):
+    original(part, films, seed, workers)
+    if not written:
+      written.append(part)
+      assert made_actions.make(folder, films=4, workers=1)
+      (folder / "mark").touch()
+
+  monkeypatch.setattr(made_actions, "_write_set", overtaken)
+  assert not made_actions.make(folder, films=4, workers=1)
+  assert (folder / "mark").exists()
+  assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(made_actions.MadeActionsError, match=r"file/set: .*Not a directory") as error:
+    made_actions.make(tmp_path / "file" / "set", films=4, workers=1)
+  assert "permissions" in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, workers):
+  # A limit on the size of files stands for the disk's.
+  code = (
+    "import pathlib, resource, sys\n"
+    "from hybrid_video.datasets import made_actions\n"
+    "if __name__ == '__main__':\n"
+    "  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+    "  try:\n"
+    "    made_actions.make(sys.argv[1], films=4, workers=int(sys.argv[2]))\n"
+    "  except made_actions.MadeActionsError as error:\n"
+    "    print(error)\n"
+    "  print('tensorflow' in sys.modules)\n"
+  )
+  program = tmp_path / "program.py"
+  program.write_text(code)
+  folder = tmp_path / "new" / "set"
+  ended = subprocess.run(
+    [sys.executable, program, folder, str(workers)],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    timeout=120,
+  )
+  message, tensorflow = ended.stdout.splitlines()
+  assert message.startswith(f"{folder}: ") and "Make room" in message
+  assert tensorflow == "False"
+  assert list(folder.parent.iterdir()) == []

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import json
 import os
 import pathlib
 import re
@@ -43,7 +44,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
       "Did you mean cnn8_cross1_self6",
     ),
     (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
-    (["--config=configs/demo.py", "--mode=eval"], "train|evaluate|export|inspect"),
+    (["--config=configs/demo.py", "--mode=eval"], "train|evaluate|predict|export|inspect"),
+    (["--config=configs/demo.py", "--workdir=x", "--videos=a.mp4"], "--mode=predict"),
+    (["--mode=predict", "--workdir=x"], "--videos"),
+    (["--mode=inspect", "--workdir=x"], "--config"),
+    (["--config=configs/demo.py", "--workdir=x", "--checkpoint=y"], "--config.init_from"),
+    (["--config=configs/videos.py:folder,recipe=studdy", "--workdir=x"], "Did you mean study"),
     (["--config=configs/demo.py"], "--workdir"),
     (["--workdir=x"], "--config"),
     (["--config=configs/demo.py", "--workdir=x", "epochs=3"], "--config.NAME=VALUE"),
@@ -55,6 +61,22 @@ def test_a_mistake_on_the_command_line_is_one_clear_message(arguments, expected,
   assert expected in done.stderr + done.stdout
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+  ("argument", "expected"),
+  [
+    ("--config.log_every_steps=0", "--config.log_every_steps is 0: expected a whole number of 1"),
+    ("--config.seed=-1", "--config.seed is -1: expected a whole number of 0 or more"),
+    ("--config.std=(0.2,0,0.2)", "--config.std is 0: expected a finite number above 0"),
+    ("--config.optimizer.learning_rate=nan", "--config.optimizer.learning_rate is nan"),
+    ("--config.model.blocks=3", "--config.model.blocks cannot be set: The model 'hybrid' has no"),
+  ],
+)
+def test_a_value_out_of_range_is_refused_before_a_file_is_touched(argument, expected, tmp_path):
+  done = run("--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", argument)
+  assert_one_clear_error(done, expected)
+  assert not (tmp_path / "run").exists()
 
 
 def assert_one_clear_error(done: subprocess.CompletedProcess, *expected: str) -> None:
@@ -128,6 +150,66 @@ def test_the_data_are_inspected_and_damage_to_them_is_one_clear_message(made_fol
   assert_one_clear_error(run(*arguments), str(shard), "damaged", "Delete this file")
 
 
+def test_a_trained_model_is_evaluated_exported_and_used_by_its_work_directory_alone(
+  finished, made_folder, tmp_path
+):
+  _, workdir, outcome = finished
+  videos = sorted(made_folder.rglob("*.avi"))[:2]
+  broken = tmp_path / "broken.avi"
+  broken.write_bytes(videos[0].read_bytes()[:3000])
+  named = ",".join(map(str, [*videos, broken]))
+  done = run(
+    "--mode=predict", f"--workdir={tmp_path}", f"--checkpoint={workdir}", f"--videos={named}"
+  )
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert f"{videos[1]}: " in done.stdout and f"Not predicted: {broken}" in done.stdout
+  assert (tmp_path / "predictions.csv").read_text().count("\n") == 4
+  done = run("--mode=export", f"--workdir={tmp_path}", f"--checkpoint={workdir}")
+  assert done.returncode == 0, done.stderr
+  exported = tmp_path / "model.safetensors"
+  assert str(exported) in done.stdout
+  done = run(
+    "--mode=predict", f"--workdir={tmp_path}", f"--checkpoint={exported}", f"--videos={videos[0]}"
+  )
+  assert done.returncode == 0, done.stderr
+  done = run("--mode=evaluate", f"--workdir={tmp_path / 'again'}", f"--checkpoint={workdir}")
+  assert done.returncode == 0, done.stderr
+  again = json.loads((tmp_path / "again" / "results.json").read_text())
+  assert again["params_digest"] == outcome["params_digest"]
+  assert again["test"]["video_top1"] == outcome["test"]["video_top1"]
+
+
+def test_a_work_directory_without_a_checkpoint_is_one_clear_message(tmp_path):
+  for mode in ("predict", "evaluate", "export"):
+    extra = [f"--videos={REAL_CLIPS}"] if mode == "predict" else []
+    done = run(f"--mode={mode}", f"--workdir={tmp_path}", *extra)
+    assert_one_clear_error(
+      done, str(tmp_path / "checkpoints"), "holds no checkpoint", "Train first"
+    )
+
+
+def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(tmp_path):
+  code = (
+    "import sys\n"
+    "from hybrid_video import command, predict\n"
+    "def fail(*_, **__): return 1 / 0\n"
+    "predict.run = fail\n"
+    "command.start('input_pipeline')\n"
+  )
+  arguments = ["--mode=predict", f"--workdir={tmp_path}", "--videos=a.avi"]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *arguments],
+    cwd=ROOT,
+    env=ENVIRONMENT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode != 0
+  assert "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr
+  assert "please report it" in done.stderr
+
+
 def test_ctrl_c_stops_without_a_stack_trace_and_what_was_compiled_is_kept(
   made_folder, tmp_path, tmp_path_factory
 ):
@@ -145,11 +227,11 @@ def test_ctrl_c_stops_without_a_stack_trace_and_what_was_compiled_is_kept(
     assert process.stdout is not None
     assert any(re.match(r"step +2/", line) for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=60)
   finally:
     process.kill()
   assert process.returncode == 128 + signal.SIGINT
   programs = tmp_path_factory.getbasetemp() / "cache" / "hybrid_video" / "xla"
   assert any("train_step" in path.name for path in programs.rglob("*-cache"))
-  assert told.strip().endswith("Stopped. The same command goes on from here.")
-  assert "Traceback" not in told
+  assert messages.strip().endswith("Stopped. The same command goes on from here.")
+  assert "Traceback" not in messages

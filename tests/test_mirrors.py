@@ -36,8 +36,8 @@ def warnings_logged(caplog):
 
 def know(monkeypatch, *urls: str, checksum=("sha256", SHA256), size=300_000) -> None:
   """Makes a data set `small` of one archive the only one known."""
-  found = downloads.Checksum(*checksum) if checksum else None
-  archive = mirrors.Archive(NAME, urls, found, size)
+  expected = downloads.Checksum(*checksum) if checksum else None
+  archive = mirrors.Archive(NAME, urls, expected, size)
   monkeypatch.setattr(mirrors, "ARCHIVES", {"small": (archive,)})
 
 
@@ -45,7 +45,7 @@ def fetch(folder, mirrors_file=None):
   return mirrors.fetch("small", folder, mirrors_file, progress=False)
 
 
-def test_an_archive_comes_from_the_first_place_that_gives_it(two_servers, folder, monkeypatch):
+def test_an_archive_comes_from_the_first_url_that_gives_it(two_servers, folder, monkeypatch):
   one, two = two_servers
   know(monkeypatch, one.url(NAME), two.url(NAME))
   assert fetch(folder) == [folder / NAME]
@@ -54,7 +54,7 @@ def test_an_archive_comes_from_the_first_place_that_gives_it(two_servers, folder
   assert two.ranges_asked == []
 
 
-def test_an_archive_in_the_folder_is_taken_without_a_request(two_servers, folder, monkeypatch):
+def test_an_archive_in_the_folder_is_used_without_a_request(two_servers, folder, monkeypatch):
   one, _ = two_servers
   know(monkeypatch, one.url(NAME), size=None)
   folder.mkdir()
@@ -64,7 +64,7 @@ def test_an_archive_in_the_folder_is_taken_without_a_request(two_servers, folder
   assert (folder / NAME).read_bytes() == b"put here by hand"
 
 
-def test_an_archive_of_another_size_is_taken_with_a_warning(folder, monkeypatch, warnings_logged):
+def test_an_archive_of_another_size_is_used_with_a_warning(folder, monkeypatch, warnings_logged):
   know(monkeypatch, "http://127.0.0.1:1/x")
   folder.mkdir()
   (folder / NAME).write_bytes(CONTENT[:-1])
@@ -74,7 +74,7 @@ def test_an_archive_of_another_size_is_taken_with_a_warning(folder, monkeypatch,
   )
 
 
-def test_a_place_that_fails_is_told_and_the_next_one_is_tried(
+def test_a_url_that_fails_is_reported_and_the_next_one_is_tried(
   two_servers, folder, monkeypatch, warnings_logged
 ):
   one, two = two_servers
@@ -86,7 +86,7 @@ def test_a_place_that_fails_is_told_and_the_next_one_is_tried(
     assert re.search(f"{re.escape(url)}: .*{reason}", warnings_logged.text)
 
 
-def test_what_one_place_has_given_is_completed_from_the_next(two_servers, folder, monkeypatch):
+def test_what_one_server_has_given_is_completed_from_the_next(two_servers, folder, monkeypatch):
   one, two = two_servers
   one.break_off_after, two.etag = 100_000, '"another"'
   know(monkeypatch, one.url(NAME), two.url(NAME))
@@ -95,7 +95,7 @@ def test_what_one_place_has_given_is_completed_from_the_next(two_servers, folder
   assert two.bytes_sent == len(CONTENT) - 100_000
 
 
-def test_a_place_is_not_blamed_for_what_another_one_began(two_servers, folder, monkeypatch):
+def test_a_server_is_not_given_up_for_what_another_one_began(two_servers, folder, monkeypatch):
   one, two = two_servers
   one.content, one.break_off_after = CONTENT[::-1], 100_000
   know(monkeypatch, one.url(NAME), two.url(NAME))
@@ -105,7 +105,7 @@ def test_a_place_is_not_blamed_for_what_another_one_began(two_servers, folder, m
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_a_wrong_checksum_sends_to_the_next_place_and_both_digests_are_told(
+def test_after_a_wrong_checksum_the_next_url_is_tried_and_both_digests_are_reported(
   two_servers, folder, monkeypatch, warnings_logged, algorithm
 ):
   one, two = two_servers
@@ -118,7 +118,7 @@ def test_a_wrong_checksum_sends_to_the_next_place_and_both_digests_are_told(
   assert right in warnings_logged.text
 
 
-def test_where_no_place_gives_it_each_is_named_with_its_reason(two_servers, folder, monkeypatch):
+def test_where_no_url_gives_it_each_is_named_with_its_reason(two_servers, folder, monkeypatch):
   one, two = two_servers
   two.content = b"other"
   know(monkeypatch, one.url(f"missing/{NAME}"), two.url(NAME))
@@ -133,14 +133,14 @@ def test_where_no_place_gives_it_each_is_named_with_its_reason(two_servers, fold
   assert names_in(folder) == []
 
 
-def test_the_other_archives_are_fetched_where_one_cannot_be_had(two_servers, folder, monkeypatch):
+def test_the_other_archives_are_fetched_where_one_is_unavailable(two_servers, folder, monkeypatch):
   one, _ = two_servers
   archives = (
     mirrors.Archive("lost.rar", (one.url("missing/lost.rar"),), None),
     mirrors.Archive(NAME, (one.url(NAME),), None),
   )
   monkeypatch.setattr(mirrors, "ARCHIVES", {"small": archives})
-  with pytest.raises(mirrors.MirrorError, match=r"^lost.rar cannot be had"):
+  with pytest.raises(mirrors.MirrorError, match=r"^lost.rar cannot be downloaded"):
     fetch(folder)
   assert names_in(folder) == [NAME]
 
@@ -172,7 +172,7 @@ def test_the_known_checksum_holds_for_a_users_urls_without_one(
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("{", "is no JSON"),
+    ("{", "is not JSON"),
     ('["x"]', r'found \["x"\], expected'),
     ('{"clip.rar": {"urls": ["http://a/b"]}}', "no known archive. Did you mean clips.rar"),
     ('{"clips.rar": ["http://a/b"]}', r"clips.rar: found \[.*expected"),
@@ -180,6 +180,7 @@ def test_the_known_checksum_holds_for_a_users_urls_without_one(
     ('{"clips.rar": {"urls": "http://a/b"}}', "expected a list of URLs"),
     ('{"clips.rar": {"urls": []}}', "expected a list of URLs"),
     ('{"clips.rar": {"urls": ["file:///a"]}}', "expected http://"),
+    ('{"clips.rar": {"urls": ["http://[a/b"]}}', "expected http://"),
     ('{"clips.rar": {"urls": ["http://a"], "sha256": "0", "md5": "0"}}', "both sha256 and md5"),
     ('{"clips.rar": {"urls": ["http://a"], "md5": "xyz"}}', "'xyz' is no MD5"),
     (None, "cannot be read: No such file"),
@@ -201,7 +202,7 @@ def test_an_unknown_data_set_names_the_nearest(folder):
 
 
 def test_the_official_archives_are_known_by_the_names_and_sums_others_publish():
-  known = {archive.name: archive for found in mirrors.ARCHIVES.values() for archive in found}
+  known = {archive.name: archive for of in mirrors.ARCHIVES.values() for archive in of}
   assert {name: archive.checksum.begins[:8] for name, archive in known.items()} == {
     # torchvision, prototype/datasets/_builtin/hmdb51.py and ucf101.py
     "hmdb51_org.rar": "9e714a0d",

@@ -1,3 +1,5 @@
+import re
+
 from flax import nnx
 from golden.comparison import relative_error
 from golden.perceiver import (
@@ -8,6 +10,7 @@ from golden.perceiver import (
   case,
   errors,
   filled,
+  ported,
   state_dict,
 )
 import jax
@@ -17,7 +20,7 @@ import pytest
 
 from hybrid_video import models
 from hybrid_video.models import perceiver
-from hybrid_video.weights import perceiver_names
+from hybrid_video.weights import PortingError, perceiver_names, porting
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -28,8 +31,7 @@ def test_latents_and_logits_are_those_of_the_reference(groups, self_per_group, t
 
 def test_the_modules_one_by_one_give_the_references_latents():
   state = state_dict(1, 1, False)
-  paths = perceiver_names.to_paths(state, cross_blocks=1, self_per_group=1, tied=False)
-  model = filled(Reader(1, 1, False), paths)
+  model = filled(1, 1, False)
   positions = np.broadcast_to(perceiver.fourier_positions((2, 3, 4), 4, 10.0), (2, 24, 27))
   tokens = jnp.asarray(np.concatenate([FEATURES.reshape(2, 24, 5), positions], axis=-1))
   latents = jnp.broadcast_to(jnp.asarray(state["latents"]), (2, 6, 16))
@@ -69,35 +71,51 @@ def test_the_keys_of_the_older_release_lead_to_the_same_paths():
     for key, v in state.items()
   }
   assert set(older) != set(state)
-  counts = {"cross_blocks": 2, "self_per_group": 2, "tied": False}
-  new, old = (perceiver_names.to_paths(s, **counts) for s in (state, older))
-  assert list(new) == list(old)
-  assert all((new[path] == old[path]).all() for path in new)
+  model = Reader(2, 2, False)
+  new, old = (ported(s, 2, 2, False, model).params for s in (state, older))
+  jax.tree.map(np.testing.assert_array_equal, new, old)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_table_leads_back_to_the_references_state_dict(tied):
+  state = state_dict(3, 2, tied)
+  table = perceiver_names.table(state, cross_blocks=3, self_per_group=2, tied=tied)
+  params = ported(state, 3, 2, tied, Reader(3, 2, tied)).params
+  written = porting.unport(params, {}, table)
+  assert written.keys() == state.keys()
+  for key, array in state.items():
+    np.testing.assert_array_equal(written[key], array, err_msg=key)
+
+
+def _refusal(state: dict, groups: int = 3, tied: bool = False) -> str:
+  with pytest.raises(PortingError) as error:
+    ported(state, groups, 1, tied, Reader(groups, 1, tied))
+  return str(error.value)
 
 
 def test_weights_that_do_not_fit_are_refused_by_key():
   state = state_dict(3, 1, False)
-  counts = {"cross_blocks": 3, "self_per_group": 1, "tied": False}
   without = {key: value for key, value in state.items() if key != "to_logits.2.bias"}
-  with pytest.raises(ValueError, match=r"1 keys \('to_logits.2.bias'\) missing, no key unknown"):
-    perceiver_names.to_paths(without, **counts)
-  with pytest.raises(ValueError, match=r"no key missing, 1 keys \('mask_token'\) unknown"):
-    perceiver_names.to_paths({**state, "mask_token": np.zeros(3)}, **counts)
-  misspelt = {**without, "to_logit.2.bias": state["to_logits.2.bias"]}
-  with pytest.raises(ValueError, match=r"'to_logit.2.bias' stands for 'to_logits.2.bias'"):
-    perceiver_names.to_paths(misspelt, **counts)
-  with pytest.raises(ValueError, match=r"2 groups .* 26 keys .*layers\.2\..* unknown"):
-    perceiver_names.to_paths(state, **{**counts, "cross_blocks": 2})
-  with pytest.raises(ValueError, match=r"'layers\.2\.cross_attn.* differs .* tied=False"):
-    perceiver_names.to_paths(state, **{**counts, "tied": True})
+  message = _refusal(without)
+  assert "1 missing: to_logits.2.bias" in message and "unknown" not in message
+  message = _refusal({**state, "mask_token": np.zeros(3)})
+  assert "1 unknown: mask_token (3,)" in message and "missing" not in message
+  message = _refusal({**without, "to_logit.2.bias": state["to_logits.2.bias"]})
+  assert "1 unknown: to_logit.2.bias (7,) Did you mean to_logits.2.bias?" in message
+  message = _refusal(state, groups=2)
+  assert re.search(r"2 groups with 1 self .*\n  26 unknown: .*layers\.2\.", message)
+  assert "the counts that the weights were made with" in message
+  message = _refusal(state, tied=True)
+  assert re.search(r"26 that should be the same and differ: .*layers\.2\.cross_attn", message)
+  assert "tie_groups=False" in message
 
 
 def test_every_axis_can_have_its_own_highest_frequency():
   sizes, bands = (2, 1, 5), 3
-  found = perceiver.fourier_positions(sizes, bands, (4.0, 6.0, 12.0)).reshape(10, 3, 7)
+  positions = perceiver.fourier_positions(sizes, bands, (4.0, 6.0, 12.0)).reshape(10, 3, 7)
   for axis, max_freq in enumerate((4.0, 6.0, 12.0)):
     alone = perceiver.fourier_positions(sizes, bands, max_freq).reshape(10, 3, 7)
-    np.testing.assert_array_equal(found[:, axis], alone[:, axis])
+    np.testing.assert_array_equal(positions[:, axis], alone[:, axis])
   own = perceiver.fourier_positions(sizes, bands, None)
   np.testing.assert_array_equal(own, perceiver.fourier_positions(sizes, bands, (2.0, 2.0, 5.0)))
   assert not np.allclose(own, perceiver.fourier_positions(sizes, bands, 10.0))

@@ -1,28 +1,30 @@
-"""The index of records: what damage it notices, what it hands out, how files come to be whole."""
+"""The index of records: what damage it notices, what it hands out, how it reads."""
 
-import os
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from hybrid_video.datasets import builder, hmdb51, listing, records, video_files
+from hybrid_video.datasets import builder, hmdb51, records
+from hybrid_video.decoding import jpeg_stripes, storing
+from hybrid_video.sampling import plans
+from hybrid_video.sampling.clip_settings import EvaluationSettings
 import input_pipeline
 
-SCALE = video_files.StoredScale(38, 50)
+SCALE = storing.StoredScale(38, 50, 90)
 
 
 @pytest.fixture(scope="module")
 def own(made_folder, tmp_path_factory):
-  """Records of the made videos that a test may damage and mend again."""
-  place = str(tmp_path_factory.mktemp("own"))
-  return builder.build(hmdb51.read(made_folder, official=False), place, SCALE, workers=2)
+  """Records of the made videos that a test may damage and fix again."""
+  folder = str(tmp_path_factory.mktemp("own"))
+  return builder.build(hmdb51.read(made_folder, official=False), folder, SCALE, workers=2)
 
 
 def rebuilt(own: records.Records, made_folder: pathlib.Path) -> records.Records:
-  place = pathlib.Path(own.folder).parents[2]
-  return builder.build(hmdb51.read(made_folder, official=False), str(place), SCALE, workers=2)
+  folder = pathlib.Path(own.folder).parents[2]
+  return builder.build(hmdb51.read(made_folder, official=False), str(folder), SCALE, workers=2)
 
 
 def digest_of(own: records.Records) -> str:
@@ -64,35 +66,37 @@ def test_an_index_counts_for_its_own_record_file_alone(own):
     path.write_bytes(data)
 
 
-def test_a_flipped_byte_is_told_when_its_frame_is_read_and_never_trained_on(own, made_folder):
-  path, place, frame = pathlib.Path(own.shards[0]), 5, 3
-  row = own.first_frame[place] + frame
-  at = int(own.offset[place] + own.scan_at[row] + own.scan_bytes[row] // 2)
+def test_a_flipped_byte_is_reported_when_its_frame_is_read_and_never_trained_on(own, made_folder):
+  path, video_id, frame = pathlib.Path(own.shards[0]), 5, 3
+  row = own.first_frame[video_id] + frame
+  at = int(own.offset[video_id] + own.scan_at[row] + own.scan_bytes[row] // 2)
   data = path.read_bytes()
-  before = own.read_stripe(place, np.array([frame]))
+  before = own.read_stripe(video_id, np.array([frame]))
   flipped = bytearray(data)
   flipped[at] ^= 1
-  # In place, as a failing disk would: the length stays.
+  # In video_id, as a failing disk would: the length stays.
   path.write_bytes(flipped)
   assert len(rebuilt(own, made_folder)) == len(own)
   with pytest.raises(records.RecordsError, match="Delete this file") as error:
-    own.read_stripe(place, np.array([frame]))
-  assert str(path) in str(error.value) and own.names[place] in str(error.value)
+    own.read_stripe(video_id, np.array([frame]))
+  assert str(path) in str(error.value) and own.names[video_id] in str(error.value)
   # Other frames and other videos are whole.
-  own.read_stripe(place, np.array([frame + 1]))
-  own.read_stripe(place + 1, np.array([frame]))
-  # Also by way of the batches, in threads and in TensorFlow's own operations.
-  settings = input_pipeline.ClipSettings(frames=4, crop=24)
-  plan = input_pipeline.plan_evaluation(own, np.array([place]), settings)
-  plan.frames[:] = frame
+  own.read_stripe(video_id, np.array([frame + 1]))
+  own.read_stripe(video_id + 1, np.array([frame]))
   with pytest.raises(records.RecordsError, match="Delete this file"):
-    list(input_pipeline.evaluation_batches(own, plan, settings, batch_size=1))
+    own.read_record(video_id)
+  # Also by way of the batches, in threads and in TensorFlow's own operations.
+  settings = EvaluationSettings(frames=4, crop=24)
+  views = plans.evaluation_views(own, np.array([video_id]), settings)
+  views.clips.frames[:] = frame
+  with pytest.raises(records.RecordsError, match="Delete this file"):
+    list(input_pipeline.evaluation_batches(own, views, settings, batch_size=1))
   with pytest.raises(tf.errors.DataLossError):
-    own.stripe(tf.constant(place, tf.int64), tf.constant([frame], tf.int64))
+    own.stripe(tf.constant(video_id, tf.int64), tf.constant([frame], tf.int64))
   # What the message says to do helps, and gives the same file again.
   path.unlink()
   again = rebuilt(own, made_folder)
-  assert again.read_stripe(place, np.array([frame])) == before
+  assert again.read_stripe(video_id, np.array([frame])) == before
   assert path.read_bytes() == data
 
 
@@ -101,58 +105,34 @@ def test_a_record_file_that_vanishes_while_it_is_read_is_named(own):
   hidden = path.with_suffix(".hidden")
   path.rename(hidden)
   try:
-    with pytest.raises(records.RecordsError, match="makes it anew") as error:
-      own.read_stripe(0, np.array([0]))
-    assert str(path) in str(error.value)
+    for read in (lambda: own.read_stripe(0, np.array([0])), lambda: own.read_record(0)):
+      with pytest.raises(records.RecordsError, match="stores it again") as error:
+        read()
+      assert str(path) in str(error.value)
   finally:
     hidden.rename(path)
 
 
 def test_both_ways_of_reading_give_the_same_bytes_in_any_order(own):
   rng = np.random.default_rng(1)
-  for place in rng.permutation(len(own))[:8].tolist():
-    frames = rng.integers(0, own.num_frames[place], 5)
-    graph = own.stripe(tf.constant(place, tf.int64), tf.constant(frames))
-    assert own.read_stripe(place, frames) == graph.numpy()
+  for video_id in rng.permutation(len(own))[:8].tolist():
+    frames = rng.integers(0, own.num_frames[video_id], 5)
+    graph = own.stripe(tf.constant(video_id, tf.int64), tf.constant(frames))
+    assert own.read_stripe(video_id, frames) == graph.numpy()
 
 
-def test_official_lists_are_selected_by_split(own):
-  for split in (1, 2, 3):
-    train, test = own.select(split, listing.TRAIN), own.select(split, listing.TEST)
-    assert len(train) == 24 and len(test) == 8
-    assert not set(own.groups[train]) & set(own.groups[test])
-  with pytest.raises(ValueError, match="1 to 3"):
-    own.select(4, listing.TRAIN)
-  with pytest.raises(ValueError, match="1 to 3"):
-    own.select(0, listing.TRAIN)
+def test_a_record_read_at_its_offset_is_the_one_that_tensorflow_reads_in_order(own):
+  in_order = list(tf.data.TFRecordDataset(own.shards).as_numpy_iterator())
+  assert len(in_order) == len(own)
+  for video_id in (17, 0, len(own) - 1, 5):
+    assert own.read_record(video_id) == in_order[video_id]
+    assert own.record(tf.constant(video_id, tf.int64)).numpy() == in_order[video_id]
 
 
-def test_validation_groups_are_whole_and_never_move(own):
-  everything = np.arange(len(own))
-  few, more = (own.validation_groups(everything, share) for share in (0.3, 0.8))
-  assert not (few & ~more).any()
-  for group in np.unique(own.groups):
-    assert len(set(more[own.groups == group].tolist())) == 1
-  half = own.validation_groups(everything[::2], 0.8)
-  np.testing.assert_array_equal(half, more[::2])
-  assert not own.validation_groups(everything, 0.0).any()
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-  path = tmp_path / "file"
-  path.write_bytes(b"old")
-
-  def broken_off() -> None:
-    with records.whole_file(str(path)) as part:
-      pathlib.Path(part).write_bytes(b"half")
-      raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    broken_off()
-  assert path.read_bytes() == b"old"
-  with records.whole_file(str(path)) as one, records.whole_file(str(path)) as two:
-    assert one != two
-    pathlib.Path(one).write_bytes(b"one")
-    pathlib.Path(two).write_bytes(b"two")
-  assert path.read_bytes() == b"one"
-  assert os.listdir(tmp_path) == ["file"]
+def test_a_header_is_the_one_that_a_videos_frames_begin_with(own):
+  for video_id in (3, 11):
+    (frame,) = own.read_frames(video_id, np.array([2]))
+    header = own.header(video_id)
+    assert jpeg_stripes.parse(frame) == header
+    assert (header.height, header.width) == (own.height[video_id], own.width[video_id])
+    assert own.rows[video_id] == header.rows == 48

@@ -68,14 +68,14 @@ def test_two_urls_that_end_alike_have_two_files(server, cache):
   assert (one.read_bytes(), two.read_bytes()) == (CONTENT, b"other")
 
 
-def test_a_full_disk_is_told_before_the_download(server, cache, monkeypatch):
+def test_a_full_disk_is_reported_before_the_download(server, cache, monkeypatch):
   monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
   with pytest.raises(sources.SourceError, match=r"0 MB free .* \$HYBRID_VIDEO_CACHE"):
     locate(server.url())
   assert names_in(cache) == []
 
 
-def test_a_cache_that_cannot_be_made_is_told_with_its_folder(server, tmp_path):
+def test_a_cache_that_cannot_be_made_is_reported_with_its_folder(server, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(sources.SourceError, match=r"could not be downloaded: .*file/cache"):
     sources.locate(server.url(), cache_dir=tmp_path / "file" / "cache", progress=False)

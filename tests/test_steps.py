@@ -1,4 +1,4 @@
-"""The pure steps on one device and on four, and what they compile to."""
+"""The pure training step on one device and on four, and what it compiles to."""
 
 import functools
 
@@ -8,15 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import (
-  augmentation,
-  checkpoints,
-  compilation,
-  models,
-  optimizers,
-  sharding,
-  steps,
-)
+from hybrid_video import augmentation, compilation, models, optimizers, sharding, steps
+from hybrid_video import state as training_state
+from hybrid_video.tasks import classification, pixels
 
 OPTIONS = {
   "cnn_blocks": 3,
@@ -28,18 +22,24 @@ OPTIONS = {
   "multiplier": 2,
   "dropout": 0.1,
 }
-
-
-def _network(**options):
-  build = functools.partial(models.create, "hybrid", num_classes=4, **{**OPTIONS, **options})
-  return steps.make_network(build, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
-
-
+STATISTICS = ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+NORMALIZE = pixels.normalizer(*STATISTICS)
 RATE, SEED = np.float32(1e-2), np.uint32(0)
+
+
+def _task(augment=None, seed=0, **options):
+  build = functools.partial(
+    models.create, "hybrid", num_classes=4, seed=seed, **{**OPTIONS, **options}
+  )
+  return classification.make(build, *STATISTICS, augment)
 
 
 def _optimizer():
   return optimizers.make_optimizer(optimizers.OptimizerSettings(name="adamw"))
+
+
+def _state(task, mesh, optimizer=None):
+  return training_state.create(optimizer or _optimizer(), mesh, *task.initial_variables())
 
 
 def _batches(count, size=8):
@@ -48,84 +48,58 @@ def _batches(count, size=8):
     {
       "clips": rng.integers(0, 256, (size, 4, 24, 24, 3), np.uint8),
       "labels": rng.integers(0, 4, size, np.int32),
-      "flips": rng.integers(0, 2, size).astype(bool),
+      "mirrored": rng.integers(0, 2, size).astype(bool),
     }
     for _ in range(count)
   ]
 
 
-def _run(devices, network, state=None, count=3, augment=None, batches=None):
+def _run(devices, task, state=None, count=3, batches=None):
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  optimizer = _optimizer()
-  state = steps.init_state(network, optimizer) if state is None else state
+  if state is None:
+    state = _state(task, mesh)
   state = jax.device_put(state, sharding.replicated(mesh))
-  if isinstance(augment, augmentation.AugmentationSettings):
-    augment = augmentation.make_augment(
-      augment, mesh=mesh, normalise=network.normalise, num_classes=4
-    )
-  step = jax.jit(
-    functools.partial(steps.train_step, network=network, optimizer=optimizer, augment=augment)
-  )
+  step = jax.jit(functools.partial(steps.train_step, task=task, optimizer=_optimizer()))
   losses = []
   for batch in batches or _batches(count):
-    state, parts = step(state, sharding.put_batch(batch, mesh), RATE, SEED)
-    losses.append(float(parts["loss"]))
+    state, sums = step(state, sharding.put_batch(batch, mesh), RATE, SEED)
+    losses.append(float(sums["loss"]))
   return state, losses
 
 
 def test_four_devices_give_the_losses_of_one():
-  network = _network()
+  task = _task()
   assert len(jax.devices()) == 4
-  one, losses_of_one = _run(1, network)
-  four, losses_of_four = _run(4, network)
+  one, losses_of_one = _run(1, task)
+  four, losses_of_four = _run(4, task)
   np.testing.assert_allclose(losses_of_four, losses_of_one, rtol=2e-4)
-  stats = zip(
+  statistics = zip(
     jax.tree.leaves(one["batch_stats"]), jax.tree.leaves(four["batch_stats"]), strict=True
   )
-  for a, b in stats:
+  for a, b in statistics:
     np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
 
 
 def test_the_same_state_and_batch_give_the_same_bits_again():
-  network = _network()
-  first, _ = _run(1, network)
-  again, _ = _run(1, network)
+  task = _task()
+  first, _ = _run(1, task)
+  again, _ = _run(1, task)
   for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_checkpoint_of_one_device_goes_on_on_four(tmp_path):
-  network = _network()
-  state, _ = _run(1, network, count=1)
-  kept = checkpoints.Checkpoints(tmp_path, {"model": "a"}, keep=1)
-  kept.save(1, state)
-  kept.close()
-  mesh = sharding.make_mesh()
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)),
-    state,
-  )
-  restored = checkpoints.Checkpoints(tmp_path, {"model": "a"}, keep=1).restore(abstract)
-  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
-    np.testing.assert_array_equal(a, b)
-    assert b.sharding.is_fully_replicated and len(b.sharding.device_set) == 4
-  _, losses = _run(4, network, state=restored, count=1)
-  _, expected = _run(1, network, state=state, count=1)
-  np.testing.assert_allclose(losses, expected, rtol=2e-4)
-
-
 def test_every_parameter_of_the_attention_and_the_cnn_gets_a_gradient():
   # The source study's cross attention was never trained; here nothing may be left out.
-  before = steps.init_state(_network(), _optimizer())["params"]
-  after = _run(1, _network(), count=2)[0]["params"]
-  still = [
+  before, _ = _task().initial_variables()
+  after = _run(1, _task(), count=2)[0]["params"]
+  unchanged = [
     jax.tree_util.keystr(path)
     for (path, a), b in zip(
       jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True
     )
     if np.array_equal(a, b)
   ]
-  assert still == []
+  assert unchanged == []
 
 
 AUGMENTED = augmentation.AugmentationSettings(
@@ -141,26 +115,30 @@ AUGMENTED = augmentation.AugmentationSettings(
 )
 
 
+def _augmented_task(devices):
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  augment = augmentation.make_augment(AUGMENTED, mesh=mesh, normalize=NORMALIZE, num_classes=4)
+  # Dropout's own draws are another test's.
+  return _task(augment, dropout=0.0)
+
+
 def test_augmented_training_is_the_same_on_any_number_of_devices():
-  # Dropout's own draws are not in question here.
-  network = _network(dropout=0.0)
-  state, losses = _run(1, network, count=2, augment=AUGMENTED)
+  state, losses = _run(1, _augmented_task(1), count=2)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
-  np.testing.assert_allclose(_run(4, network, count=2, augment=AUGMENTED)[1], losses, rtol=2e-4)
+  np.testing.assert_allclose(_run(4, _augmented_task(4), count=2)[1], losses, rtol=2e-4)
 
 
 def test_dropout_draws_the_same_beside_augmentation_whose_keys_are_its_own():
-  network = _network(dropout=0.5)
   seen = []
 
   def only_watches(clips, labels, key):
     jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
-    return network.normalise(clips), None
+    return NORMALIZE(clips), None
 
-  plain, _ = _run(1, network)
-  found, _ = _run(1, network, augment=only_watches)
+  plain, _ = _run(1, _task(dropout=0.5))
+  watched, _ = _run(1, _task(only_watches, dropout=0.5))
   jax.effects_barrier()
-  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(watched), strict=True):
     np.testing.assert_array_equal(a, b)
   dropout = [jax.random.fold_in(jax.random.key(0), step) for step in range(3)]
   others = [tuple(jax.random.key_data(key).tolist()) for key in dropout]
@@ -169,96 +147,66 @@ def test_dropout_draws_the_same_beside_augmentation_whose_keys_are_its_own():
 
 
 def test_soft_labels_train_as_the_hard_labels_they_hold():
-  network = _network(dropout=0.0)
-
   def of_the_next_class(clips, labels, key):
-    return network.normalise(clips), jax.nn.one_hot((labels + 1) % 4, 4)
+    return NORMALIZE(clips), jax.nn.one_hot((labels + 1) % 4, 4)
 
   # The second loss shows the first gradient.
-  _, found = _run(1, network, count=2, augment=of_the_next_class)
+  _, soft = _run(1, _task(of_the_next_class, dropout=0.0), count=2)
   batches = [{**b, "labels": (b["labels"] + 1) % 4} for b in _batches(2)]
-  _, expected = _run(1, network, batches=batches)
-  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  _, hard = _run(1, _task(dropout=0.0), batches=batches)
+  np.testing.assert_allclose(soft, hard, rtol=1e-4)
 
 
 def test_evaluation_neither_drops_nor_depends_on_the_rest_of_the_batch():
-  network = _network(dropout=0.5)
-  state, _ = _run(1, network)
-  predict = jax.jit(functools.partial(steps.predict_step, network=network))
+  task = _task(dropout=0.5)
+  state, _ = _run(1, task)
+  outputs = jax.jit(task.outputs)
   clips = _batches(1)[0]["clips"]
-  logits = predict(state["params"], state["batch_stats"], clips)
+  logits = outputs(state["params"], state["batch_stats"], {"clips": clips})["logits"]
   other = clips.copy()
   other[1:] = 0
-  np.testing.assert_allclose(
-    predict(state["params"], state["batch_stats"], other)[0], logits[0], rtol=1e-4, atol=1e-5
-  )
+  of_other = outputs(state["params"], state["batch_stats"], {"clips": other})["logits"]
+  np.testing.assert_allclose(of_other[0], logits[0], rtol=1e-4, atol=1e-5)
 
 
-def test_clips_are_normalised_per_channel():
-  network = steps.make_network(
-    functools.partial(models.create, "r2plus1d_18", num_classes=2, blocks=1, width=4),
-    (0.5, 0.25, 0.0),
-    (0.5, 0.25, 1.0),
-  )
-  found = network.normalise(jnp.array([[0, 255, 51]], jnp.uint8))
-  np.testing.assert_allclose(found, [[-1.0, 3.0, 0.2]], rtol=1e-6)
+def test_clips_are_normalized_per_channel():
+  normalize = pixels.normalizer((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+  normalized = normalize(jnp.array([[0, 255, 51]], jnp.uint8))
+  np.testing.assert_allclose(normalized, [[-1.0, 3.0, 0.2]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "advice"), [(6, "4 or 8"), (3, "take 4"), (0, "take 4")])
+@pytest.mark.parametrize(
+  ("size", "advice"), [(6, "Set it to 4 or 8"), (3, "Set it to 4"), (0, "Set it to 4")]
+)
 def test_a_batch_that_does_not_divide_among_devices_is_refused(size, advice):
-  with pytest.raises(ValueError, match=advice):
-    sharding.check_batch_size(size, sharding.make_mesh())
+  with pytest.raises(sharding.ShardingError, match=f"--config.batch_size is {size}.*{advice}"):
+    sharding.check_batch_size(size, sharding.make_mesh(), "--config.batch_size")
 
 
-def test_another_models_checkpoint_is_refused_with_the_differences(tmp_path):
-  first = {"model": {"name": "hybrid", "width": 16}, "classes": ["a", "b"]}
-  kept = checkpoints.Checkpoints(tmp_path, first, keep=1)
-  kept.save(1, {"w": jnp.ones(3)})
-  kept.close()
-  checkpoints.Checkpoints(tmp_path, first, keep=1).close()
-  second = {"model": {"name": "hybrid", "width": 32, "bands": 6}, "classes": ["a", "b"]}
-  with pytest.raises(checkpoints.CheckpointError) as error:
-    checkpoints.Checkpoints(tmp_path, second, keep=1)
-  message = str(error.value)
-  assert "model.width: 16 there, 32 asked for" in message
-  assert "model.bands: nothing there, 6 asked for" in message
-  assert "classes" not in message
-  assert "--workdir" in message
-
-
-def test_restoring_from_an_empty_work_directory_says_to_train_first(tmp_path):
-  kept = checkpoints.Checkpoints(tmp_path, {}, keep=1)
-  with pytest.raises(checkpoints.CheckpointError, match="Train first"):
-    kept.restore({"w": jnp.ones(3)})
-
-
-def test_a_network_is_the_same_function_as_its_module():
-  options = {**OPTIONS, "dropout": 0.0}
-  module = models.create("hybrid", num_classes=4, **options)
-  network = _network(dropout=0.0)
-  state = steps.init_state(network, _optimizer())
+def test_a_task_is_the_same_function_as_its_module():
+  module = models.create("hybrid", num_classes=4, **{**OPTIONS, "dropout": 0.0})
+  task = _task(dropout=0.0)
+  params, batch_stats = task.initial_variables()
   clips = _batches(1, size=2)[0]["clips"]
   module.eval()
   graphdef, *variables = nnx.split(module, nnx.Param, nnx.BatchStat)
-  direct = jax.jit(lambda v, x: nnx.merge(graphdef, *v)(network.normalise(x)))(variables, clips)
-  np.testing.assert_allclose(
-    steps.predict_step(state["params"], state["batch_stats"], clips, network=network),
-    direct,
-    rtol=1e-4,
-    atol=1e-5,
-  )
+  direct = jax.jit(lambda v, x: nnx.merge(graphdef, *v)(NORMALIZE(x)))(variables, clips)
+  merged = task.merge(params, batch_stats)(NORMALIZE(clips))
+  for logits in (task.outputs(params, batch_stats, {"clips": clips})["logits"], merged):
+    np.testing.assert_allclose(logits, direct, rtol=1e-4, atol=1e-5)
 
 
 def _experiment(epochs, seed, **settings):
-  """A step, its state and what it is given at the fourth step of an experiment, as `train` does it."""
-  made = optimizers.OptimizerSettings(name="adamw", weight_decay=0.1, **settings)
-  schedule = optimizers.make_schedule(made, steps=10 * epochs, steps_per_epoch=10)
-  optimizer = optimizers.make_optimizer(made)
-  network = _network(seed=seed)
+  """A step, its state and what it is given at the fourth step of an experiment, as in `train`."""
+  chosen = optimizers.OptimizerSettings(name="adamw", weight_decay=0.1, **settings)
+  schedule = optimizers.make_schedule(chosen, steps=10 * epochs, steps_per_epoch=10)
+  optimizer = optimizers.make_optimizer(chosen)
+  task = _task(seed=seed)
   step = jax.jit(
-    functools.partial(steps.train_step, network=network, optimizer=optimizer), donate_argnums=0
+    functools.partial(steps.train_step, task=task, optimizer=optimizer), donate_argnums=0
   )
-  return step, steps.init_state(network, optimizer), (schedule(3), np.uint32(seed))
+  state = _state(task, sharding.make_mesh(jax.devices()[:1]), optimizer)
+  return step, state, (schedule(3), np.uint32(seed))
 
 
 EXPERIMENTS = [
@@ -294,7 +242,7 @@ def test_the_rate_scales_the_update_and_the_seed_moves_dropout():
   (batch,) = _batches(1)
 
   def update(rate, seed):
-    state = steps.init_state(_network(), _optimizer())
+    _, state, _ = _experiment(**EXPERIMENTS[0])
     before = jax.device_get(state["params"])
     after = step(state, batch, np.float32(rate), np.uint32(seed))[0]["params"]
     return np.concatenate(
@@ -312,17 +260,22 @@ def test_the_rate_scales_the_update_and_the_seed_moves_dropout():
 
 def test_a_donated_state_gives_all_its_memory_to_the_next():
   mesh = sharding.make_mesh()
-  step, state, inputs = _experiment(**EXPERIMENTS[0])
-  state = jax.device_put(state, sharding.replicated(mesh))
+  step, _, inputs = _experiment(**EXPERIMENTS[0])
+  state = _state(_task(), mesh)
   # Warnings are errors here: XLA warns of what it cannot use.
   after, _ = step(state, sharding.put_batch(_batches(1)[0], mesh), *inputs)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
 
 
-def test_a_state_starts_with_one_program_beside_the_models_own():
-  network, optimizer = _network(), _optimizer()
-  model = network.build()
+def test_a_state_starts_with_one_program():
+  task, optimizer, mesh = _task(), _optimizer(), sharding.make_mesh()
+  params, batch_stats = task.initial_variables()
+  # What a model starts from is on the host until the state's sharding places it.
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((params, batch_stats)))
   with compilation.counted() as compiled:
-    steps.init_state(network, optimizer, model)
+    state = training_state.create(optimizer, mesh, params, batch_stats)
   assert compiled.programs == 1
+  abstract = training_state.abstract(task, optimizer, mesh)
+  for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+    assert (leaf.shape, leaf.dtype, leaf.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)

@@ -12,7 +12,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from hybrid_video.weights import torch_files
+from hybrid_video import errors
+from hybrid_video.weights import WeightsFileError, reading, torch_files, torch_pickle
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "torch_files"
 FILES = {
@@ -78,15 +79,15 @@ def put(tmp_path):
 
 
 def refusal(path) -> str:
-  with pytest.raises(torch_files.TorchFileError) as caught:
-    torch_files.read(path)
+  with pytest.raises(WeightsFileError) as caught:
+    reading.read(path)
   assert str(caught.value).startswith(f"{path}: ")
   return str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "expected"), FILES.items())
 def test_a_file_of_pytorch_gives_exactly_what_pytorch_holds(name, expected):
-  arrays = torch_files.read(GOLDEN / name)
+  arrays = reading.read(GOLDEN / name)
   known = np.load(GOLDEN / expected)
   assert set(arrays) == set(known.files)
   for key, array in arrays.items():
@@ -98,12 +99,12 @@ def test_a_file_of_pytorch_gives_exactly_what_pytorch_holds(name, expected):
 
 @pytest.mark.parametrize("name", ["stream.pth", "archive.pth", "archive_wrapped.pth"])
 def test_keys_come_in_the_order_of_the_state_dict(name):
-  assert list(torch_files.read(GOLDEN / name)) == np.load(GOLDEN / FILES[name]).files
+  assert list(reading.read(GOLDEN / name)) == np.load(GOLDEN / FILES[name]).files
 
 
 @pytest.mark.parametrize("name", ["stream.pth", "archive.pth"])
 def test_arrays_of_a_shared_storage_do_not_share_memory(name):
-  arrays = torch_files.read(GOLDEN / name)
+  arrays = reading.read(GOLDEN / name)
   before = arrays["same"].copy()
   arrays["base"][:] = 0
   arrays["expanded"][0, 0] = 0
@@ -112,32 +113,32 @@ def test_arrays_of_a_shared_storage_do_not_share_memory(name):
 
 
 def test_the_format_follows_from_the_content_not_from_the_name(put):
-  assert "base" in torch_files.read(put((GOLDEN / "tensors.safetensors").read_bytes()))
-  assert "base" in torch_files.read(put((GOLDEN / "archive.pth").read_bytes()))
+  assert "base" in reading.read(put((GOLDEN / "tensors.safetensors").read_bytes()))
+  assert "base" in reading.read(put((GOLDEN / "archive.pth").read_bytes()))
 
 
 def test_a_deflated_archive_reads_as_a_stored_one(put):
   path = put(archive(members("archive.pth"), zipfile.ZIP_DEFLATED))
-  known = torch_files.read(GOLDEN / "archive.pth")
-  found = torch_files.read(path)
-  assert {k: v.tobytes() for k, v in found.items()} == {k: v.tobytes() for k, v in known.items()}
+  known = reading.read(GOLDEN / "archive.pth")
+  arrays = reading.read(path)
+  assert {k: v.tobytes() for k, v in arrays.items()} == {k: v.tobytes() for k, v in known.items()}
 
 
 def test_text_that_python_2_wrote_as_bytes_is_read(put):
   path = put(stream(b"\x80\x02}U\x01w" + tensor(1, (2, 2), (3, 1)) + b"s.", SIX))
-  np.testing.assert_array_equal(torch_files.read(path)["w"], [[1, 2], [4, 5]])
+  np.testing.assert_array_equal(reading.read(path)["w"], [[1, 2], [4, 5]])
 
 
 def test_the_older_rebuild_function_is_known(put):
   entry = tensor(0, (2,), (1,)).replace(b"_rebuild_tensor_v2", b"_rebuild_tensor")
   path = put(stream(one(entry.replace(b"\x89}tR", b"tR")), SIX))
-  np.testing.assert_array_equal(torch_files.read(path)["w"], [0, 1])
+  np.testing.assert_array_equal(reading.read(path)["w"], [0, 1])
 
 
 def test_bytes_of_a_bool_other_than_0_and_1_are_true(put):
   flags = tensor(0, (3,), (1,), numel=3, storage="torch\nBoolStorage")
   path = put(stream(one(flags), {"0": np.array([0, 2, 255], np.uint8)}))
-  assert torch_files.read(path)["w"].tobytes() == b"\x00\x01\x01"
+  assert reading.read(path)["w"].tobytes() == b"\x00\x01\x01"
 
 
 class Call:
@@ -226,7 +227,7 @@ def test_a_pickle_that_would_exhaust_memory_or_stack_is_refused(pickled, put):
 
 
 def test_a_pickle_longer_than_any_state_dict_is_refused_where_the_limit_is(put, monkeypatch):
-  monkeypatch.setattr(torch_files, "_DESCRIPTION_BYTES", 1 << 20)
+  monkeypatch.setattr(torch_pickle, "_DESCRIPTION_BYTES", 1 << 20)
   path = put(prelude() + b"\x80\x02" + b"]" * (1 << 20) + b".")
   assert "more than 1 MiB" in refusal(path)
 
@@ -270,7 +271,7 @@ def test_an_empty_tensor_and_the_stride_of_a_single_element_may_be_anything(put)
     + b"u.",
     SIX,
   )
-  arrays = torch_files.read(put(content))
+  arrays = reading.read(put(content))
   assert arrays["a"].shape == (0, 2**33)
   assert arrays["b"].tolist() == [[5.0]]
 
@@ -308,7 +309,7 @@ def test_a_truncated_file_or_one_with_more_behind_is_refused(name, put):
   refusal(put(content + content))
 
 
-def test_a_changed_byte_of_an_archives_data_is_found(put):
+def test_a_changed_byte_of_an_archives_data_is_noticed(put):
   content = bytearray((GOLDEN / "archive.pth").read_bytes())
   content[content.index(members("archive.pth")["archive/data/0"])] ^= 1
   assert "CRC" in refusal(put(bytes(content)))
@@ -343,16 +344,17 @@ def test_other_zip_archives_are_refused(put):
   assert "2 members data.pkl" in refusal(put(archive(twice)))
   assert "neither stored nor deflated" in refusal(put(archive(parts, zipfile.ZIP_LZMA)))
   del parts["archive/version"]
-  assert "lacks the member 'version'" in refusal(put(archive(parts)))
+  assert "has no member 'version'" in refusal(put(archive(parts)))
 
 
 def test_what_is_no_checkpoint_is_refused_with_its_first_bytes(put):
   assert "b'<!DOCTYPE'" in refusal(put(b"<!DOCTYPE html>"))
 
 
-def test_a_missing_file_is_the_systems_own_error(tmp_path):
-  with pytest.raises(FileNotFoundError):
-    torch_files.read(tmp_path / "none.pth")
+def test_a_file_that_is_missing_or_a_folder_is_refused_in_words(tmp_path):
+  assert "No such file" in refusal(tmp_path / "none.pth")
+  assert "Is a directory" in refusal(tmp_path)
+  assert issubclass(WeightsFileError, errors.UserError)
 
 
 def wrap(pickled: bytes, *keys: str) -> bytes:
@@ -364,9 +366,9 @@ def wrap(pickled: bytes, *keys: str) -> bytes:
 @pytest.mark.parametrize("wrapper", torch_files.WRAPPERS)
 def test_wrappers_are_looked_through_three_deep(wrapper, put):
   entry = tensor(0, (6,), (1,))
-  assert list(torch_files.read(put(stream(wrap(entry, "w", wrapper), SIX)))) == ["w"]
+  assert list(reading.read(put(stream(wrap(entry, "w", wrapper), SIX)))) == ["w"]
   thrice = wrap(entry, "w", wrapper, "model", "module")
-  assert list(torch_files.read(put(stream(thrice, SIX)))) == ["w"]
+  assert list(reading.read(put(stream(thrice, SIX)))) == ["w"]
   refusal(put(stream(wrap(entry, "w", wrapper, "model", "module", "model"), SIX)))
 
 
@@ -382,7 +384,7 @@ def test_two_state_dicts_in_one_file_are_refused(put):
 
 def test_an_entry_that_is_no_tensor_is_left_out_and_a_file_without_any_refused(put):
   entries = b"X\x01\x00\x00\x00w" + tensor(0, (6,), (1,)) + b"X\x05\x00\x00\x00epochK\x03"
-  assert list(torch_files.read(put(stream(b"\x80\x02}(" + entries + b"u.", SIX)))) == ["w"]
+  assert list(reading.read(put(stream(b"\x80\x02}(" + entries + b"u.", SIX)))) == ["w"]
   assert "its keys: ['epoch']" in refusal(put(stream(pickle.dumps({"epoch": 3}, 2), {})))
   assert "one list" in refusal(put(stream(pickle.dumps([3], 2), {})))
   assert "key 3" in refusal(put(stream(one(tensor(0, (6,), (1,)), key=3), SIX)))
@@ -392,7 +394,7 @@ def test_a_prefix_that_not_all_keys_share_stays(put):
   pair = b"".join(
     pickle.dumps(key, 2)[2:-1] + tensor(0, (6,), (1,)) for key in ("module.a", "fc.b")
   )
-  arrays = torch_files.read(put(stream(b"\x80\x02}(" + pair + b"u.", SIX)))
+  arrays = reading.read(put(stream(b"\x80\x02}(" + pair + b"u.", SIX)))
   assert list(arrays) == ["module.a", "fc.b"]
 
 
@@ -408,25 +410,27 @@ def entry(begin: int, end: int, dtype="F32", shape=(2,)) -> dict:
 @pytest.mark.parametrize(
   ("header", "message"),
   [
-    ({"a": entry(0, 8), "b": entry(4, 12)}, "begins at byte 4, 8 expected"),
-    ({"a": entry(0, 8), "b": entry(12, 20)}, "begins at byte 12, 8 expected"),
-    ({"a": entry(4, 12)}, "begins at byte 4, 0 expected"),
-    ({"a": entry(0, 8)}, "fill 8 bytes and 16 are there"),
-    ({"a": entry(0, 8), "b": entry(8, 24, shape=(4,))}, "fill 24 bytes and 16"),
-    ({"a": entry(0, 8, shape=(3,))}, "has 8 bytes"),
-    ({"a": entry(8, 0)}, "has -8 bytes"),
-    ({"a": entry(0, 2**80, shape=(2**78,))}, "impossible"),
-    ({"a": entry(0, 0, shape=(0, 2**80))}, "impossible"),
-    ({"a": entry(0, 8, dtype="F8_E4M3", shape=(8,))}, "dtype 'F8_E4M3'"),
-    ({"a": entry(0, 8, shape=(-2,))}, "not described"),
-    ({"a": {"dtype": "F32"}}, "not described"),
-    ({"a": 3}, "not described"),
-    ({}, "fill 0 bytes"),
-    (b'{"a": 1, "a": 2}', "'a' twice"),
-    (b"{" * 100_000, "no JSON"),
-    (b'{"a": ' + b"[" * 100_000, "no JSON"),
-    (b'{"a": ' + b"9" * 10_000 + b"}", "no JSON"),
-    (b'{"\xff": 1}', "no JSON"),
+    ({"a": entry(0, 8), "b": entry(4, 12)}, "invalid offset for tensor `b`"),
+    ({"a": entry(0, 8), "b": entry(12, 20)}, "invalid offset for tensor `b`"),
+    ({"a": entry(4, 12)}, "invalid offset for tensor `a`"),
+    ({"a": entry(0, 8)}, "not fully covered"),
+    ({"a": entry(0, 8), "b": entry(8, 24, shape=(4,))}, "not fully covered"),
+    ({"a": entry(0, 8, shape=(3,))}, "invalid shape"),
+    ({"a": entry(8, 0)}, "invalid offset for tensor `a`"),
+    ({"a": entry(0, 2**80, shape=(2**78,))}, "damaged or truncated"),
+    ({"a": entry(0, 0, shape=(0, 2**80))}, "damaged or truncated"),
+    ({"a": entry(0, 16), "b": entry(16, 16, shape=(0, 2**62))}, "damaged or truncated"),
+    ({"a": entry(0, 16, shape=(1,) * 80 + (4,))}, "damaged or truncated"),
+    ({"a": entry(0, 16, dtype="F8_E4M3", shape=(16,))}, "the type F8_E4M3; known: BF16, "),
+    ({"a": entry(0, 8, shape=(-2,))}, "invalid JSON"),
+    ({"a": {"dtype": "F32"}}, "missing field `shape`"),
+    ({"a": 3}, "invalid type"),
+    ({}, "not fully covered"),
+    (b'{"a": 1, "a": 2}', "invalid type"),
+    (b"{" * 100_000, "invalid JSON"),
+    (b'{"a": ' + b"[" * 100_000, "invalid JSON"),
+    (b'{"a": ' + b"9" * 10_000 + b"}", "invalid JSON"),
+    (b'{"\xff": 1}', "invalid UTF-8"),
   ],
 )
 def test_a_safetensors_header_that_does_not_fit_its_data_is_refused(header, message, put):
@@ -435,6 +439,23 @@ def test_a_safetensors_header_that_does_not_fit_its_data_is_refused(header, mess
 
 def test_a_safetensors_header_longer_than_its_file_is_refused(put):
   assert "truncated" in refusal(put(struct.pack("<Q", 2**60) + b'{"a": 3}'))
+
+
+def test_a_safetensors_file_without_tensors_is_refused(put):
+  assert "no tensors" in refusal(put(safetensors({}, b"")))
+
+
+def test_the_texts_of_a_header_are_read_without_its_arrays(put):
+  header = {"__metadata__": {"classes": "[]"}, "a": entry(0, 16, dtype="F8_E4M3", shape=(16,))}
+  path = put(safetensors(header, bytes(16)))
+  assert reading.read_metadata(path) == {"classes": "[]"}
+  assert reading.read_metadata(GOLDEN / "archive.pth") == {}
+  assert reading.read_metadata(GOLDEN / "stream.pth") == {}
+  path.write_bytes(safetensors({"a": entry(0, 16, shape=(4,))}, bytes(16)))
+  assert reading.read_metadata(path) == {}
+  path.write_bytes(safetensors(header, bytes(15)))
+  with pytest.raises(WeightsFileError, match=r"checkpoint\.pth: .*damaged or truncated"):
+    reading.read_metadata(path)
 
 
 def mutations(content: bytes, count: int, seed: int):
@@ -455,8 +476,8 @@ def mutations(content: bytes, count: int, seed: int):
 
 def assert_well_formed_or_refused(path: pathlib.Path) -> bool:
   try:
-    arrays = torch_files.read(path)
-  except torch_files.TorchFileError as error:
+    arrays = reading.read(path)
+  except WeightsFileError as error:
     assert re.match(re.escape(str(path)), str(error))
     return False
   assert arrays

@@ -7,44 +7,30 @@ import socket
 import subprocess
 import sys
 
-from conftest import REAL_CLIPS, REAL_LISTS, write_lists
+from conftest import REAL_CLIPS, REAL_LISTS, run_training, small_demo, write_lists
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import numpy as np
 from PIL import Image
 import pytest
 
-from configs import demo
-from hybrid_video import checkpoints, compilation, evaluation, models, progress, sharding, train
+from hybrid_video import (
+  checkpoints,
+  compilation,
+  evaluate,
+  experiment,
+  progress,
+  sharding,
+  train,
+)
+from hybrid_video.datasets import preparation
 from hybrid_video.report import results, writers
+from hybrid_video.tasks import registry
 import input_pipeline
 
 
-def small_demo(videos: pathlib.Path, records: pathlib.Path):
-  """The demo's own config, shrunk: fewer films, a narrower model, a few steps."""
-  config = demo.get_config()
-  config.made_films = 4
-  config.data_dir, config.records_dir = str(videos), str(records)
-  config.stored.height, config.stored.width = 38, 50
-  config.clip.crop = 24
-  config.clip.frames = 8
-  config.model.cnn_blocks = 2
-  config.model.cnn_width = 4
-  config.model.latents = 4
-  config.model.width = 16
-  config.batch_size = config.eval_batch_size = 8
-  config.epochs = 2.0
-  config.log_every_steps = 2
-  config.checkpoint_every_epochs = 1.0
-  return config
-
-
-@pytest.fixture(scope="module")
-def finished(made_folder, tmp_path_factory):
-  """A run from start to end: (config, work directory, what it returned)."""
-  workdir = tmp_path_factory.mktemp("run")
-  config = small_demo(made_folder, workdir / "records")
-  return config, workdir, train.run(config, workdir)
+def run_evaluation(config, workdir):
+  return evaluate.run(experiment.from_config(config), workdir, input_pipeline)
 
 
 def test_results_hold_what_was_run_and_what_came_out(finished):
@@ -101,11 +87,11 @@ def test_tensorboard_and_history_have_the_training_curve(finished):
 def test_a_finished_run_only_evaluates_and_finds_the_same(finished, caplog):
   config, workdir, first = finished
   with caplog.at_level("INFO", logger="hybrid_video"):
-    again = train.run(config, workdir)
+    again = run_training(config, workdir)
   assert "evaluating only" in caplog.text
   assert again["params_digest"] == first["params_digest"]
   assert again["test"] == first["test"]
-  evaluated = train.run(config, workdir, mode="evaluate")
+  evaluated = run_evaluation(config, workdir)
   assert evaluated["test"] == first["test"]
   assert len(writers.read_history(workdir)) == 3
 
@@ -133,38 +119,34 @@ def test_a_run_of_another_length_rate_schedule_and_seed_compiles_nothing(
   config = small_demo(made_folder, workdir / "records")
   config.epochs = 2.0
   config.evaluate_shuffled = False
-  first = train.run(config, tmp_path / "first")["compilation"]
+  first = run_training(config, tmp_path / "first")["compilation"]
   assert first["programs"] > 0
-  kept = {path.name for path in empty_cache.iterdir()}
-  assert any("train_step" in name for name in kept)
+  cached = {path.name for path in empty_cache.iterdir()}
+  assert any("train_step" in name for name in cached)
   other = config.copy_and_resolve_references()
   other.epochs, other.seed = 1.0, 5
   # The seed would make other films; the run is to differ in training alone.
-  found = train.load_data(config, workdir)
-  monkeypatch.setattr(train, "load_data", lambda *_: found)
+  records = preparation.load_records(experiment.from_config(config), workdir)
+  monkeypatch.setattr(preparation, "load_records", lambda *_: records)
   other.optimizer.update(learning_rate=0.1, schedule="step", warmup_epochs=0.0)
   with caplog.at_level("INFO", logger="hybrid_video"):
-    second = train.run(other, tmp_path / "second")["compilation"]
+    second = run_training(other, tmp_path / "second")["compilation"]
   assert second["programs"] == second["from_cache"] > 0
-  assert {path.name for path in empty_cache.iterdir()} == kept
+  assert {path.name for path in empty_cache.iterdir()} == cached
   assert "Compiled up to the first step: " in caplog.text
   assert f"{second['from_cache']} from the cache" in caplog.text
 
 
 def test_every_list_and_order_is_evaluated_by_the_programs_of_the_first(finished):
   config, workdir, _ = finished
-  found = train.load_data(config, workdir)
-  network = train.make_network(config, len(found.class_names))
-  evaluator = evaluation.Evaluator(
-    found,
-    network,
-    input_pipeline.ClipSettings(**config.clip),
-    split=1,
-    validation_share=0.5,
-    batch_size=config.eval_batch_size,
-    mesh=sharding.make_mesh(),
-  )
-  _, params, batch_stats = models.split(network.build())
+  config = config.copy_and_resolve_references()
+  config.validation_share = 0.5
+  chosen = experiment.from_config(config)
+  records = preparation.load_records(chosen, workdir)
+  mesh = sharding.make_mesh()
+  task = registry.create(chosen, len(records.class_names), mesh)
+  evaluator = evaluate.Evaluator(records, task, chosen, input_pipeline, mesh)
+  params, batch_stats = task.initial_variables()
   state = {"params": params, "batch_stats": batch_stats}
   tested = evaluator.run(state, "test")
   with compilation.counted() as compiled:
@@ -191,8 +173,8 @@ def test_an_interrupted_run_ends_with_the_same_parameters_to_the_bit(
   with monkeypatch.context() as patch:
     patch.setattr(writers.HistoryWriter, "write_scalars", interrupt)
     with pytest.raises(KeyboardInterrupt):
-      train.run(config, tmp_path)
-  resumed = train.run(config, tmp_path)
+      run_training(config, tmp_path)
+  resumed = run_training(config, tmp_path)
   assert resumed["params_digest"] == straight["params_digest"]
   assert resumed["test"] == straight["test"]
   steps = [line["step"] for line in writers.read_history(tmp_path)]
@@ -211,7 +193,7 @@ def test_with_everything_on_an_interrupted_run_still_ends_with_the_same_bits(
   config.augmentation.update(
     mixup=0.8, cutmix=1.0, label_smoothing=0.1, randaugment_layers=2, erasing=0.5, hue=0.1
   )
-  straight = train.run(config, tmp_path / "straight")
+  straight = run_training(config, tmp_path / "straight")
   assert straight["step"] == 4
   assert straight["params_digest"] != plain["params_digest"]
   # One of the three training films is held out; the test list is what it was.
@@ -229,9 +211,9 @@ def test_with_everything_on_an_interrupted_run_still_ends_with_the_same_bits(
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-      train.run(config, tmp_path / "stopped")
+      run_training(config, tmp_path / "stopped")
   assert not (tmp_path / "stopped" / "results.json").exists()
-  resumed = train.run(config, tmp_path / "stopped")
+  resumed = run_training(config, tmp_path / "stopped")
   assert resumed["params_digest"] == straight["params_digest"]
   assert resumed["validation"] == straight["validation"]
 
@@ -241,16 +223,16 @@ import os, pathlib, sys
 
 def main():
   rank, count, port, workdir, videos, records = sys.argv[1:]
-  import test_train
+  import conftest
   os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 // int(count)}"
   import jax
   if int(count) > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(rank))
   from hybrid_video import train
-  config = test_train.small_demo(pathlib.Path(videos), pathlib.Path(records))
-  found = train.run(config, pathlib.Path(workdir))
-  print("ended", found["params_digest"], found["test"], flush=True)
+  config = conftest.small_demo(pathlib.Path(videos), pathlib.Path(records))
+  outcome = conftest.run_training(config, pathlib.Path(workdir))
+  print("ended", outcome["params_digest"], outcome["test"], flush=True)
 
 if __name__ == "__main__":
   main()
@@ -271,7 +253,7 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes(finished, made
   root = pathlib.Path(__file__).parent.parent
   environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
 
-  def run(count: int, place: pathlib.Path) -> list[str]:
+  def run_processes(count: int, place: pathlib.Path) -> list[str]:
     port, folders = free_port(), [str(place), str(made_folder), str(workdir / "records")]
     processes = [
       subprocess.Popen(
@@ -284,18 +266,18 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes(finished, made
       for rank in range(count)
     ]
     try:
-      told = [process.communicate(timeout=300)[0] for process in processes]
+      output = [process.communicate(timeout=300)[0] for process in processes]
     finally:
       for process in processes:
         process.kill()
-    assert [process.returncode for process in processes] == [0] * count, told
-    return told
+    assert [process.returncode for process in processes] == [0] * count, output
+    return output
 
-  (one,) = run(1, tmp_path / "one")
-  two = run(2, tmp_path / "two")
+  (one,) = run_processes(1, tmp_path / "one")
+  two = run_processes(2, tmp_path / "two")
   ends = {line for text in [one, *two] for line in text.splitlines() if line.startswith("ended")}
   assert len(ends) == 1
-  # Steps are told by the first process alone.
+  # Steps are reported by the first process alone.
   assert "step 2/6" in two[0] and "step 2/6" not in two[1]
   first, both = ({p.name for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
   assert first == both
@@ -308,13 +290,13 @@ def test_another_models_work_directory_is_refused(finished):
   other = config.copy_and_resolve_references()
   other.model.width = 32
   with pytest.raises(checkpoints.CheckpointError, match=r"model\.width: 16 there, 32"):
-    train.run(other, workdir)
+    run_training(other, workdir)
 
 
 def test_evaluating_without_a_checkpoint_says_to_train_first(made_folder, tmp_path):
   config = small_demo(made_folder, tmp_path / "records")
   with pytest.raises(checkpoints.CheckpointError, match="Train first"):
-    train.run(config, tmp_path / "new", mode="evaluate")
+    run_evaluation(config, tmp_path / "new")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(made_folder, tmp_path):
@@ -324,7 +306,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(made_folder,
   config.optimizer.warmup_epochs = 0.0
   config.optimizer.name = "sgd"
   with pytest.raises(train.TrainingError, match="learning_rate"):
-    train.run(config, tmp_path / "run")
+    run_training(config, tmp_path / "run")
 
 
 def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
@@ -338,7 +320,7 @@ def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
   config.split = 3
   # No training video of golf: that is refused, unless asked for.
   with pytest.raises(ValueError, match="no training video of these classes: golf"):
-    train.run(config, tmp_path / "refused")
+    run_training(config, tmp_path / "refused")
   config.allow_missing = True
   config.epochs = 80.0
   config.batch_size = 4
@@ -346,12 +328,12 @@ def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
   config.checkpoint_every_epochs = 80.0
   config.evaluate_shuffled = False
   config.evaluate_train = True
-  found = train.run(config, tmp_path / "run")
-  assert found["train"]["videos"] == 2
-  assert found["train"]["video_top1"] == 1.0
-  assert found["train"]["clip_top1"] == 1.0
-  assert found["test"]["videos"] == 1
-  assert found["classes"] == ["golf", "shoot_bow", "wave"]
+  outcome = run_training(config, tmp_path / "run")
+  assert outcome["train"]["videos"] == 2
+  assert outcome["train"]["video_top1"] == 1.0
+  assert outcome["train"]["clip_top1"] == 1.0
+  assert outcome["test"]["videos"] == 1
+  assert outcome["classes"] == ["golf", "shoot_bow", "wave"]
 
 
 def test_a_digest_tells_parameters_apart():

@@ -42,12 +42,12 @@ def small(tmp_path):
 
 
 def test_videos_get_their_class_group_codes_and_path(small):
-  found = ucf101.read(small, official=False)
-  assert len(found.videos) == 12
-  video = next(v for v in found.videos if v.name == "v_JumpRope_g02_c01.avi")
+  listed = ucf101.read(small, official=False)
+  assert len(listed.videos) == 12
+  video = next(v for v in listed.videos if v.name == "v_JumpRope_g02_c01.avi")
   assert (video.label, video.group, video.codes) == ("JumpRope", "JumpRope_g02", (1, 2, 1))
   assert video.path == small / "UCF-101" / "JumpRope" / video.name
-  assert found.unlisted == ()
+  assert listed.unlisted == ()
 
 
 def test_class_ids_are_those_of_the_official_class_file_less_one(small):
@@ -55,15 +55,15 @@ def test_class_ids_are_those_of_the_official_class_file_less_one(small):
 
 
 @pytest.mark.parametrize("spelt", ["HandStandPushups", "HandstandPushups"])
-def test_either_spelling_of_handstand_pushups_is_found_and_labelled_as_in_the_class_file(
+def test_either_spelling_of_handstand_pushups_is_accepted_and_labelled_as_in_the_class_file(
   small, spelt
 ):
-  place = small / "UCF-101" / "HandstandPushups"
+  folder = small / "UCF-101" / "HandstandPushups"
   for group in (1, 2, 3):
-    (place / _name("HandstandPushups", group)).rename(place / _name(spelt, group))
-  found = [v for v in ucf101.read(small, official=False).videos if "andstand" in v.label]
-  assert {video.label for video in found} == {"HandstandPushups"}
-  assert [video.path.name for video in found] == [_name(spelt, group) for group in (1, 2, 3)]
+    (folder / _name("HandstandPushups", group)).rename(folder / _name(spelt, group))
+  videos = [v for v in ucf101.read(small, official=False).videos if "andstand" in v.label]
+  assert {video.label for video in videos} == {"HandstandPushups"}
+  assert [video.path.name for video in videos] == [_name(spelt, group) for group in (1, 2, 3)]
 
 
 def test_groups_of_one_number_in_two_classes_are_two_groups(small):

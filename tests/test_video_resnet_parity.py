@@ -30,5 +30,5 @@ def test_a_swapped_pair_of_weights_does_not_pass_for_parity():
 
 def test_a_wrong_epsilon_does_not_pass_for_parity():
   name, wrong = "r2plus1d_34", models.video_resnet.ARCHITECTURES["r2plus1d_18"].epsilon
-  found = video_resnets.errors(name, epsilon=wrong, train=False)
-  assert found["logits"] > 1e-3
+  errors = video_resnets.errors(name, epsilon=wrong, train=False)
+  assert errors["logits"] > 1e-3

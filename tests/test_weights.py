@@ -4,18 +4,30 @@ import functools
 import json
 import pathlib
 
+from conftest import run_training, small_demo
 from flax import nnx
 from golden import reference_weights
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_train import small_demo
 
-from configs import defaults, demo
-from hybrid_video import checkpoints, models, optimizers, steps, train, weights
+from configs import demo
+from hybrid_video import (
+  checkpoints,
+  errors,
+  experiment,
+  export,
+  models,
+  optimizers,
+  sharding,
+  steps,
+  weights,
+)
+from hybrid_video import state as training_state
 from hybrid_video.report import results
-from hybrid_video.weights import porting, sources, torch_files
+from hybrid_video.tasks import classification
+from hybrid_video.weights import own_names, porting, sources, video_resnet_names
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -36,7 +48,41 @@ def narrow_file(tmp_path_factory) -> pathlib.Path:
   rng = np.random.default_rng(0)
   *_, batch_stats = models.split(model)
   nnx.update(model, jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), batch_stats))
-  return weights.save_torchvision(model, tmp_path_factory.mktemp("weights") / "narrow.safetensors")
+  return weights.save(model, tmp_path_factory.mktemp("weights") / "narrow.safetensors")
+
+
+def _trees(model: nnx.Module) -> tuple[dict, dict]:
+  _, params, batch_stats = models.split(model)
+  return params, batch_stats
+
+
+def _hybrid(num_classes: int = 5, seed: int = 0, **options):
+  sizes = {
+    "cnn_width": 4,
+    "latents": 4,
+    "width": 16,
+    "cnn_blocks": 4,
+    "self_heads": 2,
+    "head_dim": 8,
+  }
+  return models.create("hybrid", num_classes=num_classes, seed=seed, **{**sizes, **options})
+
+
+def _bert(num_classes: int = 5, seed: int = 0, **options):
+  sizes = {"width": 4, "blocks": 4, "frames": 8, "heads": 2}
+  return models.create(
+    "r2plus1d_18_bert", num_classes=num_classes, seed=seed, **{**sizes, **options}
+  )
+
+
+def _assert_parts(model: nnx.Module, **wanted: nnx.Module) -> None:
+  """That each part of a model equals that part of another, to the bit."""
+  for part, other in wanted.items():
+    theirs = _leaves(other)
+    parts = {target: leaf for target, leaf in _leaves(model).items() if target[1][0] == part}
+    assert parts
+    for target, leaf in parts.items():
+      np.testing.assert_array_equal(leaf, theirs[target], err_msg=str(target))
 
 
 def _spoiled(path: pathlib.Path, folder: pathlib.Path, change) -> pathlib.Path:
@@ -49,13 +95,13 @@ def _spoiled(path: pathlib.Path, folder: pathlib.Path, change) -> pathlib.Path:
 @pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34"])
 def test_a_network_written_and_read_again_is_the_same(name, tmp_path):
   model, other = _narrow(name, seed=1), _narrow(name, seed=2)
-  path = weights.save_torchvision(model, tmp_path / "model.safetensors")
+  path = weights.save(model, tmp_path / "model.safetensors")
   ported = weights.load_pretrained(other, path)
   assert ported.fresh == ()
   assert all(key.endswith("num_batches_tracked") for key in ported.unused)
   for key, leaf in _leaves(model).items():
     np.testing.assert_array_equal(_leaves(other)[key], leaf)
-  assert not list(tmp_path.glob("*.part"))
+  assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_the_written_names_and_shapes_are_torchvisions(tmp_path):
@@ -65,16 +111,14 @@ def test_the_written_names_and_shapes_are_torchvisions(tmp_path):
     jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
     for tree in (params, batch_stats)
   ]
-  from hybrid_video.weights import video_resnet_names
-
-  found = porting.unport(*zeros, video_resnet_names.places("r2plus1d_18"))
-  assert len(found) == 224
-  assert found["stem.0.weight"].shape == (45, 3, 1, 7, 7)
-  assert found["layer2.0.conv2.0.3.weight"].shape == (128, 230, 3, 1, 1)
-  assert found["layer4.0.downsample.0.weight"].shape == (512, 256, 1, 1, 1)
-  assert found["layer4.1.conv1.0.1.running_var"].shape == (1152,)
-  assert found["fc.weight"].shape == (400, 512)
-  assert found["stem.1.num_batches_tracked"].dtype == np.int64
+  written = porting.unport(*zeros, video_resnet_names.table("r2plus1d_18"))
+  assert len(written) == 224
+  assert written["stem.0.weight"].shape == (45, 3, 1, 7, 7)
+  assert written["layer2.0.conv2.0.3.weight"].shape == (128, 230, 3, 1, 1)
+  assert written["layer4.0.downsample.0.weight"].shape == (512, 256, 1, 1, 1)
+  assert written["layer4.1.conv1.0.1.running_var"].shape == (1152,)
+  assert written["fc.weight"].shape == (400, 512)
+  assert written["stem.1.num_batches_tracked"].dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -127,8 +171,8 @@ def test_all_mismatches_are_listed_at_once_and_nothing_is_loaded(narrow_file, tm
     weights.load_pretrained(model, _spoiled(narrow_file, tmp_path, change))
   message = str(error.value)
   assert "spoiled.safetensors" in message
-  assert "layer1.0.conv1.1.bias is missing" in message
-  assert "layer3.1.conv2.0.3.weight is missing" in message
+  assert "nothing was loaded" in message
+  assert "2 missing: layer1.0.conv1.1.bias, layer3.1.conv2.0.3.weight" in message
   assert "layer2.0.conv1.0.1.weight: found (3,)" in message
   assert "layer9.weight (2,)" in message
   for key, leaf in _leaves(model).items():
@@ -137,23 +181,31 @@ def test_all_mismatches_are_listed_at_once_and_nothing_is_loaded(narrow_file, tm
 
 @pytest.mark.parametrize("theirs", ["r3d_18", "mc3_18", "r2plus1d_34"])
 def test_another_architectures_file_is_named(theirs, tmp_path):
-  path = weights.save_torchvision(_narrow(theirs), tmp_path / "theirs.safetensors")
+  path = weights.save(_narrow(theirs), tmp_path / "theirs.safetensors")
   with pytest.raises(porting.PortingError, match=f"looks like the weights of {theirs}"):
     weights.load_pretrained(_narrow(), path)
 
 
-def test_files_of_no_known_network_and_models_without_names_are_refused(tmp_path):
+def test_files_of_no_known_network_and_damaged_ones_are_refused(tmp_path):
   safetensors.numpy.save_file({"w": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
   with pytest.raises(porting.PortingError, match="no network that is known"):
     weights.load_pretrained(_narrow(), tmp_path / "w.safetensors")
-  hybrid = models.create("hybrid", num_classes=2, cnn_width=4, latents=4, width=16)
-  with pytest.raises(porting.PortingError, match="no names for a Hybrid"):
-    weights.save_torchvision(hybrid, tmp_path / "hybrid.safetensors")
-  with pytest.raises(porting.PortingError, match="only a whole network"):
-    weights.save_torchvision(_narrow(blocks=3), tmp_path / "cut.safetensors")
   (tmp_path / "cut.pth").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-4])
-  with pytest.raises(torch_files.TorchFileError, match=r"cut\.pth"):
+  with pytest.raises(weights.WeightsFileError, match=r"cut\.pth: "):
     weights.load_pretrained(_narrow(), tmp_path / "cut.pth")
+  for error in (porting.PortingError, weights.WeightsFileError, sources.SourceError):
+    assert issubclass(error, errors.UserError)
+
+
+def test_only_a_whole_network_that_torchvision_has_gets_torchvisions_names():
+  table = video_resnet_names.table("r2plus1d_18")
+  _, *trees = models.split(_narrow(blocks=3))
+  with pytest.raises(porting.PortingError, match="only a whole network"):
+    porting.unport(*trees, table)
+  params, batch_stats = _trees(_narrow())
+  attention = _trees(_hybrid())[0]["attention"]
+  with pytest.raises(porting.PortingError, match=r"no name for .* arrays of the model: attention"):
+    porting.unport({**params, "attention": attention}, batch_stats, table)
 
 
 def _golden_file(tmp_path, shapes_of: str, name: str = "videomae.npz") -> pathlib.Path:
@@ -167,9 +219,8 @@ def _videomae(kind, **options):
   sizes = {"frames": 4, "image_size": 32, "width": 48, "depth": 2, "heads": 4}
   if kind == "classifier":
     return models.create("videomae_small", **{"num_classes": 6, **sizes, **options})
-  return models.VideoMAEForPreTraining(
-    **sizes, decoder_width=24, decoder_depth=1, decoder_heads=2, rng=np.random.default_rng(0)
-  )
+  decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+  return models.create("videomae_small_pretraining", **sizes, **decoder, **options)
 
 
 def test_hugging_faces_videomae_loads_and_every_leaf_is_filled(tmp_path):
@@ -180,7 +231,8 @@ def test_hugging_faces_videomae_loads_and_every_leaf_is_filled(tmp_path):
   ported = weights.load_pretrained(model, path)
   assert ported.loaded == len(_leaves(model))
   other = _videomae("classifier", num_classes=classes + 1, **_tiny(shapes))
-  with pytest.raises(porting.PortingError, match="mismatches"):
+  message = rf"{classes} classes, the model's 48 for {classes + 1}.*replace_head=True"
+  with pytest.raises(porting.PortingError, match=message):
     weights.load_pretrained(other, path)
   assert weights.load_pretrained(other, path, replace_head=True).fresh == ("head",)
 
@@ -204,20 +256,18 @@ def test_a_pretrained_encoder_loads_into_a_classifier_and_its_decoder_is_left(tm
 
 def test_rematerialised_blocks_give_the_same_gradients_and_statistics():
   def results(remat):
-    network = steps.make_network(
-      functools.partial(models.create, "r2plus1d_18", num_classes=3, width=4, remat=remat),
-      (0.5,) * 3,
-      (0.2,) * 3,
-    )
+    build = functools.partial(models.create, "r2plus1d_18", num_classes=3, width=4, remat=remat)
+    task = classification.make(build, (0.5,) * 3, (0.2,) * 3)
     settings = optimizers.OptimizerSettings(name="sgd", learning_rate=0.1, schedule="constant")
     optimizer = optimizers.make_optimizer(settings)
     batch = {
       "clips": np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8),
       "labels": np.array([0, 2]),
-      "flips": np.array([False, True]),
+      "mirrored": np.array([False, True]),
     }
-    step = jax.jit(functools.partial(steps.train_step, network=network, optimizer=optimizer))
-    start = steps.init_state(network, optimizer)
+    step = jax.jit(functools.partial(steps.train_step, task=task, optimizer=optimizer))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    start = training_state.create(optimizer, mesh, *task.initial_variables())
     state, _ = step(start, batch, np.float32(0.1), np.uint32(0))
     return jax.tree.leaves((state["params"], state["batch_stats"]))
 
@@ -261,7 +311,7 @@ def test_a_part_that_is_frozen_by_name_does_not_move_and_a_typo_is_named():
   assert not updates["cnn"]["stem"]["w"].any()
   assert not updates["head"]["w"].any()
   assert updates["cnn"]["layer1"]["w"].all()
-  with pytest.raises(ValueError, match=r"no part 'cnn/steam'.*'cnn/stem'"):
+  with pytest.raises(ValueError, match=r"'cnn/steam', a part that .* not have.*cnn/stem"):
     update(("cnn/steam",))
 
 
@@ -275,48 +325,51 @@ def test_a_run_starts_from_weights_trains_the_rest_and_never_goes_back(
   config.optimizer.freeze = ("cnn",)
   config.optimizer.warmup_epochs = 0.0
   config.model.freeze_statistics = True
-  first = train.run(config, tmp_path / "run")
-  network = train.make_network(config, 8)
-  settings = optimizers.OptimizerSettings(**config.optimizer)
-  optimizer = optimizers.make_optimizer(settings)
-  fresh = steps.init_state(network, optimizer)
-  identity = train.checkpoint_identity(config, first["classes"])
-  state = checkpoints.Checkpoints(tmp_path / "run", identity, 1).restore(fresh)
+  first = run_training(config, tmp_path / "run")
+  trained = checkpoints.read(tmp_path / "run").params
+  fresh, _ = _trees(
+    models.create(
+      "hybrid",
+      num_classes=8,
+      seed=config.seed,
+      **experiment.from_config(config).model_options,
+    )
+  )
   wanted = _narrow()
   weights.load_pretrained(wanted, narrow_file)
   stem = ("cnn", "stem", "conv", "spatial", "kernel")
   np.testing.assert_array_equal(
-    state["params"]["cnn"]["stem"]["conv"]["spatial"]["kernel"], _leaves(wanted)["params", stem]
+    trained["cnn"]["stem"]["conv"]["spatial"]["kernel"], _leaves(wanted)["params", stem]
   )
-  assert not np.array_equal(
-    state["params"]["attention"]["latents"], fresh["params"]["attention"]["latents"]
-  )
+  assert not np.array_equal(trained["attention"]["latents"], fresh["attention"]["latents"])
   # The same command again evaluates; the file is not loaded over what was trained.
-  assert train.run(config, tmp_path / "run")["params_digest"] == first["params_digest"]
+  assert run_training(config, tmp_path / "run")["params_digest"] == first["params_digest"]
 
 
-def test_weights_that_cannot_be_found_stop_a_run_before_training(made_folder, tmp_path):
+def test_weights_that_are_unavailable_stop_a_run_before_training(made_folder, tmp_path):
   config = small_demo(made_folder, tmp_path / "records")
   config.init_from = "r2plus1d_18/kinetics"
-  with pytest.raises(ValueError, match="r2plus1d_18/kinetics400"):
-    train.run(config, tmp_path / "run")
+  with pytest.raises(sources.SourceError, match="r2plus1d_18/kinetics400"):
+    run_training(config, tmp_path / "run")
   assert demo.get_config().init_from == ""
 
 
 def test_a_trained_checkpoint_is_exported_for_pytorch(made_folder, tmp_path):
   config = small_demo(made_folder, tmp_path / "records")
-  config.model = defaults.model("r2plus1d_18", width=4)
+  for option in ("cnn_blocks", "cnn_width", "latents"):
+    config.model[option] = None
+  config.model.name, config.model.width = "r2plus1d_18", 4
   config.epochs = 0.5
   config.optimizer.warmup_epochs = 0.0
-  trained = train.run(config, tmp_path / "run")
-  exported = train.run(config, tmp_path / "run", mode="export")
+  trained = run_training(config, tmp_path / "run")
+  exported = export.run(tmp_path / "run")
+  assert "layer1.0.conv1.0.0.weight" in safetensors.numpy.load_file(exported)
   model = _narrow(num_classes=8)
-  weights.load_pretrained(model, exported["exported"])
+  weights.load_pretrained(model, exported)
   _, params, _ = models.split(model)
   assert results.params_digest(params) == trained["params_digest"]
-  hybrid = small_demo(made_folder, tmp_path / "records")
   with pytest.raises(checkpoints.CheckpointError, match="Train first"):
-    train.run(hybrid, tmp_path / "other", mode="export")
+    export.run(tmp_path / "other")
 
 
 def test_every_known_source_is_of_a_model_that_can_be_made():
@@ -342,3 +395,170 @@ def test_a_perceivers_head_is_replaced_only_where_it_does_not_fit(tmp_path, num_
     pool="mean",
   )
   assert weights.load_pretrained(model, path, replace_head=True).fresh == fresh
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    _hybrid,
+    _bert,
+    functools.partial(_narrow, blocks=3),
+    functools.partial(_narrow, "r2plus1d_34", blocks=5),
+    functools.partial(_narrow, "mc3_18", blocks=3),
+    functools.partial(_narrow, "r3d_18", blocks=1),
+    functools.partial(_videomae, "classifier"),
+    functools.partial(_videomae, "pretraining"),
+  ],
+  ids=["hybrid", "bert", "cut", "cut 34", "cut mc3", "cut r3d", "videomae", "pretraining"],
+)
+def test_every_model_is_written_under_its_own_names_and_read_again(build, tmp_path):
+  model, other = build(seed=1), build(seed=2)
+  path = weights.save(model, tmp_path / "model.safetensors", {"classes": '["a", "\u00e4"]'})
+  assert weights.read_metadata(path) == {"classes": '["a", "\u00e4"]'}
+  ported = weights.load_pretrained(other, path)
+  assert (ported.fresh, ported.unused, ported.loaded) == ((), (), len(_leaves(model)))
+  for target, leaf in _leaves(model).items():
+    np.testing.assert_array_equal(_leaves(other)[target], leaf)
+  # From the trees of a checkpoint it is the same.
+  third = build(seed=3)
+  assert weights.load_trees(third, *_trees(model), source="a checkpoint").loaded == ported.loaded
+  for target, leaf in _leaves(model).items():
+    np.testing.assert_array_equal(_leaves(third)[target], leaf)
+
+
+def test_our_own_names_are_the_paths_joined_with_dots(tmp_path):
+  arrays = safetensors.numpy.load_file(weights.save(_hybrid(), tmp_path / "model.safetensors"))
+  shapes = {key: array.shape for key, array in arrays.items()}
+  assert shapes["cnn.stem.conv.spatial.kernel"] == (1, 7, 7, 3, 3)
+  assert shapes["cnn.layer2.0.downsample.norm.var"] == (8,)
+  assert shapes["attention.latents"] == (4, 16)
+  assert shapes["attention.cross.0.attention.to_q.kernel"] == (16, 8)
+  assert shapes["attention.self_attention.0.feed_forward.norm.scale"] == (16,)
+  assert shapes["head.linear.kernel"] == (16, 5)
+  assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+def test_a_path_in_two_collections_has_no_name():
+  with pytest.raises(ValueError, match="one path"):
+    own_names.table([("params", ("cnn", "mean")), ("batch_stats", ("cnn", "mean"))])
+
+
+@pytest.mark.parametrize("replace_head", [False, True])
+def test_a_bare_trunk_of_ours_goes_into_another_model(replace_head):
+  source, model = _narrow(blocks=4, seed=1), _hybrid(seed=2)
+  ported = weights.load_trees(model, *_trees(source), source="run", replace_head=replace_head)
+  assert ported.fresh == ("attention", "head")
+  assert set(ported.unused) == {"head.kernel", "head.bias"}
+  _assert_parts(model, cnn=source, attention=_hybrid(seed=2), head=_hybrid(seed=2))
+
+
+def test_a_longer_trunk_of_ours_is_cut_and_a_shorter_one_is_refused():
+  source, model = _narrow(seed=1), _hybrid(cnn_blocks=2, seed=2)
+  ported = weights.load_trees(model, *_trees(source), source="run")
+  assert any(key.startswith("cnn.layer4.1.") for key in ported.unused)
+  _assert_parts(model, cnn=source, head=_hybrid(cnn_blocks=2, seed=2))
+  before = _leaves(longer := _hybrid(cnn_blocks=8, width=32))
+  with pytest.raises(porting.PortingError, match=r"missing: cnn\.layer3\.") as error:
+    weights.load_trees(longer, *_trees(_hybrid(width=32)), source="run")
+  assert "nothing was loaded" in str(error.value)
+  for target, leaf in _leaves(longer).items():
+    np.testing.assert_array_equal(leaf, before[target])
+
+
+@pytest.mark.parametrize(
+  "source", [_bert, functools.partial(_hybrid, latents=6)], ids=["bert", "other"]
+)
+def test_another_attention_is_left_out_with_its_head_only_when_asked(source, logged):
+  theirs, model = source(seed=1), _hybrid(seed=2)
+  with pytest.raises(porting.PortingError, match=r"To take the trunk alone .*replace_head=True"):
+    weights.load_trees(model, *_trees(theirs), source="run")
+  _assert_parts(model, cnn=_hybrid(seed=2), attention=_hybrid(seed=2), head=_hybrid(seed=2))
+  ported = weights.load_trees(model, *_trees(theirs), source="run", replace_head=True)
+  assert ported.fresh == ("attention", "head")
+  assert "run has another attention than the model: only its trunk is taken" in logged.text
+  _assert_parts(model, cnn=theirs, attention=_hybrid(seed=2), head=_hybrid(seed=2))
+
+
+def test_a_head_of_other_classes_alone_is_replaced_in_our_own_models(tmp_path):
+  path = weights.save(_hybrid(seed=1), tmp_path / "model.safetensors")
+  model = _hybrid(num_classes=9, seed=2)
+  message = "16 channels for 5 classes, the model's 16 for 9.*replace_head=True"
+  with pytest.raises(porting.PortingError, match=message):
+    weights.load_pretrained(model, path)
+  ported = weights.load_pretrained(model, path, replace_head=True)
+  assert ported.fresh == ("head",)
+  _assert_parts(
+    model, cnn=_hybrid(seed=1), attention=_hybrid(seed=1), head=_hybrid(num_classes=9, seed=2)
+  )
+
+
+@pytest.mark.parametrize(("num_classes", "replace_head"), [(6, False), (9, True)])
+def test_a_classifier_takes_the_encoder_of_our_own_pretraining(num_classes, replace_head):
+  source = _videomae("pretraining", seed=1)
+  model = _videomae("classifier", num_classes=num_classes, seed=2)
+  ported = weights.load_trees(model, *_trees(source), source="run", replace_head=replace_head)
+  assert ported.fresh == ("head",)
+  assert {"attention.norm.scale", "decoder.mask_token"} <= set(ported.unused)
+  assert all(key.startswith(("attention.norm.", "decoder.")) for key in ported.unused)
+  _assert_parts(
+    model, attention=source, head=_videomae("classifier", num_classes=num_classes, seed=2)
+  )
+  with pytest.raises(porting.PortingError, match="unknown: head"):
+    weights.load_trees(source, *_trees(model), source="run")
+
+
+def test_models_of_ours_that_share_no_trunk_are_refused():
+  videomae = _videomae("classifier")
+  with pytest.raises(
+    porting.PortingError, match="run has no video ResNet in it, and the model has"
+  ):
+    weights.load_trees(_hybrid(), *_trees(videomae), source="run", replace_head=True)
+  with pytest.raises(porting.PortingError, match="the model has no video ResNet in it"):
+    weights.load_trees(videomae, *_trees(_hybrid()), source="run", replace_head=True)
+  for theirs in ("r3d_18", "mc3_18", "r2plus1d_34"):
+    with pytest.raises(porting.PortingError, match=f"looks like the weights of {theirs}"):
+      weights.load_trees(_hybrid(), *_trees(_narrow(theirs)), source="run", replace_head=True)
+
+
+def test_a_misspelt_name_of_ours_is_named_with_the_nearest():
+  params, batch_stats = _trees(_hybrid())
+  params["head"]["linear"]["kernels"] = params["head"]["linear"].pop("kernel")
+  params["cnn"]["layer9"] = {"kernel": np.zeros(3)}
+  with pytest.raises(porting.PortingError, match="3 mismatches") as error:
+    weights.load_trees(_hybrid(), params, batch_stats, source="run")
+  assert "1 missing: head.linear.kernel" in str(error.value)
+  assert "head.linear.kernels (16, 5) Did you mean head.linear.kernel?" in str(error.value)
+  assert "cnn.layer9.kernel (3,)" in str(error.value)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = weights.save(_hybrid(seed=1), tmp_path / "model.safetensors")
+  before = path.read_bytes()
+  monkeypatch.setattr(
+    type(path), "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+  )
+  with pytest.raises(
+    weights.WeightsFileError, match=r"model\.safetensors could not be written: full"
+  ):
+    weights.save(_hybrid(seed=2), path)
+  assert path.read_bytes() == before
+  assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_perceivers_weights_for_what_the_model_does_not_have_are_refused(tmp_path):
+  shapes = json.loads(str(np.load(GOLDEN / "perceiver.npz")["depth1_self1_own/shapes"]))
+  path = tmp_path / "perceiver.safetensors"
+  safetensors.numpy.save_file(reference_weights.state_dict(shapes), path)
+  model = models.create(
+    "hybrid",
+    num_classes=7,
+    cnn_blocks=1,
+    cnn_width=16,
+    cross_blocks=0,
+    width=16,
+    self_heads=2,
+    head_dim=8,
+    pool="mean",
+  )
+  with pytest.raises(porting.PortingError, match="that the model has nothing for: latents"):
+    weights.load_pretrained(model, path)

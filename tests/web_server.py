@@ -1,4 +1,4 @@
-"""A web server on loopback that misbehaves as it is told, for tests of what downloads."""
+"""A web server on loopback that misbehaves in chosen ways, for tests of downloads."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ NAME = f"weights-{SHA256[:8]}.pth"
 
 
 class Server:
-  """A web server for one test: what it shall do wrong, and what it was asked for and sent."""
+  """A web server for one test: what it does wrong, what it was asked for, and what it sent."""
 
   def __init__(self, port: int):
     self.address = f"http://127.0.0.1:{port}"
@@ -23,6 +23,7 @@ class Server:
     self.ranges = True
     self.heeds_if_range = True
     self.sends_first_range = False
+    self.content_range: str | None = "bytes {first}-{last}/{total}"
     self.excess = b""
     self.break_off_after: int | None = None
     self.seconds_a_chunk = 0.0
@@ -60,21 +61,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
     headers = {"Content-Type": play.content_type}
     if play.etag:
       headers["ETag"] = play.etag
-    start = 0
+    status, start = 200, 0
     asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
     same = not play.heeds_if_range or self.headers["If-Range"] in (None, play.etag)
     if asked and play.ranges and same:
       start, total = 0 if play.sends_first_range else int(asked[1]), len(play.content)
       if start >= total:
-        self.answer(416, **{"Content-Range": f"bytes */{total}"})
+        etag = {"ETag": play.etag} if play.etag else {}
+        self.answer(416, **{"Content-Range": f"bytes */{total}"}, **etag)
         return
-      headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+      status = 206
+      if play.content_range is not None:
+        headers["Content-Range"] = play.content_range.format(
+          first=start, last=total - 1, total=total
+        )
     body = play.content[start:]
     if play.chunked:
       headers["Transfer-Encoding"] = "chunked"
     elif play.says_length:
       headers["Content-Length"] = str(len(body))
-    self.answer(206 if "Content-Range" in headers else 200, **headers)
+    self.answer(status, **headers)
     if play.break_off_after is not None:
       body = body[: play.break_off_after]
     body += play.excess

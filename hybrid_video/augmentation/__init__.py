@@ -1,7 +1,7 @@
 """Augmentation of clips on the device, within the training step.
 
 In: a batch as the input pipeline gives it, cropped and flipped, uint8 `[B, T, H, W, 3]`. Out:
-normalised clips, and labels as shares where they are mixed or smoothed.
+normalized clips, and labels as shares where they are mixed or smoothed.
 
 What happens to a clip follows from the step's key and the clip's row in the global batch alone, so
 that neither the number of devices nor a resumed run changes it, and is the same for all its frames.
@@ -10,7 +10,7 @@ The order is timm's: RandAugment, colour jitter, normalisation, erasing, MixUp o
 
 from collections.abc import Callable
 import dataclasses
-import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,34 +18,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_video import sharding
 from hybrid_video.augmentation import colour, erasing, mixing, randaugment
+from hybrid_video.settings import Settings, SettingError, setting
 
 Array = jax.Array
-# Clips, labels and a key in; normalised clips and labels as shares, or None for hard labels, out.
+# Clips, labels and a key in; normalized clips and labels as shares, or None for hard labels, out.
 Augment = Callable[[Array, Array, Array], tuple[Array, Array | None]]
 
 
-# Fields without an entry have no highest value.
-_HIGHEST = {
-  "label_smoothing": 1.0,
-  "mix_probability": 1.0,
-  "mix_switch": 1.0,
-  "hue": 0.5,
-  "jitter_probability": 1.0,
-  "randaugment_magnitude": randaugment.MAX_MAGNITUDE,
-  "randaugment_probability": 1.0,
-  "erasing": 1.0,
-  "erasing_min_area": 1.0,
-  "erasing_max_area": 1.0,
-  "erasing_aspect": 1.0,
-}
-
-
-class AugmentationError(ValueError):
-  """A setting that cannot serve; the message names it, the value found and those expected."""
-
-
 @dataclasses.dataclass(frozen=True)
-class AugmentationSettings:
+class AugmentationSettings(Settings):
   """What is done to training clips. By default, nothing.
 
   Attributes:
@@ -66,54 +47,37 @@ class AugmentationSettings:
     erasing_noise: whether the box is filled with noise; if not, with the mean colour.
 
   Raises:
-    AugmentationError: a value out of its range.
+    SettingError: a value out of its range.
   """
 
-  label_smoothing: float = 0.0
-  mixup: float = 0.0
-  cutmix: float = 0.0
-  mix_probability: float = 1.0
-  mix_switch: float = 0.5
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
-  hue: float = 0.0
-  jitter_probability: float = 1.0
-  randaugment_layers: int = 0
-  randaugment_magnitude: float = 7.0
-  randaugment_std: float = 0.5
-  randaugment_probability: float = 0.5
-  erasing: float = 0.0
-  erasing_min_area: float = 0.02
-  erasing_max_area: float = 1 / 3
-  erasing_aspect: float = 0.3
-  erasing_noise: bool = True
+  PATH: ClassVar[str] = "augmentation"
 
-  def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      if field.name == "erasing_noise":
-        continue
-      value, highest = getattr(self, field.name), _HIGHEST.get(field.name, math.inf)
-      # Written so that NaN is refused too.
-      if not 0 <= value <= highest or math.isinf(value):
-        upwards = "0 or a larger finite number" if math.isinf(highest) else f"0 to {highest:g}"
-        raise AugmentationError(
-          f"--config.augmentation.{field.name} is {value}: it takes {upwards}."
-        )
-    if self.randaugment_layers != int(self.randaugment_layers):
-      raise AugmentationError(
-        f"--config.augmentation.randaugment_layers is {self.randaugment_layers}: it takes a whole "
-        "number of operations."
-      )
-    if not 0 < self.erasing_min_area <= self.erasing_max_area:
-      raise AugmentationError(
-        f"--config.augmentation.erasing_min_area is {self.erasing_min_area}: it takes more than 0 "
-        f"and no more than erasing_max_area, {self.erasing_max_area:g}."
-      )
-    if not self.erasing_aspect > 0:
-      raise AugmentationError(
-        f"--config.augmentation.erasing_aspect is {self.erasing_aspect}: it takes more than 0 and "
-        "at most 1."
+  label_smoothing: float = setting(0.0, at_least=0, at_most=1)
+  mixup: float = setting(0.0, at_least=0)
+  cutmix: float = setting(0.0, at_least=0)
+  mix_probability: float = setting(1.0, at_least=0, at_most=1)
+  mix_switch: float = setting(0.5, at_least=0, at_most=1)
+  brightness: float = setting(0.0, at_least=0)
+  contrast: float = setting(0.0, at_least=0)
+  saturation: float = setting(0.0, at_least=0)
+  hue: float = setting(0.0, at_least=0, at_most=0.5)
+  jitter_probability: float = setting(1.0, at_least=0, at_most=1)
+  randaugment_layers: int = setting(0, at_least=0)
+  randaugment_magnitude: float = setting(7.0, at_least=0, at_most=randaugment.MAX_MAGNITUDE)
+  randaugment_std: float = setting(0.5, at_least=0)
+  randaugment_probability: float = setting(0.5, at_least=0, at_most=1)
+  erasing: float = setting(0.0, at_least=0, at_most=1)
+  erasing_min_area: float = setting(0.02, above=0, at_most=1)
+  erasing_max_area: float = setting(1 / 3, above=0, at_most=1)
+  erasing_aspect: float = setting(0.3, above=0, at_most=1)
+  erasing_noise: bool = setting(True)
+
+  def validate(self) -> None:
+    """Checks that the areas ascend."""
+    if self.erasing_min_area > self.erasing_max_area:
+      raise SettingError(
+        f"{self.path('erasing_min_area')} is {self.erasing_min_area:g}: expected no more than "
+        f"erasing_max_area, {self.erasing_max_area:g}."
       )
 
   @property
@@ -173,7 +137,7 @@ def jitter(clip: Array, key: Array, settings: AugmentationSettings) -> Array:
 
 
 def augment_clip(
-  clip: Array, key: Array, settings: AugmentationSettings, normalise: Callable[[Array], Array]
+  clip: Array, key: Array, settings: AugmentationSettings, normalize: Callable[[Array], Array]
 ) -> Array:
   """All that concerns a clip by itself.
 
@@ -181,16 +145,16 @@ def augment_clip(
     clip: uint8 `[T, H, W, 3]`.
     key: of this clip.
     settings: what to do.
-    normalise: uint8 clips to float32.
+    normalize: uint8 clips to float32.
 
   Returns:
-    float32 `[T, H, W, 3]`, normalised.
+    float32 `[T, H, W, 3]`, normalized.
   """
   of_operations, of_jitter, of_erasing = jax.random.split(key, 3)
   if settings.draws_operations:
     drawn = randaugment.draw(
       of_operations,
-      int(settings.randaugment_layers),
+      settings.randaugment_layers,
       settings.randaugment_magnitude,
       settings.randaugment_std,
       settings.randaugment_probability,
@@ -198,7 +162,7 @@ def augment_clip(
     clip = randaugment.apply(clip, *drawn)
   if settings.jitters:
     clip = jitter(clip, of_jitter, settings)
-  clip = normalise(clip)
+  clip = normalize(clip)
   if settings.erasing:
     clip = erasing.erase(
       clip,
@@ -215,32 +179,32 @@ def make_augment(
   settings: AugmentationSettings,
   *,
   mesh: Mesh,
-  normalise: Callable[[Array], Array],
+  normalize: Callable[[Array], Array],
   num_classes: int,
 ) -> Augment | None:
   """Settings as a function for the training step.
 
   Args:
     settings: what to do.
-    mesh: the batch is split along its "data" axis.
-    normalise: uint8 clips `[..., H, W, 3]` to float32.
+    mesh: the batch is split along its axes.
+    normalize: uint8 clips `[..., H, W, 3]` to float32.
     num_classes: columns of labels as shares.
 
   Returns:
     A pure function of clips uint8 `[B, T, H, W, 3]`, labels `[B]` and the step's key, which gives
-    normalised clips and labels as shares `[B, classes]`, or None for labels that stay hard. If all
+    normalized clips and labels as shares `[B, classes]`, or None for labels that stay hard. If all
     is off there is nothing to do, and no function either: None.
   """
   changes_clips = settings.draws_operations or settings.jitters or settings.erasing > 0
   softens = settings.mixes or settings.label_smoothing > 0
   if not changes_clips and not softens:
     return None
-  split = PartitionSpec(sharding.DATA_AXIS)
+  split = PartitionSpec(sharding.BATCH_AXES)
 
   def each(clips: Array, rows: Array, key: Array) -> Array:
     # One clip at a time, so that an operation runs only on the clips that drew it.
     return jax.lax.map(
-      lambda one: augment_clip(one[0], jax.random.fold_in(key, one[1]), settings, normalise),
+      lambda one: augment_clip(one[0], jax.random.fold_in(key, one[1]), settings, normalize),
       (clips, rows),
     )
 
@@ -253,7 +217,7 @@ def make_augment(
       )
       clips = local(clips, jnp.arange(len(clips)), of_rows)
     else:
-      clips = normalise(clips)
+      clips = normalize(clips)
     if not softens:
       return clips, None
     own: Array | float = 1.0

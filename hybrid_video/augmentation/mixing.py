@@ -1,6 +1,6 @@
 """MixUp, CutMix and label smoothing: clips and labels of a batch with those of the batch reversed.
 
-In: normalised clips `[B, T, H, W, 3]` and class ids `[B]`. Out: mixed clips, labels as shares.
+In: normalized clips `[B, T, H, W, 3]` and class ids `[B]`. Out: mixed clips, labels as shares.
 Sources: https://arxiv.org/abs/1710.09412, https://arxiv.org/abs/1905.04899; both in one batch as
 timm has them, with one draw a batch.
 """

@@ -1,16 +1,17 @@
-"""Video files to stored records: data sets' lists, decoding, the builder, and the index of records.
+"""Video files to stored records: data sets' lists, the builder, and the index of records.
 
-In: a folder of a known data set. Out: its `listing.Listing` (`read`), then records. Only `builder`,
-`records`, `draws` and `service` import TensorFlow, so decoding processes, which import this package,
-start without it.
+In: a folder of a known data set. Out: its `listing.Listing` (`read`), then records. Importing this
+package registers the data sets with TensorFlow Datasets, where that is installed, and does not import
+TensorFlow: only `records`, `builder`, `service` and `service_client` do.
 """
 
 from collections.abc import Callable
 import dataclasses
-import difflib
+import importlib.util
 import os
 import pathlib
 
+from hybrid_video import errors
 from hybrid_video.datasets import folder as own_folder
 from hybrid_video.datasets import hmdb51, kinetics, listing, ucf101
 
@@ -26,16 +27,15 @@ READERS: dict[str, Callable[..., listing.Listing]] = {
 
 
 def check_name(dataset: str) -> None:
-  """Refuses a data set that there is not.
+  """Checks that there is a data set of this name.
 
   Raises:
-    ListingError: with the nearest names.
+    ListingError: there is none; with the nearest names.
   """
   if dataset not in READERS:
-    close = difflib.get_close_matches(dataset, READERS, n=3, cutoff=0.5)
-    proposal = f" Did you mean {' or '.join(close)}?" if close else ""
     raise listing.ListingError(
-      f"There is no data set {dataset!r}.{proposal} Known: {', '.join(READERS)}."
+      f"There is no data set {dataset!r}.{errors.nearest(dataset, READERS)} Known: "
+      f"{', '.join(READERS)}."
     )
 
 
@@ -45,19 +45,24 @@ def read(dataset: str, folder: os.PathLike | str, *, test_share: float = 0.2) ->
   Args:
     dataset: one of `READERS`.
     folder: what `--config.data_dir` names.
-    test_share: of the groups of a `folder`, how many are for the test; other data sets have
-      official lists.
+    test_share: of the groups of a `folder`, the share for the test; other data sets have official
+      lists.
 
   Raises:
-    ListingError: there is no such data set (the message has the nearest), or the folder cannot
-      serve.
+    ListingError: there is no such data set (the message has the nearest), or its folder cannot be
+      used.
   """
   check_name(dataset)
-  place = pathlib.Path(folder)
+  path = pathlib.Path(folder)
   if dataset != "made_actions":
-    # Its libraries are no business of the processes that decode.
+    # Its libraries are of no use to a process that only knows names.
     from hybrid_video.datasets import archives
 
-    place = archives.unpacked(place)
+    path = archives.unpacked(path)
   options = {"test_share": test_share} if dataset == "folder" else {}
-  return dataclasses.replace(READERS[dataset](place, **options), dataset=dataset)
+  return dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)
+
+
+if importlib.util.find_spec("tensorflow_datasets"):
+  # For `tfds.load("hmdb51", ...)`.
+  from hybrid_video.datasets import tfds_builders as tfds_builders

@@ -1,28 +1,26 @@
-"""A folder of one's own: class folders, or a list `videos.csv`; no official lists are needed.
+"""A user's own folder of videos: class folders, or a list `videos.csv`; no official lists needed.
 
 In: videos in one of three forms. Out: a `Listing` of one split.
 
 - `CLASS/clip.mp4`, or `CLASS/GROUP/.../clip.mp4`: the first folder below the class names the group,
-  such as a film, a person or a day, whichever the class; a clip without one is its own group.
+  such as a film, a person or a day, whatever the class; a clip without one is its own group.
 - `train/CLASS/...` and `test/CLASS/...` (or `val`, `validate`, `validation`): the lists are given.
-- `videos.csv` with a header `path,label` and, if wished, `group` and `list` (`train` or `test`);
+- `videos.csv` with a header `path,label` and optionally `group` and `list` (`train` or `test`);
   paths are relative to its folder or the data folder. Only the listed videos count.
 
-The forms hold for what archives contained as well: an archive that has everything, or one a class.
+The forms hold for what archives contained as well: one archive with everything, or one a class.
 
-Where no list is given, whole groups are parted into training and test by a hash of the group's
-name: adding or removing videos never moves others.
+Where no list is given, whole groups are split into training and test by a hash of the group's name:
+adding or removing videos never moves others.
 """
 
 import dataclasses
-import hashlib
 import pathlib
 
-from hybrid_video.datasets import listing
+from hybrid_video import errors
+from hybrid_video.datasets import listing, splits
 
 LIST_FILE = "videos.csv"
-# `archives.UNPACKED`, whose module brings libraries along that a list does not need.
-_UNPACKED = "unpacked"
 _COLUMNS = ("path", "label", "group", "list")
 _HELD_OUT = ("test", "val", "validate", "validation")
 _ADVICE = (
@@ -31,15 +29,12 @@ _ADVICE = (
 )
 
 
-def in_test_list(group: str, test_share: float) -> bool:
-  """Whether a group without a given list is for the test.
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  """A video without codes, and the list it is given: "train", "test", or "" for none."""
 
-  Args:
-    group: its name.
-    test_share: of all groups, from 0 to 1; a larger share keeps the groups of a smaller one.
-  """
-  digest = hashlib.sha256(group.encode("utf-8", "surrogateescape")).digest()
-  return int.from_bytes(digest[:8], "big") < test_share * 2**64
+  video: listing.Video
+  given: str
 
 
 def _own_group(name: str) -> str:
@@ -49,57 +44,55 @@ def _own_group(name: str) -> str:
 
 def _entries_from_csv(
   path: pathlib.Path, folder: pathlib.Path, video_files: listing.VideoFiles
-) -> list[tuple[listing.Video, str]]:
+) -> list[_Entry]:
   columns, rows = listing.read_table(path)
   if not {"path", "label"} <= {*columns} or {*columns} - {*_COLUMNS}:
     raise listing.ListingError(
-      f"{path}: found the header {','.join(columns)}, expected `path,label` and, if wished, "
-      "`group` and `list`, parted by commas. Mend the first line."
+      f"{path}: found the header {','.join(columns)}, expected `path,label` and optionally `group` "
+      "and `list`, separated by commas. Fix the first line."
     )
   entries = []
-  for place, row in rows:
+  for source, row in rows:
     if not row["path"] or not row["label"]:
-      raise listing.ListingError(f"{place}: the path or the label is empty. Mend the line.")
+      raise listing.ListingError(f"{source}: the path or the label is empty. Fix the line.")
     given = row.get("list", "").lower()
-    if given not in ("", *listing.LIST_CODES):
+    if given not in ("", *splits.LIST_CODES):
       raise listing.ListingError(
-        f"{place}: found the list {given!r}, expected train, test or nothing. Mend the line."
+        f"{source}: found the list {given!r}, expected train, test or nothing. Fix the line."
       )
     name = listing.relative_name(row["path"], folder)
-    found = video_files.at(row["path"], (path.parent, folder))
+    file = video_files.at(row["path"], (path.parent, folder))
     group = row.get("group") or _own_group(name)
-    entries.append((listing.Video(name, row["label"], group, (), found), given))
+    entries.append(_Entry(listing.Video(name, row["label"], group, (), file), given))
   return entries
 
 
 def _root(folder: pathlib.Path, video_files: listing.VideoFiles) -> pathlib.Path:
-  """Where the class folders begin: the data folder, or within what archives held."""
+  """Where the class folders begin: the data folder, or within what archives contained."""
 
-  def folders_in(place: pathlib.Path) -> list[str]:
-    below = [p.relative_to(place).parts for p in video_files.paths if p.is_relative_to(place)]
-    return sorted({parts[0] for parts in below if len(parts) > 1})
+  def folders_in(parent: pathlib.Path) -> list[str]:
+    below = [p.relative_to(parent).parts for p in video_files.paths if p.is_relative_to(parent)]
+    return sorted({components[0] for components in below if len(components) > 1})
 
   first = folders_in(folder)
-  if _UNPACKED not in first:
+  if listing.UNPACKED not in first:
     return folder
   if len(first) > 1:
     raise listing.ListingError(
-      f"{folder}: found class folders both within {_UNPACKED}, from archives, and beside it: "
-      f"{listing.shown(name for name in first if name != _UNPACKED)}. Unpack the archives by hand "
-      f"and remove them and {_UNPACKED}, or give a videos.csv."
+      f"{folder}: found class folders both within {listing.UNPACKED}, from archives, and beside it: "
+      f"{errors.shown(name for name in first if name != listing.UNPACKED)}. Unpack the archives by "
+      f"hand and remove them and {listing.UNPACKED}, or give a videos.csv."
     )
-  root = folder / _UNPACKED
+  root = folder / listing.UNPACKED
   inside = folders_in(root)
-  # One archive that has everything, often in one more folder of its own name.
-  while len(inside) == 1 and (root.name == _UNPACKED or inside[0] == root.name):
+  # One archive with everything, often in one more folder that has its own name.
+  while len(inside) == 1 and (root.name == listing.UNPACKED or inside[0] == root.name):
     root = root / inside[0]
     inside = folders_in(root)
   return root
 
 
-def _entries_from_folders(
-  folder: pathlib.Path, video_files: listing.VideoFiles
-) -> list[tuple[listing.Video, str]]:
+def _entries_from_folders(folder: pathlib.Path, video_files: listing.VideoFiles) -> list[_Entry]:
   root = _root(folder, video_files)
   relative = {
     path: path.relative_to(root) for path in video_files.paths if path.is_relative_to(root)
@@ -120,22 +113,59 @@ def _entries_from_folders(
     if given_lists and above:
       given = "train" if above[0].lower() == "train" else "test"
       above = above[1:]
-    # A video beside the class folders has no class: it is told of as unlisted.
+    # A video beside the class folders has no class: it is reported as unlisted.
     if above:
       group = above[1] if len(above) > 1 else _own_group(below.as_posix())
-      # Given lists are taken as they are, also where folders in both bear one name.
+      # Given lists are taken as they are, also where folders in both have one name.
       group = f"{given}/{group}" if given and len(above) > 1 else group
       name = path.relative_to(folder).as_posix()
-      entries.append((listing.Video(name, above[0], group, (), path), given))
+      entries.append(_Entry(listing.Video(name, above[0], group, (), path), given))
   return entries
 
 
+def _check_entries(
+  entries: list[_Entry], folder: pathlib.Path, video_files: listing.VideoFiles
+) -> None:
+  if not entries:
+    raise listing.ListingError(
+      f"{folder}: no video in a class folder ({len(video_files.paths)} videos found in all). Put "
+      "them into one folder a class, such as walk/clip.mp4, or list them in videos.csv."
+    )
+  labels = {entry.video.label for entry in entries}
+  if len(labels) < 2:
+    raise listing.ListingError(
+      f"{folder}: found the one class {', '.join(labels)}, expected two or more. Set "
+      "--config.data_dir to the folder that holds the class folders."
+    )
+
+
+def _with_codes(
+  entries: list[_Entry], folder: pathlib.Path, test_share: float
+) -> list[listing.Video]:
+  """The videos with the code of their group's list: the given one, or by the group's hash."""
+  given_lists: dict[str, str] = {}
+  for entry in entries:
+    group, given = entry.video.group, entry.given
+    if given and given_lists.setdefault(group, given) != given:
+      raise listing.ListingError(
+        f"{folder}: the group {group} is in both lists, with {entry.video.name} in {given}. Give all "
+        "its videos one list."
+      )
+  videos = []
+  for entry in entries:
+    group = entry.video.group
+    drawn = "test" if splits.group_fraction(group) < test_share else "train"
+    code = splits.LIST_CODES[given_lists.get(group, drawn)]
+    videos.append(dataclasses.replace(entry.video, codes=(code,)))
+  return videos
+
+
 def read(folder: pathlib.Path, *, test_share: float = 0.2) -> listing.Listing:
-  """Reads a folder of videos of one's own.
+  """Reads a user's own folder of videos.
 
   Args:
     folder: in one of the forms above.
-    test_share: of the groups without a given list, how many are for the test; 0 for none.
+    test_share: of the groups without a given list, the share for the test, 0 to below 1.
 
   Raises:
     ListingError: the folder is missing or empty, `videos.csv` has a line of another form, a video
@@ -147,38 +177,17 @@ def read(folder: pathlib.Path, *, test_share: float = 0.2) -> listing.Listing:
     raise listing.ListingError(
       f"test_share is {test_share}, expected 0 to below 1. Set --config.test_share."
     )
-  files = listing.files_below(folder)
-  video_files = listing.VideoFiles(files)
-  list_file = listing.only_file(files, [LIST_FILE])
+  paths = listing.files_below(folder)
+  video_files = listing.VideoFiles(paths)
+  list_file = listing.only_file(paths, [LIST_FILE])
   if list_file:
     entries = _entries_from_csv(list_file, folder, video_files)
   else:
     entries = _entries_from_folders(folder, video_files)
-  if not entries:
-    raise listing.ListingError(
-      f"{folder}: no video in a class folder ({len(video_files.paths)} videos found in all). Put "
-      "them into one folder a class, such as walk/clip.mp4, or list them in videos.csv."
-    )
-  labels = {video.label for video, _ in entries}
-  if len(labels) < 2:
-    raise listing.ListingError(
-      f"{folder}: found the one class {', '.join(labels)}, expected two or more. Let "
-      "--config.data_dir be the folder that holds the class folders."
-    )
-  given_lists: dict[str, str] = {}
-  for video, given in entries:
-    if given and given_lists.setdefault(video.group, given) != given:
-      raise listing.ListingError(
-        f"{folder}: the group {video.group} is in both lists, with {video.name} in {given}. Give "
-        "all its videos one list."
-      )
-  videos = []
-  for video, _ in entries:
-    drawn = "test" if in_test_list(video.group, test_share) else "train"
-    code = listing.LIST_CODES[given_lists.get(video.group, drawn)]
-    videos.append(dataclasses.replace(video, codes=(code,)))
-  listing.check_training(videos, folder, _ADVICE)
-  if test_share > 0 and all(video.codes == (listing.TRAIN,) for video in videos):
+  _check_entries(entries, folder, video_files)
+  videos = _with_codes(entries, folder, test_share)
+  splits.check_training(videos, folder, _ADVICE)
+  if test_share > 0 and all(video.codes == (splits.TRAIN,) for video in videos):
     raise listing.ListingError(
       f"{folder}: none of the {len(videos)} videos falls into the test list. {_ADVICE} To train "
       "without a test, set --config.test_share=0."

@@ -4,10 +4,10 @@ In: a folder with the clips and the split files, both at any depth. Out: a `List
 against what the official lists are known to hold.
 
 Facts: `NAME.avi CODE ` a line, CODE 1 for train, 2 for test, 0 for unused, in 51 x 3 files
-`CLASS_test_splitN.txt`. A name may hold `( ) ! & + ~ #` and is never split on anything but the
-line's last blank. It ends in five tags and a number:
+`CLASS_test_splitN.txt`. A name may hold `( ) ! & + ~ #` and is split from its code at the line's last
+space alone. It ends in five tags and a number:
 `FILM_CLASS_(visible body part)_(camera motion)_(people)_(viewpoint)_(quality)_(number).avi`.
-Clips cut from one film are one group, whichever their classes.
+Clips cut from one film are one group, whatever their classes.
 
 Source: the page below, and the split files themselves.
 """
@@ -17,7 +17,8 @@ from collections.abc import Iterable
 import pathlib
 import re
 
-from hybrid_video.datasets import listing
+from hybrid_video import errors
+from hybrid_video.datasets import listing, splits
 
 HOMEPAGE = "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
 CITATION = r"""@inproceedings{kuehne2011hmdb,
@@ -38,8 +39,8 @@ _CLASS_NAMES = """
 """
 CLASSES = tuple(_CLASS_NAMES.split())
 NUM_CLIPS = 6766
-# Of every class in every split; the other clips are in no list.
-CLIPS_A_CLASS = {listing.TRAIN: 70, listing.TEST: 30}
+# Of every class in every split; the other clips are unused.
+CLIPS_A_CLASS = {splits.TRAIN: 70, splits.TEST: 30}
 # HMDB51's page speaks of np1 to np3; the lists hold np0 to np10.
 TAGS = {
   "body": "[hulf]",
@@ -48,7 +49,7 @@ TAGS = {
   "view": "fr|ba|le|ri",
   "quality": "goo|med|bad",
 }
-_LIST_NAMES = {listing.TRAIN: "training", listing.TEST: "test"}
+_LIST_NAMES = {splits.TRAIN: "training", splits.TEST: "test"}
 _SPLIT_FILE = re.compile(r"(?P<label>.+)_test_split(?P<split>[123])\.txt")
 _SPLIT_LINE = re.compile(r"(?P<name>\S.*\.avi) (?P<code>[012]) ?")
 _NAME = re.compile(
@@ -59,11 +60,11 @@ _NAME = re.compile(
 
 
 def parse_name(name: str, label: str) -> tuple[str, dict[str, str]]:
-  """Reads the film and the five tags off a clip's file name.
+  """The film and the five tags in a clip's file name.
 
   Args:
     name: such as `RATRACE_wave_f_nm_np1_fr_goo_37.avi`.
-    label: its class, which is taken off the film's end.
+    label: its class, which is removed from the end of the film's name.
 
   Returns:
     ("RATRACE", {"body": "f", "camera": "nm", "people": "np1", "view": "fr", "quality": "goo"}).
@@ -75,7 +76,7 @@ def parse_name(name: str, label: str) -> tuple[str, dict[str, str]]:
   if not match:
     raise listing.ListingError(
       f"{name}: not a clip name of HMDB51's form, which is "
-      f"FILM_{label}_{'_'.join(f'({values})' for values in TAGS.values())}_NUMBER.avi. Mend the "
+      f"FILM_{label}_{'_'.join(f'({values})' for values in TAGS.values())}_NUMBER.avi. Fix the "
       "name in the file and in the split files."
     )
   tags = {tag: match[tag] for tag in TAGS}
@@ -109,28 +110,28 @@ def read_split_file(path: pathlib.Path) -> dict[str, int]:
 def _split_files(
   files: Iterable[pathlib.Path], folder: pathlib.Path
 ) -> dict[str, list[pathlib.Path]]:
-  found: dict[tuple[str, int], pathlib.Path] = {}
+  split_files: dict[tuple[str, int], pathlib.Path] = {}
   for path in files:
     match = _SPLIT_FILE.fullmatch(path.name)
     if match:
       key = (match["label"], int(match["split"]))
-      if key in found:
-        raise listing.ListingError(f"{found[key]} and {path}: two files for one list. Remove one.")
-      found[key] = path
-  if not found:
+      first = split_files.setdefault(key, path)
+      if first != path:
+        raise listing.ListingError(f"{first} and {path}: two files for one list. Remove one.")
+  if not split_files:
     raise listing.ListingError(
       f"{folder}: no split files (CLASS_test_split1.txt to 3) at any depth. Unpack the official "
       "test_train_splits.rar into this folder."
     )
   by_class: dict[str, list[pathlib.Path]] = {}
-  for label in sorted({label for label, _ in found}):
+  for label in sorted({label for label, _ in split_files}):
     for split in range(1, NUM_SPLITS + 1):
-      if (label, split) not in found:
+      if (label, split) not in split_files:
         raise listing.ListingError(
-          f"{folder}: {label}_test_split{split}.txt is missing beside its siblings. Take it from "
-          "the official test_train_splits.rar."
+          f"{folder}: {label}_test_split{split}.txt is missing, though other lists of the "
+          "class are there. Take it from the official test_train_splits.rar."
         )
-    by_class[label] = [found[label, split] for split in range(1, NUM_SPLITS + 1)]
+    by_class[label] = [split_files[label, split] for split in range(1, NUM_SPLITS + 1)]
   return by_class
 
 
@@ -166,7 +167,7 @@ def _check_official(videos: list[listing.Video], folder: pathlib.Path) -> None:
     wrong = [f"{len(videos)} clips in all, expected {NUM_CLIPS}"]
   if wrong:
     raise listing.ListingError(
-      f"{folder}: these are not HMDB51's official lists. Found {listing.shown(wrong)}. Take the "
+      f"{folder}: these are not HMDB51's official lists. Found {errors.shown(wrong)}. Take the "
       "official test_train_splits.rar; for a set of your own in this layout, set "
       "--config.dataset=hmdb51_layout."
     )
@@ -182,8 +183,8 @@ def read(folder: pathlib.Path, *, official: bool = True) -> listing.Listing:
 
   Raises:
     ListingError: the folder is missing or empty, a split file or a clip's name has another form, a
-      clip is listed in two classes or lies in the folder of another, a file name stands in two
-      folders, no listed clip is there, or the lists are not the official ones.
+      clip is listed in two classes or lies in the folder of another, two files have one name, no
+      listed clip is there, or the lists are not the official ones.
   """
   files = listing.files_below(folder)
   lists = _split_files(files, folder)

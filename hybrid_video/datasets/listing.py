@@ -1,24 +1,29 @@
 """What any data set lists: videos, their classes, groups and official lists, checked.
 
-In: what a data set's own reader found (`hmdb51`, `ucf101`, `kinetics`, `folder`). Out: a `Listing`,
+In: what a data set's own reader reads (`hmdb51`, `ucf101`, `kinetics`, `folder`). Out: a `Listing`,
 the one form that the builder stores.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
+import errno
 import io
+import logging
 import os
 import pathlib
 
-UNUSED, TRAIN, TEST = 0, 1, 2
-LIST_CODES = {"train": TRAIN, "test": TEST}
+from hybrid_video import errors, files
+
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-_SHOWN = 5
+# The folder in a data folder that holds what its archives contained.
+UNPACKED = "unpacked"
+
+log = logging.getLogger("hybrid_video")
 
 
-class ListingError(ValueError):
-  """A folder or list that cannot serve; the message says what was found and what to do."""
+class ListingError(errors.UserError):
+  """A folder or list that cannot be used; the message says what was found and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +33,11 @@ class Video:
   Attributes:
     name: unique in its data set: a file name, or a path relative to the data folder.
     label: class name.
-    group: videos of one group share people and scenery. Lists that are drawn here keep groups
-      whole; official lists stand as they are, and HMDB51's part some.
-    codes: for each official split: `TRAIN`, `TEST` or `UNUSED`.
+    group: videos of one group share people and scenery. Lists drawn by this project keep groups
+      whole; official lists stay as they are, and HMDB51's split some.
+    codes: for each official split: `splits.TRAIN`, `splits.TEST` or `splits.UNUSED`.
     path: its file, or None where there is none.
-    tags: what else the data set says of it, by name.
+    tags: what else the data set says about it, by name.
   """
 
   name: str
@@ -50,10 +55,10 @@ class Listing:
   Attributes:
     dataset: its name, such as "hmdb51".
     folder: where it was read, for messages.
-    class_names: in alphabetical order, capitals or not (of numbers: by value); a class id is a
-      place in it.
-    videos: by class and name.
-    unlisted: video files that were found and that no list names, relative to the folder.
+    class_names: in alphabetical order, ignoring case (numbers: by value); a class id is an index
+      into it.
+    videos: sorted by class and name.
+    unlisted: video files in the folder that no list names, relative to the folder.
   """
 
   dataset: str
@@ -68,20 +73,13 @@ class Listing:
     return len(self.videos[0].codes)
 
 
-def shown(names: Iterable[str]) -> str:
-  """The first few of some names, and how many more there are."""
-  names = list(names)
-  more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-  return ", ".join(names[:_SHOWN]) + more
-
-
 def is_video(path: pathlib.PurePath) -> bool:
-  """Whether a file's name ends like a video's, in capitals or not."""
+  """Whether a file name has a video's suffix, ignoring case."""
   return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def stem(name: str) -> str:
-  """A file name without its video suffix; other endings are part of the name."""
+  """A file name without its video suffix; any other ending is part of the name."""
   path = pathlib.PurePath(name)
   return path.name.removesuffix(path.suffix) if is_video(path) else path.name
 
@@ -95,19 +93,28 @@ def relative_name(listed: str, folder: pathlib.Path) -> str:
 
 
 def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Every file at any depth, sorted, links followed, hidden ones left out.
+  """Every file at any depth, sorted; links are followed, hidden files left out.
 
   Raises:
-    ListingError: there is no such folder, or no file in it.
+    ListingError: there is no such folder, it cannot be read, or it has no file.
   """
-  if not folder.is_dir():
-    raise ListingError(
-      f"{folder}: there is no such folder. Set --config.data_dir to the folder of the videos."
-    )
-  found: list[str] = []
+
+  def explain(error: OSError) -> None:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
+      raise ListingError(
+        f"{folder}: there is no such folder. Set --config.data_dir to the folder of the videos."
+      ) from error
+    if error.filename == os.fspath(folder):
+      raise ListingError(
+        f"{folder}: the folder cannot be read ({error.strerror}). Make it readable, or set "
+        "--config.data_dir to another one."
+      ) from error
+    log.warning("%s cannot be read (%s): its videos are left out.", error.filename, error.strerror)
+
+  paths: list[str] = []
   entered: set[tuple[int, int]] = set()
-  for place, folders, names in os.walk(folder, followlinks=True):
-    status = os.stat(place)
+  for parent, folders, names in os.walk(folder, followlinks=True, onerror=explain):
+    status = os.stat(parent)
     # A link to a folder above would be followed without end.
     if (status.st_dev, status.st_ino) in entered:
       folders.clear()
@@ -116,55 +123,59 @@ def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     # Unfinished work of unpacking is not data, and archives made on macOS hold a hidden
     # `._NAME.avi` beside NAME.avi.
     folders[:] = sorted(
-      name for name in folders if not name.endswith(".part") and not name.startswith(".")
+      name for name in folders if not name.endswith(files.PART) and not name.startswith(".")
     )
-    found += [os.path.join(place, name) for name in names if not name.startswith(".")]
-  if not found:
+    paths += [os.path.join(parent, name) for name in names if not name.startswith(".")]
+  if not paths:
     raise ListingError(f"{folder}: the folder is empty. Put the videos and their lists there.")
-  return [pathlib.Path(path) for path in sorted(found)]
+  return [pathlib.Path(path) for path in sorted(paths)]
 
 
 class VideoFiles:
-  """The video files among some files, to be found by name or by path.
+  """The video files among some files, by name or by path.
 
-  The suffix of a listed name need not be the file's, so that converted videos are found too.
+  The suffix of a listed name may differ from the file's, so converted videos match too.
+
+  Attributes:
+    paths: all of them.
   """
 
-  def __init__(self, files: Iterable[pathlib.Path], fold: Callable[[str], str] = str):
+  def __init__(self, paths: Iterable[pathlib.Path], fold: Callable[[str], str] = str):
     """Indexes the files.
 
     Args:
-      files: of any kind; those that are no videos are left out.
+      paths: files of any kind; only videos count.
       fold: makes names equal that mean one file, such as `str.casefold`.
     """
-    self.paths = [path for path in files if is_video(path)]
+    self.paths = [path for path in paths if is_video(path)]
     self._fold = fold
     self._by_stem: dict[str, list[pathlib.Path]] = {}
     for path in self.paths:
       self._by_stem.setdefault(fold(stem(path.name)), []).append(path)
 
   def named(self, name: str) -> pathlib.Path | None:
-    """The file of a name, wherever it lies.
+    """The file with a name, in whichever folder; None where there is none.
 
     Raises:
       ListingError: there are two.
     """
     return self._only(self._by_stem.get(self._fold(stem(name)), []))
 
-  def at(self, listed: str, places: Sequence[pathlib.Path]) -> pathlib.Path | None:
-    """The file that a list names by its path.
+  def at(self, listed: str, folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    """The file that a list names by its path; None where there is none.
 
     Args:
-      listed: absolute; or relative to one of the places or, failing that, the last parts of the
-        path of a file.
-      places: folders that the path may start from; the first that has the file counts.
+      listed: absolute; or relative to one of the folders; or else the last components of a file's
+        path.
+      folders: where a relative path may start; the first that has the file counts.
 
     Raises:
-      ListingError: no place has it, and two files elsewhere end so.
+      ListingError: none of the folders has it, and the paths of two files elsewhere end like this.
     """
-    for place in places:
-      if (place / listed).is_file():
-        return place / listed
+    for folder in folders:
+      # Of `pathlib` this would raise an error for a name that is too long.
+      if os.path.isfile(folder / listed):
+        return folder / listed
     if pathlib.Path(listed).is_absolute():
       return None
     above = pathlib.PurePath(self._fold(listed)).parts[:-1]
@@ -182,16 +193,16 @@ class VideoFiles:
     return paths[0] if paths else None
 
 
-def only_file(files: Iterable[pathlib.Path], names: Sequence[str]) -> pathlib.Path | None:
-  """The one file that has one of some names, capitals or not; None where there is none.
+def only_file(paths: Iterable[pathlib.Path], names: Sequence[str]) -> pathlib.Path | None:
+  """The one file that has one of some lower-case names, ignoring case; None where there is none.
 
   Raises:
     ListingError: there are two.
   """
-  found = [path for path in files if path.name.lower() in names]
-  if len(found) > 1:
-    raise ListingError(f"{found[0]} and {found[1]}: two files for one list. Remove one.")
-  return found[0] if found else None
+  matches = [path for path in paths if path.name.lower() in names]
+  if len(matches) > 1:
+    raise ListingError(f"{matches[0]} and {matches[1]}: two files for one list. Remove one.")
+  return matches[0] if matches else None
 
 
 def _read_text(path: pathlib.Path) -> str:
@@ -201,30 +212,34 @@ def _read_text(path: pathlib.Path) -> str:
     raise ListingError(
       f"{path}: byte {error.start} is not UTF-8 text. Save the file in UTF-8."
     ) from error
+  except OSError as error:
+    raise ListingError(
+      f"{path}: the list cannot be read ({error.strerror}). Make the file readable."
+    ) from error
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """The lines of a list that are not blank, with their numbers, without their ends.
+  """The lines of a list that are not blank, each with its number, without line ends.
 
   Raises:
-    ListingError: the file is not UTF-8 text.
+    ListingError: the file cannot be read or is not UTF-8 text.
   """
-  # Not `splitlines`, which would part a name at some rare signs.
+  # Not `splitlines`, which would split a name at some rare characters.
   for number, line in enumerate(_read_text(path).split("\n"), 1):
     if line.strip():
       yield number, line
 
 
 def split_row(line: str) -> list[str]:
-  """The fields of one line of CSV, stripped; quotes that do not match are signs like any other."""
+  """The fields of one line of CSV, stripped; a quote without its pair is a character like others."""
   return [field.strip() for field in next(csv.reader([line], skipinitialspace=True), [])]
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-  """The rows of a CSV file that are not blank, with their line numbers, fields stripped.
+  """The rows of a CSV file that are not blank, each with its line number, fields stripped.
 
   Raises:
-    ListingError: the file is not UTF-8 text, or its quotes do not match.
+    ListingError: the file cannot be read, is not UTF-8 text, or its quotes do not match.
   """
   reader = csv.reader(io.StringIO(_read_text(path)), strict=True, skipinitialspace=True)
   try:
@@ -243,30 +258,30 @@ def read_table(path: pathlib.Path) -> tuple[list[str], Iterator[tuple[str, dict[
   """A CSV file with a header.
 
   Returns:
-    (column names in lower case; for each row, where it stands, for messages, and its fields by
-    column). The rows are read as they are asked for.
+    (column names in lower case; for each row "FILE, line N", for messages, and its fields by
+    column). Rows are read one by one, as they are iterated over.
 
   Raises:
-    ListingError: as `read_rows`; a row has other fields than the header.
+    ListingError: as `read_rows`; a row has more or fewer fields than the header.
   """
   rows = read_rows(path)
   columns = [column.lower() for column in next(rows, (1, [""]))[1]]
 
   def fields_of_rows() -> Iterator[tuple[str, dict[str, str]]]:
     for number, fields in rows:
-      place = f"{path}, line {number}"
+      source = f"{path}, line {number}"
       if len(fields) != len(columns):
         raise ListingError(
-          f"{place}: found {len(fields)} fields, expected {len(columns)} as in the header. Put a "
+          f"{source}: found {len(fields)} fields, expected {len(columns)} as in the header. Put a "
           "field that holds a comma in double quotes."
         )
-      yield place, dict(zip(columns, fields, strict=True))
+      yield source, dict(zip(columns, fields, strict=True))
 
   return columns, fields_of_rows()
 
 
 def check_class_folders(videos: Iterable[Video], folder: pathlib.Path) -> None:
-  """Refuses videos that lie in a folder named as another class than their list says.
+  """Checks that no video lies in a folder that has the name of another class than its list says.
 
   Raises:
     ListingError: names the file, both classes, and what to do.
@@ -274,38 +289,15 @@ def check_class_folders(videos: Iterable[Video], folder: pathlib.Path) -> None:
   videos = list(videos)
   labels = {video.label.casefold(): video.label for video in videos}
   for video in videos:
-    # The data folder itself, or one far above, may bear any name.
+    # The data folder itself, or one above it, may have any name.
     if video.path is None or video.path.parent == folder:
       continue
     other = labels.get(video.path.parent.name.casefold(), video.label)
     if other != video.label:
       raise ListingError(
         f"{video.path}: the file lies in the folder of {other}, but the lists say {video.label}. "
-        f"Unpack the archive of {other} anew, or move the file to a folder {video.label}."
+        f"Unpack the archive of {other} again, or move the file to a folder {video.label}."
       )
-
-
-def check_training(videos: Iterable[Video], folder: pathlib.Path, advice: str) -> None:
-  """Refuses lists of which no model could learn, or on which none could be tested.
-
-  Args:
-    videos: with the codes of the same splits each.
-    folder: for messages.
-    advice: what to do about it.
-
-  Raises:
-    ListingError: in some split a class has test videos but none for training.
-  """
-  lists: dict[tuple[int, str], set[int]] = {}
-  for video in videos:
-    for split, code in enumerate(video.codes, 1):
-      lists.setdefault((split, video.label), set()).add(code)
-  lacking = [label for (_, label), codes in lists.items() if TEST in codes and TRAIN not in codes]
-  if lacking:
-    raise ListingError(
-      f"{folder}: these classes have test videos but none for training: {shown(sorted(lacking))}. "
-      f"{advice}"
-    )
 
 
 def _class_order(name: str) -> tuple[int, int, str, str]:
@@ -318,19 +310,19 @@ def make(
   dataset: str,
   folder: os.PathLike | str,
   videos: Iterable[Video],
-  found: Iterable[pathlib.Path] = (),
+  video_paths: Iterable[pathlib.Path] = (),
 ) -> Listing:
-  """Sorts and checks what a reader found.
+  """Sorts and checks what a reader read.
 
   Args:
     dataset: its name.
     folder: where it was read.
     videos: as listed, in any order.
-    found: the video files in the folder; those that no video has become `Listing.unlisted`.
+    video_paths: the video files in the folder; those of no listed video become `Listing.unlisted`.
 
   Raises:
-    ListingError: nothing is listed, a name or file is listed twice or in two classes, splits
-      differ in number, or no listed video has a file.
+    ListingError: nothing is listed, a name or file is listed twice or in two classes, videos have
+      different numbers of splits, or no listed video has a file.
   """
   folder = pathlib.Path(folder)
   videos = sorted(videos, key=lambda video: (_class_order(video.label), video.name))
@@ -361,6 +353,12 @@ def make(
       "the video files into this folder, at any depth, under the names in the lists."
     )
   unlisted = [
-    path.relative_to(folder).as_posix() for path in found if os.path.abspath(path) not in by_path
+    path.relative_to(folder).as_posix()
+    for path in video_paths
+    if os.path.abspath(path) not in by_path
   ]
   return Listing(dataset, folder, tuple(class_names), tuple(videos), tuple(sorted(unlisted)))
+
+
+# Until every caller takes them from `splits`.
+UNUSED, TRAIN, TEST = 0, 1, 2

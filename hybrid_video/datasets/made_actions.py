@@ -2,18 +2,19 @@
 
 In: a seed. Out: a folder of AVI files and split files, read like HMDB51 itself.
 
-The classes form three families. Within a family every class shows the very same set of frames,
-only in another order, so neither one frame nor an unordered bag of frames tells a class from its
-siblings: a model that ignores order cannot pass 3 in 8, even if it tells the families apart.
+The classes form three families. Within a family every class shows the same set of frames, only in
+another order, so neither one frame nor an unordered set of frames separates the classes of a
+family: a model that ignores order cannot pass 3 in 8, even if it separates the families.
 
-- Sweeps (four classes): a shape slides sideways and slides upright. The classes differ in the
+- Sweeps (four classes): a shape slides sideways and slides up or down. The classes differ in the
   directions and in which comes first.
-- Spins (two): a shape turns about itself, to the right or to the left.
+- Spins (two): a shape turns about its centre, to the right or to the left.
 - Changes (two): a shape grows or shrinks.
 """
 
 from collections.abc import Callable
 from concurrent import futures
+import contextlib
 import dataclasses
 from fractions import Fraction
 import functools
@@ -22,17 +23,22 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import time
+import uuid
 
 import av
 import numpy as np
 import tqdm
 
-from hybrid_video.datasets import hmdb51, listing
+from hybrid_video import errors, files
+from hybrid_video.datasets import hmdb51, splits
 
 HEIGHT, WIDTH = 96, 128
 FRAME_RATES = (12, 15, 20, 24, 30)
 SECONDS = (1.8, 2.3)
 SPLITS_FOLDER = "testTrainMulti_7030_splits"
+# A folder in the making that has not changed for so long was left by an interrupted process.
+_LEFTOVER_SECONDS = 60 * 60
 
 # A sweep is two slides (axis, direction): x runs to the right, y runs down.
 SWEEPS = {
@@ -49,9 +55,13 @@ ACTIONS = tuple(sorted(action for family in FAMILIES for action in family))
 Grid = tuple[np.ndarray, np.ndarray]
 
 
+class MadeActionsError(errors.UserError):
+  """Videos that cannot be made there; the message has the folder and what to do."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pose:
-  """Where the shape is: centre in pixels, radius in pixels, angle in radians (to the right)."""
+  """Where the shape is: centre in pixels, radius in pixels, angle in radians (clockwise)."""
 
   x: float
   y: float
@@ -61,13 +71,13 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """A shape that looks the same after a turn by 1/`fold` of a circle.
+  """A shape that looks the same after a turn by 1 / `fold` of a circle.
 
   Attributes:
     fold: order of its rotational symmetry.
     turn: how far it turns in a spin, a multiple of the symmetry's angle, in radians.
-    distance: signed distance to its edge, negative inside, in units of its radius, from polar
-      coordinates (distance from the centre in radii, angle).
+    distance: from polar coordinates (distance from the centre in radii, angle) to the signed
+      distance from the shape's edge in radii, negative inside.
   """
 
   fold: int
@@ -95,8 +105,8 @@ def _propeller(fold: int) -> Shape:
 
 
 def _turn(fold: int) -> float:
-  # The multiple of the symmetry's angle that is nearest to 300 degrees: the last frame looks like
-  # the first, so that the frames of a turn to the right are those of a turn to the left.
+  # The multiple of the symmetry's angle that is nearest to 300 degrees. The last frame looks like
+  # the first, so the frames of a turn to the right are those of a turn to the left.
   sector = 2 * np.pi / fold
   return sector * round(np.deg2rad(300) / sector)
 
@@ -132,14 +142,14 @@ def _background(rng: np.random.Generator, grid: Grid) -> np.ndarray:
 
 
 class Scene:
-  """What the clips of one film share, the backdrop, and what a clip has to itself, its shape."""
+  """A clip's background, which it shares with its film's other clips, and its own shape."""
 
   def __init__(self, film_rng: np.random.Generator, rng: np.random.Generator):
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
     self.grid: Grid = (x - WIDTH / 2, y - HEIGHT / 2)
     self.background = _background(film_rng, self.grid)
     self.shape = SHAPES[rng.integers(len(SHAPES))]
-    # Bright colours over the darker backdrop.
+    # Bright colours over the darker background.
     self.colour = rng.permutation([1.0, rng.uniform(0.5, 1.0), rng.uniform(0.1, 0.9)])
     self.rings = rng.uniform(0.0, 0.4)
     self.noise = rng.uniform(0.0, 0.03)
@@ -168,12 +178,12 @@ def poses(
 
   Args:
     action: one of `ACTIONS`.
-    seconds: the times asked for, ascending from 0, `[N]`; the last is the clip's end.
-    full_turn: how far a spin turns, in radians, so that the shape looks as before.
-    rng: of places, sizes and timing, which the classes of a family draw alike.
+    seconds: times ascending from 0, `[N]`; the last is the clip's end.
+    full_turn: how far a spin turns, in radians; the shape looks the same afterwards.
+    rng: draws positions, sizes and timing, with the same distribution for all classes of a family.
 
   Returns:
-    A pose a time, None where no shape is seen.
+    A pose for each time, None where no shape is visible.
   """
   if action in SWEEPS:
     return _sweep(action, seconds, rng)
@@ -192,20 +202,20 @@ def _sweep(action: str, seconds: np.ndarray, rng: np.random.Generator) -> list[P
   radius, angle = rng.uniform(16, 23), rng.uniform(0, 2 * np.pi)
   off_x, off_y = rng.uniform(-10, 10), rng.uniform(-6, 6)
   reach_x, reach_y = rng.uniform(22, 30), rng.uniform(18, 26)
-  # Two slides one after the other, each the same share of the time whichever class it is.
+  # Two slides in succession, each takes the same share of the time in every class.
   share, gap = rng.uniform(0.40, 0.47) * seconds[-1], rng.uniform(0.02, 0.06) * seconds[-1]
   middle = seconds[-1] * (0.5 + rng.uniform(-0.03, 0.03))
   starts = (middle - gap / 2 - share, middle + gap / 2)
-  found: list[Pose | None] = []
-  for time in seconds:
+  shape_poses: list[Pose | None] = []
+  for now in seconds:
     pose = None
     for (axis, direction), start in zip(SWEEPS[action], starts, strict=True):
-      if 0 <= time - start <= share:
-        way = direction * (2 * (time - start) / share - 1)
+      if 0 <= now - start <= share:
+        way = direction * (2 * (now - start) / share - 1)
         x, y = (way * reach_x, off_y) if axis == "x" else (off_x, way * reach_y)
         pose = Pose(x, y, radius, angle)
-    found.append(pose)
-  return found
+    shape_poses.append(pose)
+  return shape_poses
 
 
 def render(action: str, seed: int, film: int) -> tuple[list[np.ndarray], int]:
@@ -214,7 +224,7 @@ def render(action: str, seed: int, film: int) -> tuple[list[np.ndarray], int]:
   Args:
     action: one of `ACTIONS`.
     seed: of the whole set.
-    film: clips of one film share the backdrop.
+    film: clips of one film share the background.
 
   Returns:
     (frames, each uint8 `[HEIGHT, WIDTH, 3]`; frames a second).
@@ -223,8 +233,8 @@ def render(action: str, seed: int, film: int) -> tuple[list[np.ndarray], int]:
   fps = int(rng.choice(FRAME_RATES))
   seconds = np.arange(round(rng.uniform(*SECONDS) * fps)) / fps
   scene = Scene(np.random.default_rng([seed, film, 0]), rng)
-  found = poses(action, seconds, scene.shape.turn, rng)
-  return [scene.frame(pose) for pose in found], fps
+  shape_poses = poses(action, seconds, scene.shape.turn, rng)
+  return [scene.frame(pose) for pose in shape_poses], fps
 
 
 def write_avi(path: os.PathLike | str, frames: list[np.ndarray], fps: int) -> None:
@@ -253,49 +263,49 @@ def _write_film(folder: pathlib.Path, seed: int, film: int) -> None:
 
 
 def _split_codes(films: int, split: int) -> list[int]:
-  # Whole films are for training (7 in 10) or for the test (3 in 10); each split tests others.
+  # A film is for training (7 in 10) or for the test (3 in 10) as a whole; splits test other films.
   order = np.random.default_rng([films, split]).permutation(films)
-  codes = np.full(films, listing.TRAIN)
-  codes[order[: round(0.3 * films)]] = listing.TEST
+  codes = np.full(films, splits.TRAIN)
+  codes[order[: round(0.3 * films)]] = splits.TEST
   return codes.tolist()
 
 
-def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | None = None) -> bool:
-  """Writes the set, one clip a class and film, unless it is there already.
-
-  The folder appears when it is whole: the work is done beside it and renamed.
-
-  Args:
-    folder: where to; holds `videos/CLASS/*.avi`, the split files, and a note of how it was made.
-    films: backdrops; 7 in 10 are for training, 3 in 10 for the test, in each of three splits.
-    seed: of everything drawn.
-    workers: processes; the default is one a core.
-
-  Returns:
-    Whether anything was written.
+def _is_made(folder: pathlib.Path, note: dict) -> bool:
+  """Whether the folder holds the set that `note` describes.
 
   Raises:
-    FileExistsError: the folder holds something else.
-    ValueError: too few films for both lists.
+    MadeActionsError: it holds something else.
   """
-  if films < 4:
-    raise ValueError(f"{films} films are too few for a training and a test list: take 4 or more.")
-  folder = pathlib.Path(folder)
-  note = {"made_actions": {"films": films, "seed": seed, "actions": list(ACTIONS)}}
+  if not folder.exists():
+    return False
   note_path = folder / "made.json"
-  if folder.exists():
-    found = json.loads(note_path.read_text()) if note_path.is_file() else None
-    if found == note:
-      return False
-    raise FileExistsError(
-      f"{folder}: expected the made videos {note}, found {found or 'something else'}. Remove the "
-      "folder or name another."
-    )
-  part = folder.with_name(folder.name + ".part")
-  shutil.rmtree(part, ignore_errors=True)
+  try:
+    present = json.loads(note_path.read_text()) if note_path.is_file() else None
+  except ValueError:
+    present = None
+  if present == note:
+    return True
+  raise MadeActionsError(
+    f"{errors.printable(folder)}: expected the made videos {note}, found "
+    f"{present or 'something else'}. Remove the folder or name another."
+  )
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+  """Removes what interrupted processes left beside `folder`; living ones write all the time."""
+  for part in folder.parent.glob(f"*{files.PART}"):
+    if not part.name.startswith(f"{folder.name}."):
+      continue
+    with contextlib.suppress(OSError):
+      changed = max(path.stat().st_mtime for path in (part, *part.glob("videos/*")))
+      if time.time() - changed > _LEFTOVER_SECONDS:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_set(folder: pathlib.Path, films: int, seed: int, workers: int | None) -> None:
   for action in ACTIONS:
-    (part / "videos" / action).mkdir(parents=True)
-  write = functools.partial(_write_film, part / "videos", seed)
+    (folder / "videos" / action).mkdir(parents=True)
+  write = functools.partial(_write_film, folder / "videos", seed)
   workers = min(workers or os.cpu_count() or 1, films)
   if workers > 1:
     context = multiprocessing.get_context("spawn")
@@ -304,12 +314,68 @@ def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | No
       list(tqdm.tqdm(written, total=films, unit=" films", desc="Making videos"))
   else:
     list(map(write, range(films)))
-  (part / SPLITS_FOLDER).mkdir()
+  (folder / SPLITS_FOLDER).mkdir()
   for split in range(1, hmdb51.NUM_SPLITS + 1):
     codes = _split_codes(films, split)
     for action in ACTIONS:
       lines = [f"{clip_name(action, film)} {codes[film]} \n" for film in range(films)]
-      (part / SPLITS_FOLDER / f"{action}_test_split{split}.txt").write_text("".join(lines))
-  (part / "made.json").write_text(json.dumps(note, indent=2))
-  part.rename(folder)
+      (folder / SPLITS_FOLDER / f"{action}_test_split{split}.txt").write_text("".join(lines))
+
+
+def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | None = None) -> bool:
+  """Writes the set, one clip for each class and film, unless it is there already.
+
+  The folder appears when it is whole: it is written beside its place, under a name that no other
+  process uses, and renamed. If two processes make the same set at once, the first one's stays.
+
+  Args:
+    folder: where to; holds `videos/CLASS/*.avi`, the split files, and a note of how it was made.
+    films: backgrounds; 7 in 10 are for training, 3 in 10 for the test, in each of three splits.
+    seed: of all random numbers.
+    workers: processes; the default is one a core.
+
+  Returns:
+    Whether the folder is new.
+
+  Raises:
+    MadeActionsError: too few films for both lists, the folder holds something else, or it cannot
+      be written.
+  """
+  if films < 4:
+    raise MadeActionsError(
+      f"{films} films are too few for a training and a test list: make 4 or more."
+    )
+  folder = pathlib.Path(folder)
+  note = {"made_actions": {"films": films, "seed": seed, "actions": list(ACTIONS)}}
+  part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{files.PART}")
+  try:
+    if _is_made(folder, note):
+      return False
+    _remove_leftovers(folder)
+    try:
+      _write_set(part, films, seed, workers)
+      (part / "made.json").write_text(json.dumps(note, indent=2))
+      return _rename(part, folder, note)
+    finally:
+      shutil.rmtree(part, ignore_errors=True)
+  except OSError as error:
+    raise MadeActionsError(
+      f"{errors.printable(folder)}: the videos cannot be made there ({error.strerror or error}). "
+      "Make room or fix the permissions there, or name another folder."
+    ) from error
+  except futures.BrokenExecutor as error:
+    raise MadeActionsError(
+      f"{errors.printable(folder)}: a process that makes videos ended early. Check this machine's "
+      "memory; a script needs `if __name__ == '__main__':` around its work."
+    ) from error
+
+
+def _rename(part: pathlib.Path, folder: pathlib.Path, note: dict) -> bool:
+  """Gives a whole set its name and says whether it got it: another process may have been first."""
+  try:
+    part.rename(folder)
+  except OSError:
+    if _is_made(folder, note):
+      return False
+    raise
   return True

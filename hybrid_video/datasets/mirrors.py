@@ -1,16 +1,15 @@
-"""Where the archives of known data sets lie, and fetching them.
+"""The URLs of known data sets' archives, and downloading them.
 
 In: a data set's name and a folder. Out: its official archives in that folder, for `archives` to
 unpack.
 
-The old host of HMDB51 no longer gives the files, so each archive has several places, its authors'
-first, and the user may name more in a JSON file:
+The old host of HMDB51 no longer gives the files, so each archive has several URLs, its authors'
+first, and the user may add more in a JSON file:
 
     {"hmdb51_org.rar": {"urls": ["https://..."], "sha256": "..."}}
 
-Its URLs are tried before the built-in ones; its checksum (`sha256` or `md5`, optional) takes the
-place of the built-in one. Whoever has the archives puts them into the folder, and nothing is
-downloaded.
+Its URLs are tried before the built-in ones; its checksum (`sha256` or `md5`, optional) replaces the
+built-in one. Archives that are in the folder already are not downloaded.
 
 SHA-256 sums are those of torchvision's prototype data sets (`hmdb51.py` and `ucf101.py`), UCF101's
 lists also in TensorFlow Datasets' `url_checksums/ucf101.txt`; HMDB51's files have the MD5 sums
@@ -19,28 +18,27 @@ lists also in TensorFlow Datasets' `url_checksums/ucf101.txt`; HMDB51's files ha
 """
 
 import dataclasses
-import difflib
 import json
 import logging
 import pathlib
 from typing import Any
 import urllib.parse
 
-from hybrid_video import downloads
+from hybrid_video import downloads, errors
 from hybrid_video.datasets import listing
 
 _BROWN = "https://serre-lab.clps.brown.edu/wp-content/uploads/2013/10"
 _BROWN_HUB = "https://huggingface.co/datasets/Serrelab/hmdb51/resolve/main"
 _UCF = "https://www.crcv.ucf.edu"
 _FORM = (
-  '{"FILE": {"urls": ["https://..."], "sha256": "..."}}, with "md5" in place of "sha256" or neither'
+  '{"FILE": {"urls": ["https://..."], "sha256": "..."}}, with "md5" instead of "sha256" or neither'
 )
 
 log = logging.getLogger("hybrid_video")
 
 
 class MirrorError(listing.ListingError):
-  """Archives that cannot be had; the message says why and what to do."""
+  """Archives that cannot be downloaded; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Archive:
 
   Attributes:
     name: its file name.
-    urls: where it lies, in the order of trying.
+    urls: of the file, in the order in which they are tried.
     checksum: of the whole file; None where none is known.
     bytes: its size; None where none is published.
   """
@@ -84,7 +82,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
       (
         f"{_UCF}/data/UCF101/UCF101.rar",
         f"{_UCF}/datasets/human-actions/ucf101/UCF101.rar",
-        # Its https has had certificates that do not verify; the checksum stands in for them.
+        # Its https has had certificates that do not verify; the checksum replaces them.
         "http://crcv.ucf.edu/data/UCF101/UCF101.rar",
         "https://huggingface.co/datasets/fierytrees/UCF/resolve/main/UCF101.rar",
       ),
@@ -115,8 +113,8 @@ def fetch(
 
   Args:
     dataset: one of `ARCHIVES`.
-    folder: where the archives lie or shall lie; made if need be. An archive that is there is taken
-      as it is: unpacking checks every file in it.
+    folder: for the archives; made if it is not there. An archive that is in it is used as it is:
+      unpacking checks every file in it.
     mirrors_file: the user's own URLs in the JSON form above.
     progress: whether to show a bar with bytes, rate and time left for each download.
 
@@ -124,16 +122,14 @@ def fetch(
     The archives' paths, in the order of `ARCHIVES`.
 
   Raises:
-    MirrorError: no such data set, a mirrors file of another form, or archives that no place gives;
-      the message then has every URL with its reason, and what to do by hand. Archives that could
-      be had are in the folder all the same.
+    MirrorError: no such data set, a mirrors file of another form, or archives that no URL gives;
+      the message then has every URL with its reason, and what to do by hand. The other archives
+      are downloaded all the same.
   """
   if dataset not in ARCHIVES:
-    close = difflib.get_close_matches(dataset, ARCHIVES, n=1, cutoff=0.5)
-    proposal = f" Did you mean {close[0]}?" if close else ""
     raise MirrorError(
-      f"No archives of a data set {dataset!r} are known.{proposal} Known: {', '.join(ARCHIVES)}. Put "
-      f"the videos of another one into {folder} yourself."
+      f"No archives of a data set {dataset!r} are known.{errors.nearest(dataset, ARCHIVES, count=1)} "
+      f"Known: {', '.join(ARCHIVES)}. Put the videos of another one into {folder} yourself."
     )
   known = ARCHIVES[dataset]
   if mirrors_file is not None:
@@ -147,7 +143,7 @@ def fetch(
 
 
 def _fetch_one(archive: Archive, folder: pathlib.Path, progress: bool) -> str | None:
-  """Brings one archive; if that fails, says why at each place and what to do."""
+  """Downloads one archive; if that fails, returns why at each URL and what to do."""
   path = folder / archive.name
   if path.is_file():
     if archive.bytes not in (None, path.stat().st_size):
@@ -164,14 +160,14 @@ def _fetch_one(archive: Archive, folder: pathlib.Path, progress: bool) -> str | 
       _download(archive, url, path, progress)
       return None
     except downloads.DownloadError as error:
-      log.warning("%s cannot be had from %s: %s", archive.name, url, error.reason)
+      log.warning("%s cannot be downloaded from %s: %s", archive.name, url, error.reason)
       reasons.append(f"  {url}: {error.reason}")
   check = f" Its {archive.checksum}." if archive.checksum else ""
   return (
-    f"{archive.name} cannot be had from any of {len(archive.urls)} known places:\n"
+    f"{archive.name} cannot be downloaded from any of {len(archive.urls)} known URLs:\n"
     + "\n".join(reasons)
     + f"\nDownload it by hand, or copy it from a machine that has it, and put the file {archive.name} "
-    f"into {folder}.{check} Other places can be named in a mirrors file: {_FORM}."
+    f"into {folder}.{check} Other URLs can be given in a mirrors file: {_FORM}."
   )
 
 
@@ -182,7 +178,7 @@ def _download(archive: Archive, url: str, path: pathlib.Path, progress: bool) ->
     checksum=archive.checksum,
     other_folder="choose a folder on another disk",
   )
-  # The beginning may be another server's, of another version: then this one is not to blame.
+  # The beginning may be another server's, of another version: then this one did nothing wrong.
   is_resumed = download.part.exists()
   try:
     downloads.fetch(download, progress=progress)
@@ -202,17 +198,16 @@ def _extended(known: tuple[Archive, ...], file: pathlib.Path) -> tuple[Archive, 
       f"{file} cannot be read: {error.strerror or error}. Give the path of a JSON file: {_FORM}."
     ) from error
   except ValueError as error:
-    raise MirrorError(f"{file} is no JSON: {error}. Write it as {_FORM}.") from error
+    raise MirrorError(f"{file} is not JSON: {error}. Write it as {_FORM}.") from error
   if not isinstance(given, dict):
     raise MirrorError(f"{file}: found {_shown(given)}, expected {_FORM}.")
   # One file may serve several data sets.
   names = [archive.name for archives in ARCHIVES.values() for archive in archives]
   for name in given:
     if name not in names:
-      close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-      proposal = f" Did you mean {close[0]}?" if close else ""
       raise MirrorError(
-        f"{file}: {name!r} is no known archive.{proposal} Known: {', '.join(names)}."
+        f"{file}: {name!r} is no known archive.{errors.nearest(name, names, count=1)} Known: "
+        f"{', '.join(names)}."
       )
   return tuple(
     _with_entry(archive, given[archive.name], file) if archive.name in given else archive
@@ -221,31 +216,38 @@ def _extended(known: tuple[Archive, ...], file: pathlib.Path) -> tuple[Archive, 
 
 
 def _with_entry(archive: Archive, entry: Any, file: pathlib.Path) -> Archive:
-  place = f"{file}, {archive.name}"
+  where = f"{file}, {archive.name}"
   if not isinstance(entry, dict) or {*entry} - {"urls", "sha256", "md5"}:
-    raise MirrorError(f"{place}: found {_shown(entry)}, expected {_FORM}.")
+    raise MirrorError(f"{where}: found {_shown(entry)}, expected {_FORM}.")
   urls = entry.get("urls")
   if not isinstance(urls, list) or not urls or not all(isinstance(url, str) for url in urls):
-    raise MirrorError(f"{place}: found the urls {_shown(urls)}, expected a list of URLs.")
+    raise MirrorError(f"{where}: found the urls {_shown(urls)}, expected a list of URLs.")
   for url in urls:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in downloads.WEB_SCHEMES or not parts.netloc:
+    if not _is_web_address(url):
       raise MirrorError(
-        f"{place}: found the URL {url!r}, expected http://... or https://...; a file of your own goes "
+        f"{where}: found the URL {url!r}, expected http://... or https://...; put a file of your own "
         "into the data folder."
       )
   sums = {key: entry[key] for key in ("sha256", "md5") if key in entry}
   if len(sums) > 1:
-    raise MirrorError(f"{place}: found both sha256 and md5, expected one. Keep sha256.")
+    raise MirrorError(f"{where}: found both sha256 and md5, expected one. Keep sha256.")
   checksum, size = archive.checksum, archive.bytes
   for algorithm, begins in sums.items():
     try:
       checksum = downloads.Checksum(algorithm, str(begins))
     except ValueError as error:
-      raise MirrorError(f"{place}: {error} Mend it, or leave it out.") from error
+      raise MirrorError(f"{where}: {error} Fix it, or leave it out.") from error
     # Another checksum means another file.
     size = size if checksum == archive.checksum else None
   return Archive(archive.name, (*urls, *archive.urls), checksum, size)
+
+
+def _is_web_address(url: str) -> bool:
+  try:
+    address = urllib.parse.urlsplit(url)
+  except ValueError:
+    return False
+  return address.scheme in downloads.WEB_SCHEMES and bool(address.netloc)
 
 
 def _shown(value: Any) -> str:

@@ -1,46 +1,51 @@
-"""Stored records and what is known of each without decoding it: the index, and frames by their place.
+"""Stored records and what is known of each without decoding it: the index, and frames by their number.
 
-In: a folder that `builder` has written. Out: `Records`, which lists the videos, selects lists, and
-reads any frames of any video without those before them.
+In: a folder that `builder` has written. Out: `Records`, which lists the videos and reads any frames
+of any video without those before them.
 
 What lies in the folder: TFDS's record files and metadata, and beside each record file its
 `ShardIndex`, written when the record file was whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import io
 import os
 from typing import Any
-import uuid
 import zipfile
 
+from etils import epath
 import google_crc32c
 import numpy as np
 import tensorflow as tf
 
-from hybrid_video.datasets import jpeg_stripes, listing
+from hybrid_video import errors, files
+from hybrid_video.decoding import jpeg_stripes
 
-# Ends the name of a file that is being written.
-PART = ".part"
 # A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 INDEX_VERSION = 3
 # An index file ends in the CRC-32C of what stands before.
 _CHECK_BYTES = 4
-# By video: what a listing says of it, what decoding told, and where its record lies.
+# By video: what a listing says of it, what decoding showed, and where its record lies.
 _VIDEO_COLUMNS = (
   "names", "labels", "groups", "tags", "split_codes", "fps", "num_frames", "height", "width",
   "header", "offset", "length",
 )  # fmt: skip
 # By frame: where its entropy-coded data lies within its record, its bytes, and their CRC-32C.
 _FRAME_COLUMNS = ("scan_at", "scan_bytes", "scan_crc")
+_COLUMN_TYPES = {
+  **dict.fromkeys(("names", "groups", "tags"), np.str_),
+  **dict.fromkeys(("labels", "split_codes", "num_frames", "height", "width"), np.int64),
+  **dict.fromkeys(("header", "offset", "length"), np.int64),
+  **dict.fromkeys(("scan_at", "scan_bytes"), np.int32),
+  "scan_crc": np.uint32,
+  "fps": np.float64,
+}  # fmt: skip
 
 
-class RecordsError(ValueError):
-  """Stored records that cannot serve; the message names them and says what to do."""
+class RecordsError(errors.UserError):
+  """Stored records that cannot be used; the message names them and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Records:
 
   Attributes:
     dataset: the data set's name.
-    folder: where the records lie.
+    folder: of the records.
     class_names: names by class id.
     names: video names, `[V]`.
     groups: videos of one group share people and scenery, `[V]`.
@@ -62,8 +67,8 @@ class Records:
     shards: paths of the record files.
     shard: record file of each video, `[V]`.
     offset, length: first byte and bytes of a record's data, `[V]`.
-    headers: the different JPEG headers of frames; `header` has each video's, `[V]`.
-    header: see `headers`.
+    headers: the different JPEG headers of frames.
+    header_ids: which of `headers` each video's frames have, int64 `[V]`.
     first_frame: where a video's frames begin in the frame columns, `[V]`.
     scan_at, scan_bytes, scan_crc: of every frame: where its entropy-coded data lies within its
       record, how many bytes, and their CRC-32C, `[F]`.
@@ -90,7 +95,7 @@ class Records:
   offset: np.ndarray
   length: np.ndarray
   headers: tuple[jpeg_stripes.Header, ...]
-  header: np.ndarray
+  header_ids: np.ndarray
   first_frame: np.ndarray
   scan_at: np.ndarray
   scan_bytes: np.ndarray
@@ -116,94 +121,49 @@ class Records:
   @property
   def rows(self) -> np.ndarray:
     """Rows that a frame takes up in a stripe, by video: its height in whole JPEG blocks, `[V]`."""
-    return np.array([header.rows for header in self.headers], np.int64)[self.header]
+    return np.array([header.rows for header in self.headers], np.int64)[self.header_ids]
 
   @property
   def record_bytes(self) -> int:
     """Bytes of all records."""
-    return int(np.sum(self.length + HEADER_BYTES + FOOTER_BYTES))
+    return self.bytes_of(np.arange(len(self)))
 
-  def select(self, split: int, code: int) -> np.ndarray:
-    """Places of the videos that have `code` in the official split 1, 2 and so on, in order.
+  def bytes_of(self, video_ids: np.ndarray) -> int:
+    """Bytes of the records of some videos `[N]`."""
+    return int(np.sum(self.length[video_ids] + HEADER_BYTES + FOOTER_BYTES))
 
-    Raises:
-      ValueError: there is no such split.
-    """
-    if not 1 <= split <= self.num_splits:
-      known = f"are 1 to {self.num_splits}" if self.num_splits > 1 else "is 1 alone"
-      raise ValueError(f"There is no split {split}: what {self.dataset} has {known}.")
-    return np.flatnonzero(self.split_codes[:, split - 1] == code)
+  def header(self, video_id: int) -> jpeg_stripes.Header:
+    """The JPEG header that the frames of a video share."""
+    return self.headers[self.header_ids[video_id]]
 
-  def lists(self, split: int, validation_share: float) -> dict[str, np.ndarray]:
-    """Places of the stored videos in each list of a split, ascending; a list may be empty.
-
-    The validation list is carved out of the official training list, see `validation_groups`.
-
-    Args:
-      split: official split, 1 and so on.
-      validation_share: of the groups of the training list, 0 to below 1.
-
-    Returns:
-      Places for each of "train", "validation", "test" and "unused".
-
-    Raises:
-      ValueError: there is no such split.
-    """
-    training = self.select(split, listing.TRAIN)
-    carved = self.validation_groups(training, validation_share)
-    return {
-      "train": training[~carved],
-      "validation": training[carved],
-      "test": self.select(split, listing.TEST),
-      "unused": self.select(split, listing.UNUSED),
-    }
-
-  def validation_groups(self, places: np.ndarray, share: float) -> np.ndarray:
-    """Which videos' groups belong to a validation list: a stable hash of the group's name.
-
-    More videos or another split never move a group.
-
-    Args:
-      places: videos of a training list.
-      share: of the groups, 0 to below 1.
-
-    Returns:
-      bool, shaped like `places`.
-    """
-    chosen = {group: _hash_fraction(group) < share for group in np.unique(self.groups[places])}
-    return np.array([chosen[group] for group in self.groups[places]], bool)
-
-  def read_stripe(self, place: int, frames: np.ndarray) -> bytes:
+  def read_stripe(self, video_id: int, frames: np.ndarray) -> bytes:
     """Reads frames of a video and lays them one below the other, see `jpeg_stripes`.
 
-    For records on a local file system. Every frame is held against the checksum taken when it was
-    written.
+    For records on a local file system. Every frame is checked against the checksum that was taken
+    when it was written.
 
     Args:
-      place: the video.
-      frames: its frames, `[T]`.
+      video_id: the video.
+      frames: indices of its frames, `[T]`.
 
     Returns:
       One JPEG.
 
     Raises:
       RecordsError: the record file is missing, or damaged.
+      JpegError: the stripe would be higher than JPEG allows.
     """
-    parts = [self.headers[self.header[place]].stripe(len(frames))]
-    after = jpeg_stripes.separators(len(frames))
-    for scan, separator in zip(self._read_scans(place, frames), after, strict=True):
-      parts += (scan, separator)
-    return b"".join(parts)
+    return jpeg_stripes.join(self.header(video_id), self._read_scans(video_id, frames))
 
-  def read_frames(self, place: int, frames: np.ndarray) -> list[bytes]:
+  def read_frames(self, video_id: int, frames: np.ndarray) -> list[bytes]:
     """Reads frames of a video, each a JPEG of its own; otherwise as `read_stripe`."""
-    header, end = self.headers[self.header[place]].data, jpeg_stripes.END
-    return [header + scan + end for scan in self._read_scans(place, frames)]
+    header, end = self.header(video_id).data, jpeg_stripes.END
+    return [header + scan + end for scan in self._read_scans(video_id, frames)]
 
-  def _read_scans(self, place: int, frames: np.ndarray) -> list[bytes]:
-    path = self.shards[self.shard[place]]
-    rows = self.first_frame[place] + frames
-    starts = (self.offset[place] + self.scan_at[rows]).tolist()
+  def _read_scans(self, video_id: int, frames: np.ndarray) -> list[bytes]:
+    path = self.shards[self.shard[video_id]]
+    rows = self.first_frame[video_id] + frames
+    starts = (self.offset[video_id] + self.scan_at[rows]).tolist()
     sizes, checks = self.scan_bytes[rows].tolist(), self.scan_crc[rows].tolist()
     try:
       file = os.open(path, os.O_RDONLY)
@@ -212,86 +172,102 @@ class Records:
       finally:
         os.close(file)
     except OSError as error:
-      raise RecordsError(
-        f"{path}: the stored record cannot be read ({error.strerror}). If it is gone, the same "
-        "command makes it anew."
-      ) from error
+      raise RecordsError(_unreadable(path, error)) from error
     if [google_crc32c.value(scan) for scan in scans] != checks:
-      raise RecordsError(self.damaged(place))
+      raise RecordsError(self.damaged(video_id))
     return scans
 
-  def damaged(self, place: int) -> str:
+  def read_record(self, video_id: int) -> bytes:
+    """Reads all that is stored of a video: a serialized `tf.train.Example`, checksum verified.
+
+    Raises:
+      RecordsError: the record file is missing, or damaged.
+    """
+    path, length = self.shards[self.shard[video_id]], int(self.length[video_id])
+    try:
+      with epath.Path(path).open("rb") as file:
+        file.seek(int(self.offset[video_id]))
+        data = file.read(length + FOOTER_BYTES)
+    except (OSError, tf.errors.OpError) as error:
+      raise RecordsError(_unreadable(path, error)) from error
+    if data[length:] != _masked_crc(data[:length]):
+      raise RecordsError(self.damaged(video_id))
+    return data[:length]
+
+  def damaged(self, video_id: int) -> str:
     """The message for a video whose stored frames are not what was written."""
-    return damaged(self.shards[self.shard[place]], f"the frames of {self.names[place]}")
+    return damaged(self.shards[self.shard[video_id]], f"the frames of {self.names[video_id]}")
 
-  def stripe(self, place: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
-    """What `read_stripe` gives, in TensorFlow's operations alone.
+  def record(self, video_id: tf.Tensor) -> tf.Tensor:
+    """What `read_record` gives, in TensorFlow's operations alone.
 
-    For any file system TensorFlow knows and for processes that do not hold this index. The whole
-    record is read, and its checksum verified.
+    For any file system TensorFlow knows and for processes that do not hold this index.
 
     Args:
-      place: a video, scalar.
-      frames: its frames, `[T]` with T known.
+      video_id: a video, scalar.
 
     Returns:
-      One JPEG, a string scalar.
+      A string scalar.
     """
-    count = frames.shape[0]
-    path = tf.gather(tf.constant(self.shards), tf.gather(tf.constant(self.shard), place))
-    start = tf.gather(tf.constant(self.offset), place) - HEADER_BYTES
+    path = tf.gather(tf.constant(self.shards), tf.gather(tf.constant(self.shard), video_id))
+    start = tf.gather(tf.constant(self.offset), video_id) - HEADER_BYTES
     reader = tf.raw_ops.TFRecordDatasetV2(
       filenames=[path], compression_type="", buffer_size=0, byte_offsets=[start]
     )
     shape = {"output_types": [tf.string], "output_shapes": [()]}
     one = tf.raw_ops.TakeDataset(input_dataset=reader, count=1, **shape)
-    record = tf.raw_ops.DatasetToSingleElement(dataset=one, **shape)[0]
-    rows = tf.gather(tf.constant(self.first_frame), place) + frames
+    return tf.raw_ops.DatasetToSingleElement(dataset=one, **shape)[0]
+
+  def stripe(self, video_id: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
+    """What `read_stripe` gives, in TensorFlow's operations alone, see `record`.
+
+    The whole record is read, and its checksum verified.
+
+    Args:
+      video_id: a video, scalar.
+      frames: indices of its frames, `[T]` with T known.
+
+    Returns:
+      One JPEG, a string scalar.
+    """
+    count = frames.shape[0]
+    record = self.record(video_id)
+    rows = tf.gather(tf.constant(self.first_frame), video_id) + frames
     starts = tf.unstack(tf.gather(tf.constant(self.scan_at), rows))
     sizes = tf.unstack(tf.gather(tf.constant(self.scan_bytes), rows))
     headers = tf.constant([header.stripe(count) for header in self.headers])
-    parts = [tf.gather(headers, tf.gather(tf.constant(self.header), place))]
+    pieces = [tf.gather(headers, tf.gather(tf.constant(self.header_ids), video_id))]
     for at, size, separator in zip(starts, sizes, jpeg_stripes.separators(count), strict=True):
-      parts += [tf.strings.substr(record, at, size), tf.constant(separator)]
-    return tf.strings.join(parts)
+      pieces += [tf.strings.substr(record, at, size), tf.constant(separator)]
+    return tf.strings.join(pieces)
 
 
-def damaged(place: str, what: str) -> str:
+def damaged(path: str, what: str) -> str:
   """The message for a stored record whose checksum does not fit."""
   return (
-    f"{place}: a stored record is damaged ({what}). Delete this file; the same command then decodes "
-    "its videos anew."
+    f"{path}: a stored record is damaged ({what}). Delete this file; the same command then decodes "
+    "its videos again."
   )
 
 
-def _hash_fraction(name: str) -> float:
-  """A name's place between 0 and 1, the same on every machine."""
+def _unreadable(path: str, error: Exception) -> str:
+  reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
   return (
-    int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64
+    f"{path}: the stored record cannot be read ({reason}). If the file is gone, the same command "
+    "stores it again."
   )
 
 
-@contextlib.contextmanager
-def whole_file(path: str) -> Iterator[str]:
-  """A file that appears at once or not at all: gives the name to write it under till it is whole.
-
-  Several processes may write one file at once, each under a name of its own.
-  """
-  part = f"{path}.{uuid.uuid4().hex}{PART}"
-  try:
-    yield part
-    tf.io.gfile.rename(part, path, overwrite=True)
-  except BaseException:
-    # On a full disk, what is of no use takes no room.
-    with contextlib.suppress(OSError, tf.errors.OpError):
-      tf.io.gfile.remove(part)
-    raise
+def _masked_crc(data: bytes) -> bytes:
+  # Source: "TFRecords format details" of TensorFlow's guide to TFRecord.
+  crc = google_crc32c.value(data)
+  return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(FOOTER_BYTES, "little")
 
 
 class ShardIndex:
   """What is known of one record file's videos, collected while it is written.
 
-  Kept beside the record file under its name and `.index.npz`; a record file without one is not
+  It lies beside the record file under its name and `.index.npz`; a record file without one is not
   whole. The columns are those of `Records`.
   """
 
@@ -303,7 +279,7 @@ class ShardIndex:
     self._bytes = 0
 
   def add(self, serialized: bytes, frames: Sequence[bytes], **known: Any) -> None:
-    """Notes a video whose record is the next in the file.
+    """Adds a video whose record is the next in the file.
 
     Args:
       serialized: the record's data.
@@ -311,7 +287,7 @@ class ShardIndex:
       **known: the remaining video columns.
 
     Raises:
-      RecordsError: a frame is not found in its record.
+      RecordsError: a frame is not in its record.
     """
     header = jpeg_stripes.parse(frames[0])
     if header.data not in self.headers:
@@ -320,7 +296,7 @@ class ShardIndex:
     for frame in frames:
       at = serialized.find(frame, at)
       if at < 0:
-        raise RecordsError(f"{known['names']}: a frame is not found in its own record.")
+        raise RecordsError(f"{known['names']}: a frame is missing in its own record.")
       scan = jpeg_stripes.scan_of(frame, header)
       self.columns["scan_at"].append(at + len(header.data))
       self.columns["scan_bytes"].append(len(scan))
@@ -342,22 +318,7 @@ class ShardIndex:
       path: the record file.
       digest: of what the record file is to hold.
     """
-    types = {"scan_at": np.int32, "scan_bytes": np.int32, "scan_crc": np.uint32, "fps": np.float64}
-    integers = (
-      "labels",
-      "split_codes",
-      "num_frames",
-      "height",
-      "width",
-      "header",
-      "offset",
-      "length",
-    )
-    types |= dict.fromkeys(integers, np.int64)
-    arrays = {
-      name: np.array(values, types[name]) if name in types else np.array(values, np.str_)
-      for name, values in self.columns.items()
-    }
+    arrays = {name: np.array(values, _COLUMN_TYPES[name]) for name, values in self.columns.items()}
     arrays["header_bytes"] = np.frombuffer(b"".join(self.headers), np.uint8)
     arrays["header_bytes_lengths"] = np.array([len(header) for header in self.headers], np.int64)
     arrays["broken_names"] = np.array(list(self.broken), np.str_)
@@ -366,41 +327,52 @@ class ShardIndex:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     packed = buffer.getvalue()
-    with whole_file(f"{path}.index.npz") as part, tf.io.gfile.GFile(part, "wb") as file:
-      file.write(packed + google_crc32c.value(packed).to_bytes(_CHECK_BYTES))
+    with files.whole_file(_index_path(path)) as part:
+      part.write_bytes(packed + google_crc32c.value(packed).to_bytes(_CHECK_BYTES))
 
 
-def read_shard_index(path: str, digest: str) -> Mapping[str, np.ndarray] | None:
-  """The index of a record file, or None if the file is not whole or is to hold something else."""
-  if not tf.io.gfile.exists(path) or not tf.io.gfile.exists(f"{path}.index.npz"):
+def _index_path(path: str) -> str:
+  return f"{path}.index.npz"
+
+
+def read_shard_index(path: str, digest: str | None = None) -> Mapping[str, np.ndarray] | None:
+  """The index of a record file, or None if the file is not whole or is to hold something else.
+
+  Args:
+    path: the record file.
+    digest: of what it is to hold; None takes whatever it holds.
+  """
+  record_file, index_file = epath.Path(path), epath.Path(_index_path(path))
+  if not record_file.exists() or not index_file.exists():
     return None
-  with tf.io.gfile.GFile(f"{path}.index.npz", "rb") as file:
-    data = file.read()
+  data = index_file.read_bytes()
   packed, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
   if google_crc32c.value(packed).to_bytes(_CHECK_BYTES) != check:
     return None
   try:
-    found = dict(np.load(io.BytesIO(packed), allow_pickle=False))
-    about = found["about"].tolist()
+    index = dict(np.load(io.BytesIO(packed), allow_pickle=False))
+    version, stored_digest, size = index["about"].tolist()
   except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
     return None
-  whole = about == [str(INDEX_VERSION), digest, str(tf.io.gfile.stat(path).length)]
-  return found if whole else None
+  whole = (version, size) == (str(INDEX_VERSION), str(record_file.stat().length))
+  return index if whole and digest in (None, stored_digest) else None
 
 
 def merge(
-  listed: listing.Listing,
-  folder: str,
   shards: Mapping[str, Mapping[str, np.ndarray]],
+  *,
+  dataset: str,
+  folder: str,
+  class_names: Sequence[str],
+  missing: Sequence[str],
+  unlisted: Sequence[str],
   jpeg_quality: int,
 ) -> Records:
   """The index of a data set from those of its record files.
 
   Args:
-    listed: what the data set lists.
-    folder: where the records lie.
     shards: record file to its index, in order.
-    jpeg_quality: of the stored frames.
+    dataset, folder, class_names, missing, unlisted, jpeg_quality: see `Records`.
 
   Raises:
     RecordsError: no video is stored.
@@ -409,40 +381,45 @@ def merge(
   headers: list[bytes] = []
   shard_of: list[np.ndarray] = []
   broken: dict[str, str] = {}
-  for number, found in enumerate(shards.values()):
-    broken |= dict(
-      zip(found["broken_names"].tolist(), found["broken_reasons"].tolist(), strict=True)
-    )
-    count = len(found["names"])
+  for number, index in enumerate(shards.values()):
+    names, reasons = index["broken_names"].tolist(), index["broken_reasons"].tolist()
+    broken |= dict(zip(names, reasons, strict=True))
+    count = len(index["names"])
     if not count:
       continue
-    sizes = found["header_bytes_lengths"]
-    ends = np.cumsum(sizes)
-    own = [found["header_bytes"][e - n : e].tobytes() for e, n in zip(ends, sizes, strict=True)]
+    own = _headers_of(index)
     headers += [data for data in own if data not in headers]
     renumbered = np.array([headers.index(data) for data in own], np.int64)
     for name in columns:
-      columns[name].append(renumbered[found[name]] if name == "header" else found[name])
+      columns[name].append(renumbered[index[name]] if name == "header" else index[name])
     shard_of.append(np.full(count, number, np.int64))
   if not shard_of:
     first = next(iter(broken.values()), "nothing is listed")
     raise RecordsError(f"{folder}: no video is stored; the first that failed: {first}")
   joined = {name: np.concatenate(values) for name, values in columns.items()}
-  ends = np.cumsum(joined["num_frames"])
   return Records(
-    dataset=listed.dataset,
+    dataset=dataset,
     folder=folder,
-    class_names=listed.class_names,
+    class_names=tuple(class_names),
     shards=tuple(shards),
     shard=np.concatenate(shard_of),
     headers=tuple(jpeg_stripes.parse(data) for data in headers),
-    first_frame=ends - joined["num_frames"],
-    missing=tuple(video.name for video in listed.videos if video.path is None),
+    header_ids=joined.pop("header"),
+    first_frame=np.cumsum(joined["num_frames"]) - joined["num_frames"],
+    missing=tuple(missing),
     broken=broken,
-    unlisted=listed.unlisted,
+    unlisted=tuple(unlisted),
     jpeg_quality=jpeg_quality,
     **joined,
   )
+
+
+def _headers_of(index: Mapping[str, np.ndarray]) -> list[bytes]:
+  """The different JPEG headers of a record file's frames."""
+  sizes = index["header_bytes_lengths"].tolist()
+  ends = np.cumsum(sizes).tolist()
+  data = index["header_bytes"].tobytes()
+  return [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def is_local(path: str) -> bool:

@@ -4,10 +4,10 @@ In: a folder with the videos and the official lists, both at any depth. Out: a `
 against what the official lists are known to hold.
 
 Facts: videos are `v_CLASS_gNN_cNN.avi`: clip NN of group NN, whose clips share people and scenery;
-groups are numbered in each class by itself. `trainlist01.txt` to 03 hold `CLASS/NAME.avi ID` a
+groups are numbered within each class. `trainlist01.txt` to 03 hold `CLASS/NAME.avi ID` a
 line, `testlist01.txt` to 03 `CLASS/NAME.avi`, `classInd.txt` `ID CLASS`, whose order is
-alphabetical, capitals or not. The class HandstandPushups is spelt HandStandPushups in its file
-names (some releases mend that), so capitals do not count in names.
+alphabetical, ignoring case. The class HandstandPushups is spelt HandStandPushups in its file names
+(some releases fix that), so case does not count in names.
 
 Source: the page below, and the lists themselves.
 """
@@ -17,7 +17,8 @@ from collections.abc import Iterable
 import pathlib
 import re
 
-from hybrid_video.datasets import listing
+from hybrid_video import errors
+from hybrid_video.datasets import listing, splits
 
 HOMEPAGE = "https://www.crcv.ucf.edu/research/data-sets/ucf101/"
 CITATION = """@article{soomro2012ucf101,
@@ -54,7 +55,7 @@ def read_class_file(path: pathlib.Path) -> dict[str, int]:
   """Reads `classInd.txt`: class name to the id that the training lists use, counted from 1.
 
   Raises:
-    ListingError: a line of another form, or an id or class that is there twice.
+    ListingError: a line of another form, or an id or class that comes twice.
   """
   ids: dict[str, int] = {}
   folded: set[str] = set()
@@ -112,14 +113,14 @@ def _check_official(videos: list[listing.Video], ids: dict[str, int], folder: pa
   counts = Counter((split, code) for video in videos for split, code in enumerate(video.codes))
   for name, expected in VIDEOS_A_LIST.items():
     for split in range(NUM_SPLITS):
-      found = counts[split, listing.LIST_CODES[name]]
-      if found != expected[split]:
-        wrong.append(f"{found} videos in {name}list0{split + 1}.txt, expected {expected[split]}")
+      count = counts[split, splits.LIST_CODES[name]]
+      if count != expected[split]:
+        wrong.append(f"{count} videos in {name}list0{split + 1}.txt, expected {expected[split]}")
   if len(videos) != NUM_VIDEOS:
     wrong.append(f"{len(videos)} videos in all, expected {NUM_VIDEOS}")
   if wrong:
     raise listing.ListingError(
-      f"{folder}: these are not UCF101's official lists. Found {listing.shown(wrong)}. Take the "
+      f"{folder}: these are not UCF101's official lists. Found {errors.shown(wrong)}. Take the "
       "official UCF101TrainTestSplits-RecognitionTask.zip; for a set of your own, set "
       "--config.dataset=folder."
     )
@@ -135,21 +136,21 @@ def read(folder: pathlib.Path, *, official: bool = True) -> listing.Listing:
 
   Raises:
     ListingError: the folder is missing or empty, a list is missing or has a line of another form,
-      the lists contradict each other, a video lies in the folder of another class, a file name
-      stands in two folders, no listed video is there, or the lists are not the official ones.
+      the lists contradict each other, a video lies in the folder of another class, two files
+      have one name, no listed video is there, or the lists are not the official ones.
   """
   files = listing.files_below(folder)
   ids = read_class_file(_list_file(files, "classInd.txt", folder))
   about: dict[str, tuple[str, str, str]] = {}
   codes: dict[str, list[int]] = {}
   for split in range(NUM_SPLITS):
-    for list_name, code in listing.LIST_CODES.items():
+    for list_name, code in splits.LIST_CODES.items():
       path = _list_file(files, f"{list_name}list0{split + 1}.txt", folder)
       for name, label, group in _read_list(path, ids):
         key = name.casefold()
         about.setdefault(key, (name, label, group))
-        of_video = codes.setdefault(key, [listing.UNUSED] * NUM_SPLITS)
-        if of_video[split] != listing.UNUSED:
+        of_video = codes.setdefault(key, [splits.UNUSED] * NUM_SPLITS)
+        if of_video[split] != splits.UNUSED:
           raise listing.ListingError(
             f"{path}: {name} is in this split already, here or in the other list. Remove one line."
           )

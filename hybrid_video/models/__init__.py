@@ -1,10 +1,12 @@
-"""Models: normalised clips `[B, T, H, W, 3]` in, logits `[B, classes]` out.
+"""Models: normalized clips `[B, T, H, W, 3]` in, logits `[B, classes]` out.
 
 `create` builds any of them by name. A model's parameters are grouped by its attributes: `cnn`,
-`attention` and `head` are the parts that reports count.
+`attention`, `decoder` and `head` are the parts that reports count. A pretraining model takes masks
+beside the clips and gives pixels.
 """
 
-import difflib
+from collections.abc import Callable
+import dataclasses
 import inspect
 from typing import Any
 
@@ -13,25 +15,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video import errors
 from hybrid_video.models import video_resnet as video_resnet
+from hybrid_video.models import videomae
 from hybrid_video.models.bert_pooling import BertClassifier
 from hybrid_video.models.hybrid import Hybrid
+from hybrid_video.models.model_error import ModelError as ModelError
 from hybrid_video.models.video_resnet import VideoResNet
 from hybrid_video.models.videomae import VideoMAE as VideoMAE
-from hybrid_video.models.videomae import VideoMAEForPreTraining as VideoMAEForPreTraining
+from hybrid_video.models.videomae_pretraining import (
+  VideoMAEForPreTraining as VideoMAEForPreTraining,
+)
 
-# A class, and the options that make it the model of that name.
-MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
-  "hybrid": (Hybrid, {}),
-  "r2plus1d_18": (VideoResNet, {"architecture": "r2plus1d_18"}),
-  "r2plus1d_34": (VideoResNet, {"architecture": "r2plus1d_34"}),
-  "r3d_18": (VideoResNet, {"architecture": "r3d_18"}),
-  "mc3_18": (VideoResNet, {"architecture": "mc3_18"}),
-  "r2plus1d_18_bert": (BertClassifier, {"architecture": "r2plus1d_18"}),
-  "r2plus1d_34_bert": (BertClassifier, {"architecture": "r2plus1d_34"}),
-  "videomae_small": (VideoMAE, {"size": "small"}),
-  "videomae_base": (VideoMAE, {"size": "base"}),
-  "videomae_large": (VideoMAE, {"size": "large"}),
+CLASSIFICATION, PRETRAINING = "classification", "pretraining"
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+# Mean and standard deviation of pixels in 0 to 1, red, green and blue.
+KINETICS: Statistics = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+IMAGENET: Statistics = (videomae.IMAGENET_MEAN, videomae.IMAGENET_STD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A model of the registry.
+
+  Attributes:
+    build: its class.
+    fixed: the options that make the class the model of that name.
+    task: what it is trained for, `CLASSIFICATION` or `PRETRAINING`.
+    pixels: statistics that its clips are normalized with, unless a run sets others.
+  """
+
+  build: Callable[..., nnx.Module]
+  fixed: dict[str, Any]
+  task: str = CLASSIFICATION
+  pixels: Statistics = KINETICS
+
+
+MODELS: dict[str, Entry] = {
+  "hybrid": Entry(Hybrid, {}),
+  "r2plus1d_18": Entry(VideoResNet, {"architecture": "r2plus1d_18"}),
+  "r2plus1d_34": Entry(VideoResNet, {"architecture": "r2plus1d_34"}),
+  "r3d_18": Entry(VideoResNet, {"architecture": "r3d_18"}),
+  "mc3_18": Entry(VideoResNet, {"architecture": "mc3_18"}),
+  "r2plus1d_18_bert": Entry(BertClassifier, {"architecture": "r2plus1d_18"}),
+  "r2plus1d_34_bert": Entry(BertClassifier, {"architecture": "r2plus1d_34"}),
+  **{
+    f"videomae_{size}": Entry(VideoMAE, {"size": size}, pixels=IMAGENET)
+    for size in ("small", "base", "large")
+  },
+  **{
+    f"videomae_{size}_pretraining": Entry(
+      VideoMAEForPreTraining, {"size": size}, PRETRAINING, IMAGENET
+    )
+    for size in ("small", "base", "large")
+  },
 }
 # float64 needs jax_enable_x64; it serves comparisons with references.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -39,56 +78,125 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float
 Tree = dict[str, Any]
 
 
-def nearest(name: str, known: list[str]) -> str:
-  """The known names with those most like `name` put forward, for an error message."""
-  close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-  proposal = f" Did you mean {' or '.join(close)}?" if close else ""
-  return f"{proposal} Known: {', '.join(known)}."
+def _entry(name: str) -> Entry:
+  if name not in MODELS:
+    raise ModelError(
+      f"There is no model {name!r}.{errors.nearest(name, MODELS)} Known: {', '.join(MODELS)}."
+    )
+  return MODELS[name]
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
   """The options of a model by name, with their types and defaults.
 
   Raises:
-    ValueError: there is no such model; the message has the nearest names.
+    ModelError: there is no such model; the message has the nearest names.
   """
-  if name not in MODELS:
-    raise ValueError(f"There is no model {name!r}.{nearest(name, list(MODELS))}")
-  builder, fixed = MODELS[name]
-  taken = ("self", "num_classes", "dtype", "rng", *fixed)
-  parameters = inspect.signature(builder.__init__).parameters
-  return {key: value for key, value in parameters.items() if key not in taken}
+  entry = _entry(name)
+  others = ("self", "num_classes", "dtype", "rng", *entry.fixed)
+  parameters = inspect.signature(entry.build.__init__).parameters
+  return {key: value for key, value in parameters.items() if key not in others}
 
 
-def create(
-  name: str, *, num_classes: int, seed: int = 0, dtype: str = "float32", **chosen: Any
-) -> nnx.Module:
-  """Builds a model with initial values drawn from `seed`.
+def check_option(name: str, option: str) -> None:
+  """Checks that a model has an option.
+
+  Raises:
+    ModelError: it has not; the message has the models that do, and the nearest options.
+  """
+  known = options(name)
+  if option in known:
+    return
+  owners = [other for other in MODELS if option in options(other)]
+  of_others = f" It is one of {errors.shown(owners)}." if owners else ""
+  raise ModelError(
+    f"The model {name!r} has no option {option!r}.{of_others}{errors.nearest(option, known)} "
+    f"Known: {', '.join(known)}."
+  )
+
+
+def task_of(name: str) -> str:
+  """What a model is trained for: "classification" or "pretraining".
+
+  Raises:
+    ModelError: there is no such model.
+  """
+  return _entry(name).task
+
+
+def pixel_statistics(name: str) -> Statistics:
+  """Mean and standard deviation a channel, of pixels in 0 to 1, that a model's clips take.
+
+  ImageNet's for VideoMAE, whose published weights were trained with them; Kinetics' for all others.
+
+  Raises:
+    ModelError: there is no such model.
+  """
+  return _entry(name).pixels
+
+
+def clip_options(name: str, frames: int, size: int) -> dict[str, int]:
+  """The options by which a model follows the clips it is given; empty where it takes any.
 
   Args:
     name: one of `MODELS`.
-    num_classes: width of the logits.
+    frames: of a clip.
+    size: height and width of a clip in pixels.
+
+  Raises:
+    ModelError: there is no such model.
+  """
+  known = options(name)
+  return {
+    key: value for key, value in {"frames": frames, "image_size": size}.items() if key in known
+  }
+
+
+def create(
+  name: str,
+  *,
+  num_classes: int | None = None,
+  seed: int = 0,
+  dtype: str = "float32",
+  **model_options: Any,
+) -> nnx.Module:
+  """Builds a model with initial values drawn from `seed`, NumPy arrays on the host.
+
+  Args:
+    name: one of `MODELS`.
+    num_classes: width of the logits; a pretraining model has none and does not read it.
     seed: of the initial values.
     dtype: one of `DTYPES`, of the arithmetic; parameters are float32 always.
-    **chosen: the model's own options, see its class.
+    **model_options: the model's own options, see its class.
 
   Returns:
     An NNX module in training mode: `model.eval()` and `model(clips)` give logits; in training,
     dropout takes its key at the call, `model(clips, rngs=nnx.Rngs(dropout=key))`.
 
   Raises:
-    ValueError: an unknown name, dtype or option (the message has the nearest), or options that do
-      not fit together.
+    ModelError: an unknown name, dtype or option (the message has the nearest), no classes to tell
+      apart, or options that do not fit together.
   """
-  known = list(options(name))
+  entry = _entry(name)
   if dtype not in DTYPES:
-    raise ValueError(f"There is no dtype {dtype!r}.{nearest(dtype, list(DTYPES))}")
-  for option in chosen:
-    if option not in known:
-      raise ValueError(f"The model {name!r} has no option {option!r}.{nearest(option, known)}")
-  builder, fixed = MODELS[name]
-  rng = np.random.default_rng(seed)
-  return builder(num_classes, dtype=DTYPES[dtype], rng=rng, **fixed, **chosen)
+    raise ModelError(
+      f"There is no dtype {dtype!r}.{errors.nearest(dtype, DTYPES)} Known: {', '.join(DTYPES)}."
+    )
+  for option in model_options:
+    check_option(name, option)
+  built = {
+    "dtype": DTYPES[dtype],
+    "rng": np.random.default_rng(seed),
+    **entry.fixed,
+    **model_options,
+  }
+  if entry.task == PRETRAINING:
+    return entry.build(**built)
+  if num_classes is None or num_classes < 1:
+    raise ModelError(
+      f"The model {name!r} is a classifier of num_classes={num_classes} classes: give at least 1."
+    )
+  return entry.build(num_classes, **built)
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Tree, Tree]:

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video import errors
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, Linear, normal, xavier_uniform
 from hybrid_video.models.video_resnet import FULL_WIDTH, Numerics, Trunk
 
 LEARNED_STD = 0.02
+DEFAULT_FRAMES = 16
 
 
 def draw_kept_keys(key: Array, shape: tuple[int, ...], key_keep: float) -> Array:
@@ -37,8 +39,8 @@ class LayerNorm(nnx.Module):
   """
 
   def __init__(self, features: int, *, dtype: DType = jnp.float32):
-    self.scale = nnx.Param(jnp.ones((features,)))
-    self.bias = nnx.Param(jnp.zeros((features,)))
+    self.scale = nnx.Param(np.ones((features,), np.float32))
+    self.bias = nnx.Param(np.zeros((features,), np.float32))
     self.dtype = dtype
 
   def __call__(self, x: Array) -> Array:
@@ -93,7 +95,7 @@ class BertPooling(nnx.Module):
     rng: source of the initial values.
 
   Raises:
-    ValueError: counts or chances that make no sense; the message says which.
+    UserError: counts or chances that make no sense; the message says which.
 
   Source: section 3 of arXiv:2008.01232; mask, norm and initial values as in its published code.
   """
@@ -111,14 +113,14 @@ class BertPooling(nnx.Module):
     rng: np.random.Generator,
   ):
     if heads < 1 or width % heads:
-      raise ValueError(
+      raise errors.UserError(
         f"{width} channels do not divide evenly among {heads} attention heads: choose heads that "
         "divide the width."
       )
     if max_tokens < 1:
-      raise ValueError(f"max_tokens={max_tokens}: BERT pooling needs at least 1 token.")
+      raise errors.UserError(f"max_tokens={max_tokens}: BERT pooling needs at least 1 token.")
     if not 0.0 < key_keep <= 1.0:
-      raise ValueError(
+      raise errors.UserError(
         f"key_keep={key_keep} is not a chance above 0 and up to 1; 1 turns masking off."
       )
     self.cls = nnx.Param(LEARNED_STD * normal(rng, (1, width)))
@@ -138,12 +140,12 @@ class BertPooling(nnx.Module):
     """Tokens `[B, T', D]` in the order of time to pooled features `[B, D]`.
 
     Raises:
-      ValueError: more tokens than positions, another width, or training without a dropout key.
+      UserError: more tokens than positions, another width, or training without a dropout key.
     """
     kept = None
     if not self.deterministic and self.key_keep < 1.0:
       if rngs is None:
-        raise ValueError(
+        raise errors.UserError(
           "BERT pooling in training masks keys at random and found no rngs: pass "
           "rngs=nnx.Rngs(dropout=key), or call model.eval() first."
         )
@@ -159,12 +161,12 @@ class BertPooling(nnx.Module):
       rngs: source of dropout's keys, in training.
 
     Raises:
-      ValueError: more tokens than positions, or another width.
+      UserError: more tokens than positions, or another width.
     """
     batch, count, channels = tokens.shape
-    width = self.cls.shape[-1]
+    width = self.cls[...].shape[-1]
     if count > self.max_tokens or channels != width:
-      raise ValueError(
+      raise errors.UserError(
         f"BERT pooling got {count} tokens of {channels} channels and has learned positions for up "
         f"to {self.max_tokens} of {width}: feed clips of the length it was built for, or build it "
         "anew."
@@ -186,7 +188,7 @@ class BertClassifier(nnx.Module):
   Args:
     num_classes: classes the head tells apart.
     architecture, blocks, width: of the trunk, see `video_resnet.Trunk`.
-    frames: frames of a clip; they fix the number of tokens.
+    frames: frames of a clip; they fix the number of tokens. None is 16.
     dropout: rate before the head; 0.8 is the published one.
     heads, multiplier, attention_dropout, key_keep: see `BertPooling`.
     remat, freeze_statistics: of the trunk, see `video_resnet.Numerics`.
@@ -194,7 +196,7 @@ class BertClassifier(nnx.Module):
     rng: source of the initial values.
 
   Raises:
-    ValueError: options that do not fit together; the message says which.
+    UserError: options that do not fit together; the message says which.
   """
 
   def __init__(
@@ -204,7 +206,7 @@ class BertClassifier(nnx.Module):
     architecture: str = "r2plus1d_18",
     blocks: int | None = None,
     width: int = FULL_WIDTH,
-    frames: int = 16,
+    frames: int | None = None,
     dropout: float = 0.8,
     heads: int = 8,
     multiplier: int = 4,
@@ -215,8 +217,9 @@ class BertClassifier(nnx.Module):
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):
+    frames = DEFAULT_FRAMES if frames is None else frames
     if frames < 1:
-      raise ValueError(f"frames={frames}: a clip has at least 1 frame.")
+      raise errors.UserError(f"frames={frames}: a clip has at least 1 frame.")
     numerics = Numerics(dtype, remat, freeze_statistics)
     self.cnn = Trunk(architecture, blocks=blocks, width=width, numerics=numerics, rng=rng)
     self.attention = BertPooling(
@@ -232,18 +235,18 @@ class BertClassifier(nnx.Module):
     self.dropout = nnx.Dropout(dropout)
     self.head = Linear(self.cnn.out_channels, num_classes, rng=rng)
     self.head.kernel[...] = xavier_uniform(rng, (self.cnn.out_channels, num_classes))
-    self.head.bias[...] = jnp.zeros((num_classes,))
+    self.head.bias[...] = np.zeros((num_classes,), np.float32)
     self.frames = frames
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`.
 
     Raises:
-      ValueError: clips that give another number of tokens than `frames` do.
+      UserError: clips that give another number of tokens than `frames` do.
     """
     features = self.cnn(clips)
     if features.shape[1] != self.attention.max_tokens:
-      raise ValueError(
+      raise errors.UserError(
         f"Clips of {clips.shape[1]} frames give {features.shape[1]} tokens, the model has learned "
         f"{self.attention.max_tokens} positions for clips of {self.frames} frames: sample clips of "
         f"{self.frames} frames or build the model with frames={clips.shape[1]}."

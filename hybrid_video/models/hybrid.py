@@ -9,6 +9,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video import errors
 from hybrid_video.models import perceiver
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.video_resnet import Numerics, Trunk
@@ -46,19 +47,19 @@ class AttentionStack(nnx.Module):
     rng: np.random.Generator,
   ):
     if cross_blocks < 0 or self_blocks < 0 or cross_blocks + self_blocks == 0:
-      raise ValueError(
+      raise errors.UserError(
         f"{cross_blocks} cross and {self_blocks} self attention blocks: at least one is needed; "
         "for none use the model 'r2plus1d_18'."
       )
     if cross_blocks and self_blocks % cross_blocks:
-      raise ValueError(
+      raise errors.UserError(
         f"{self_blocks} self attention blocks do not divide evenly among {cross_blocks} cross "
         "attention blocks."
       )
     if use_cls and not self_blocks:
-      raise ValueError("A CLS token needs a self attention block; use pool='mean'.")
+      raise errors.UserError("A CLS token needs a self attention block; use pool='mean'.")
     if not cross_blocks and width != token_width:
-      raise ValueError(
+      raise errors.UserError(
         f"Without cross attention the blocks work on the tokens' own {token_width} channels: set "
         f"the attention width to {token_width} instead of {width}."
       )
@@ -158,7 +159,7 @@ class Hybrid(nnx.Module):
     rng: source of the initial values.
 
   Raises:
-    ValueError: where the counts do not fit together; the message says which.
+    UserError: where the counts do not fit together; the message says which.
   """
 
   def __init__(
@@ -188,10 +189,10 @@ class Hybrid(nnx.Module):
     rng: np.random.Generator,
   ):
     if pool not in POOLS:
-      raise ValueError(f"pool={pool!r} is none of {', '.join(POOLS)}.")
+      raise errors.UserError(f"pool={pool!r} is none of {', '.join(POOLS)}.")
     use_cls = pool == "cls" if use_cls is None else use_cls
     if pool == "cls" and not use_cls:
-      raise ValueError("pool='cls' reads the CLS token, so use_cls cannot be False.")
+      raise errors.UserError("pool='cls' reads the CLS token, so use_cls cannot be False.")
     numerics = Numerics(dtype, remat, freeze_statistics)
     self.cnn = Trunk(cnn, blocks=cnn_blocks, width=cnn_width, numerics=numerics, rng=rng)
     self.attention = AttentionStack(

@@ -21,36 +21,37 @@ Array = jax.Array
 DType = jnp.dtype | type
 
 
-# Initial values are drawn by NumPy: the same numbers on every backend, and nothing to compile.
+# Initial values are NumPy's: the same numbers on every backend, nothing to compile, and nothing on a
+# device before the sharding of the whole state is known.
 
 
-def normal(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+def normal(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
   """Standard normal values, float32."""
-  return jnp.asarray(rng.standard_normal(tuple(shape), np.float32))
+  return rng.standard_normal(tuple(shape), np.float32)
 
 
-def kaiming_normal_fan_out(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+def kaiming_normal_fan_out(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
   """Normal values with std sqrt(2 / fan_out), for a kernel `[kt, kh, kw, in, out]` before a ReLU.
 
   Source: He et al. 2015 (arXiv:1502.01852), the `fan_out` form torchvision's video ResNets use.
   """
   fan_out = shape[-1] * math.prod(shape[:-2])
-  return math.sqrt(2.0 / fan_out) * normal(rng, shape)
+  return np.float32(math.sqrt(2.0 / fan_out)) * normal(rng, shape)
 
 
-def uniform_fan_in(rng: np.random.Generator, shape: Sequence[int], fan_in: int) -> Array:
+def uniform_fan_in(rng: np.random.Generator, shape: Sequence[int], fan_in: int) -> np.ndarray:
   """Uniform values in ±1/sqrt(fan_in): what PyTorch gives a Linear layer's weight and bias."""
   bound = 1.0 / math.sqrt(fan_in)
-  return jnp.asarray(bound * (2.0 * rng.random(tuple(shape), np.float32) - 1.0))
+  return np.float32(bound) * (2.0 * rng.random(tuple(shape), np.float32) - 1.0)
 
 
-def xavier_uniform(rng: np.random.Generator, shape: Sequence[int]) -> Array:
+def xavier_uniform(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
   """Uniform values in ±sqrt(6 / (in + out)), for a kernel `[in, out]`.
 
   Source: Glorot & Bengio 2010, equation 16.
   """
   bound = math.sqrt(6.0 / sum(shape))
-  return jnp.asarray(bound * (2.0 * rng.random(tuple(shape), np.float32) - 1.0))
+  return np.float32(bound) * (2.0 * rng.random(tuple(shape), np.float32) - 1.0)
 
 
 class Conv3D(nnx.Module):
@@ -127,10 +128,10 @@ class BatchNorm(nnx.Module):
     frozen: bool = False,
     dtype: DType = jnp.float32,
   ):
-    self.scale = nnx.Param(jnp.ones((channels,)))
-    self.bias = nnx.Param(jnp.zeros((channels,)))
-    self.mean = nnx.BatchStat(jnp.zeros((channels,)))
-    self.var = nnx.BatchStat(jnp.ones((channels,)))
+    self.scale = nnx.Param(np.ones((channels,), np.float32))
+    self.bias = nnx.Param(np.zeros((channels,), np.float32))
+    self.mean = nnx.BatchStat(np.zeros((channels,), np.float32))
+    self.var = nnx.BatchStat(np.ones((channels,), np.float32))
     self.epsilon = epsilon
     self.momentum = momentum
     self.frozen = frozen
@@ -163,8 +164,8 @@ class LayerNorm(nnx.Module):
   """Layer normalisation over the last axis, computed in float32."""
 
   def __init__(self, features: int, epsilon: float = 1e-5, *, dtype: DType = jnp.float32):
-    self.scale = nnx.Param(jnp.ones((features,)))
-    self.bias = nnx.Param(jnp.zeros((features,)))
+    self.scale = nnx.Param(np.ones((features,), np.float32))
+    self.bias = nnx.Param(np.zeros((features,), np.float32))
     self.epsilon = epsilon
     self.dtype = dtype
 

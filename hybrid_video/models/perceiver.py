@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video import errors
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear
 
@@ -40,7 +41,7 @@ def fourier_positions(
     float32 `[prod(sizes), len(sizes) * (2 * bands + 1)]`.
 
   Raises:
-    ValueError: `max_freq` has not one value an axis.
+    UserError: `max_freq` has not one value an axis.
   """
   if max_freq is None:
     resolved: list[float] = [max(size, 2) for size in sizes]
@@ -49,7 +50,7 @@ def fourier_positions(
   else:
     resolved = [max_freq] * len(sizes)
   if len(resolved) != len(sizes):
-    raise ValueError(
+    raise errors.UserError(
       f"max_freq={max_freq} has {len(resolved)} values for a grid of {len(sizes)} axes: give one "
       "number, one an axis, or None for the grid's own."
     )

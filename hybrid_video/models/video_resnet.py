@@ -8,7 +8,6 @@ network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561).
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 from flax import nnx
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video import errors
 from hybrid_video.models import convolution
 from hybrid_video.models.convolution import Map
 from hybrid_video.models.convolution.folded import Folded
@@ -303,22 +303,21 @@ class Trunk(nnx.Module):
       rng: source of the initial values.
 
     Raises:
-      ValueError: no such architecture, or a cut or width it does not have.
+      UserError: no such architecture, or a cut or width it does not have.
     """
     if architecture not in ARCHITECTURES:
-      near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
-      raise ValueError(
-        f"There is no video ResNet {architecture!r}. Did you mean {near}? Known: "
-        f"{', '.join(ARCHITECTURES)}."
+      near = errors.nearest(architecture, ARCHITECTURES, count=1, cutoff=0.0)
+      raise errors.UserError(
+        f"There is no video ResNet {architecture!r}.{near} Known: {', '.join(ARCHITECTURES)}."
       )
     plan = ARCHITECTURES[architecture]
     blocks = plan.depth if blocks is None else blocks
     if not 1 <= blocks <= plan.depth:
-      raise ValueError(
+      raise errors.UserError(
         f"{architecture} can be cut after 1 to {plan.depth} blocks, not after {blocks}."
       )
     if width < 1:
-      raise ValueError(f"The network's width is at least 1 channel, not {width}.")
+      raise errors.UserError(f"The network's width is at least 1 channel, not {width}.")
     shared: dict[str, Any] = {
       "norms": _Norms(plan, numerics),
       "dtype": numerics.dtype,
@@ -364,10 +363,10 @@ class Trunk(nnx.Module):
     """Every output on the way: of the stem and of each block, the last being the feature map.
 
     Raises:
-      ValueError: the clips are no RGB clips `[B, T, H, W, 3]`, or hold no frame or pixel.
+      UserError: the clips are no RGB clips `[B, T, H, W, 3]`, or hold no frame or pixel.
     """
     if clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
-      raise ValueError(
+      raise errors.UserError(
         f"Clips of shape {tuple(clips.shape)}: expected [B, T, H, W, 3] with at least one frame "
         "and pixel."
       )
@@ -405,8 +404,8 @@ class VideoResNet(nnx.Module):
     head_dtype = jnp.promote_types(dtype, jnp.float32)
     self.head = Linear(self.cnn.out_channels, num_classes, dtype=head_dtype, rng=rng)
     # torchvision starts the classifier at N(0, 0.01) and zero.
-    self.head.kernel[...] = 0.01 * normal(rng, self.head.kernel.shape)
-    self.head.bias[...] = jnp.zeros_like(self.head.bias[...])
+    self.head.kernel[...] = 0.01 * normal(rng, (self.cnn.out_channels, num_classes))
+    self.head.bias[...] = np.zeros((num_classes,), np.float32)
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`."""

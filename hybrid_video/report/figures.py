@@ -3,15 +3,20 @@
 In: numbers and frames. Out: PNG files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import pathlib
+from typing import Any
 import warnings
 
 import matplotlib
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
+from PIL import Image
+
+from hybrid_video import errors, files
 
 matplotlib.use("Agg")
 
@@ -38,6 +43,60 @@ STYLE = {
 _PANEL, _ROW_TEXT = 1.1, 0.5
 # Of a strip, in pixels; a panel that is smaller is enlarged by whole factors, so that it stays sharp.
 _GAP, _LEAST_HEIGHT = 4, 96
+# Letters of a class name beside a matrix: those that its margin has room for, and at most. Each of
+# the others widens the margin, by as many inches as the widest letters need.
+_MARGIN_LETTERS, _NAME_LETTERS, _LETTER = 16, 40, 0.125
+
+
+class FigureError(errors.UserError):
+  """A picture that cannot be written; the message says where and why."""
+
+
+@contextlib.contextmanager
+def _drawing(**style: Any) -> Iterator[None]:
+  """The style of all figures here, which show names that may hold anything.
+
+  A `$` in a name begins no formula (a name such as `cost_$5_to_$10` is none that can be parsed),
+  and letters that the font lacks are drawn as boxes.
+  """
+  with (
+    matplotlib.rc_context({**STYLE, "text.parse_math": False, **style}),
+    warnings.catch_warnings(),
+  ):
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    yield
+
+
+@contextlib.contextmanager
+def _png_file(path: pathlib.Path) -> Iterator[Any]:
+  """A binary file that gets its name when it is whole.
+
+  Raises:
+    FigureError: it cannot be written.
+  """
+  try:
+    with files.whole_file(path) as part, part.open("wb") as file:
+      yield file
+  except OSError as error:
+    raise FigureError(
+      f"{errors.printable(path)}: the picture cannot be written ({error.strerror or error}). Make "
+      "room, or set --workdir to a folder that you may write to."
+    ) from error
+
+
+def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:
+  with _png_file(path) as file:
+    figure.savefig(file, format="png")
+
+
+def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+  """Writes pixels, uint8 `[H, W, 3 or 4]`, as a PNG.
+
+  Raises:
+    FigureError: the file cannot be written.
+  """
+  with _png_file(path) as file:
+    Image.fromarray(picture).save(file, "PNG")
 
 
 def _figure(width: float, height: float) -> matplotlib.figure.Figure:
@@ -52,46 +111,40 @@ def learning_curves(
   Args:
     path: PNG to write.
     history: what `writers.read_history` gives.
-    test: `loss` and `video_top1` of the test list.
+    test: `loss` and, of a classifier, `video_top1` of the test list; the accuracy is drawn only where
+      there is one.
     chance: accuracy of guessing.
   """
-  with matplotlib.rc_context(STYLE):
-    figure = _figure(8, 3.2)
-    left, right = figure.subplots(1, 2)
-    epochs = [line["epoch"] for line in history]
-    end = epochs[-1] if epochs else 1.0
-    marker = "o" if len(epochs) < 3 else None
-    left.plot(epochs, [line["train/loss"] for line in history], color=BLUE, marker=marker)
-    left.plot([end], [test["loss"]], "D", color=ORANGE, clip_on=False)
-    left.set_ylabel("loss (nats)")
-    left.set_ylim(bottom=0)
-    right.plot(
-      epochs,
-      [100 * line["train/top1"] for line in history],
-      color=BLUE,
-      marker=marker,
-      label="training clips",
-    )
-    right.plot(
-      [end],
-      [100 * test["video_top1"]],
-      "D",
-      color=ORANGE,
-      clip_on=False,
-      label=f"test videos, at the end: {100 * test['video_top1']:.1f} %",
-    )
-    right.axhline(100 * chance, color=MUTED, linestyle=":", label=f"chance: {100 * chance:.1f} %")
-    right.set_ylabel("top-1 (%)")
-    right.set_ylim(0, 102)
-    right.legend(frameon=False, loc="best")
-    for axes in (left, right):
+  epochs = [line["epoch"] for line in history]
+  end = epochs[-1] if epochs else 1.0
+  lines: Any = {"color": BLUE, "marker": "o" if len(epochs) < 3 else None}
+  last: Any = {"color": ORANGE, "marker": "D", "linestyle": "none", "clip_on": False}
+  panels = 2 if "video_top1" in test else 1
+  with _drawing():
+    figure = _figure(4 * panels, 3.2)
+    loss, *accuracy = figure.subplots(1, panels, squeeze=False)[0]
+    loss.plot(epochs, [line["train/loss"] for line in history], **lines)
+    loss.plot([end], [test["loss"]], **last)
+    loss.set_ylabel("loss (nats)" if accuracy else "loss")
+    loss.set_ylim(bottom=0)
+    for axes in accuracy:
+      shares = [100 * line["train/top1"] for line in history]
+      of_test = 100 * test["video_top1"]
+      axes.plot(epochs, shares, label="training clips", **lines)
+      axes.plot([end], [of_test], label=f"test videos, at the end: {of_test:.1f} %", **last)
+      chance_label = f"chance: {100 * chance:.1f} %"
+      axes.axhline(100 * chance, color=MUTED, linestyle=":", label=chance_label)
+      axes.set_ylabel("top-1 (%)")
+      axes.set_ylim(0, 102)
+      axes.legend(frameon=False, loc="best")
+    for axes in (loss, *accuracy):
       axes.set_xlabel("epoch")
       axes.set_xlim(0, end * 1.02)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
-  """Which class is taken for which, as shares of the true class.
+  """Which class is predicted for which, as shares of the true class.
 
   Args:
     path: PNG to write.
@@ -102,13 +155,16 @@ def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequen
   columns = np.flatnonzero(counts.sum(1) + counts.sum(0)).tolist()
   shown = counts[np.ix_(rows, columns)]
   shares = shown / shown.sum(1, keepdims=True)
-  size = max(3.2, 0.26 * len(columns) + 2.2)
-  with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-    figure = _figure(size + 0.8, max(2.6, 0.26 * len(rows) + 2.2))
+  names = [_shortened(errors.printable(name), _NAME_LETTERS) for name in class_names]
+  margin = 2.2 + _LETTER * max(0, max(len(names[i]) for i in columns) - _MARGIN_LETTERS)
+  width = margin + max(1.0, 0.26 * len(columns))
+  height = margin + max(0.4, 0.26 * len(rows))
+  with _drawing(**{"axes.grid": False}):
+    figure = _figure(width + 0.8, height)
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
-    axes.set_xticks(range(len(columns)), [class_names[i] for i in columns], rotation=90)
-    axes.set_yticks(range(len(rows)), [class_names[i] for i in rows])
+    axes.set_xticks(range(len(columns)), [names[i] for i in columns], rotation=90)
+    axes.set_yticks(range(len(rows)), [names[i] for i in rows])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(columns) <= 20:
@@ -118,13 +174,8 @@ def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequen
           axes.text(x, y, str(count), ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
     accuracy = 100 * np.trace(counts) / counts.sum()
-    axes.set_title(f"{counts.sum()} videos, {accuracy:.1f} % right", loc="left", fontsize=10)
-    figure.savefig(path)
-
-
-def printable(text: str) -> str:
-  """A name as any terminal, font and browser takes it: what does not print, as Python writes it."""
-  return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    axes.set_title(f"{counts.sum()} videos, {accuracy:.1f} % correct", loc="left", fontsize=10)
+    _save(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +186,8 @@ class Strip:
     title: what comes first, such as the class.
     frames: uint8 `[N, H, W, 3]`.
     labels: what stands below each frame, N texts.
-    detail: what else is to be said of it, such as the video's name.
-    wrong: whether the title is marked as a fault.
+    detail: more about it, such as the video's name.
+    wrong: whether the title is marked as a wrong prediction.
 
   Raises:
     ValueError: there are not as many labels as frames.
@@ -170,7 +221,7 @@ class Strip:
 
 
 def even_frames(total: int, shown: int) -> np.ndarray:
-  """Places of at most `shown` of `total` frames, evenly spaced, the first and the last among them."""
+  """Indices of at most `shown` of `total` frames, evenly spaced, the first and the last among them."""
   return np.unique(np.linspace(0, total - 1, min(shown, total)).round().astype(int))
 
 
@@ -195,37 +246,27 @@ def sheet(path: pathlib.Path, strips: Sequence[Strip]) -> None:
     for strip, picture in zip(strips, pictures, strict=True)
   ]
   width, height = _PANEL * columns, sum(heights) + _ROW_TEXT * len(strips)
-  with matplotlib.rc_context({**STYLE, "axes.grid": False}), warnings.catch_warnings():
-    # A name may hold letters that the font lacks; they are drawn as boxes.
-    warnings.filterwarnings("ignore", message="Glyph .* missing from")
+  with _drawing(**{"axes.grid": False}):
     figure = matplotlib.figure.Figure(figsize=(width, height))
     top = height
     for strip, picture, tall in zip(strips, pictures, heights, strict=True):
       wide = _PANEL * len(strip.frames)
-      place = (0, (top - _ROW_TEXT / 2 - tall) / height, wide / width, tall / height)
+      box = (0, (top - _ROW_TEXT / 2 - tall) / height, wide / width, tall / height)
       top -= tall + _ROW_TEXT
-      axes = figure.add_axes(place)
+      axes = figure.add_axes(box)
       axes.imshow(picture, aspect="auto")
       axes.set_axis_off()
+      below: Any = {"transform": axes.transAxes, "ha": "center", "va": "top"}
       for i, label in enumerate(strip.labels):
-        at = ((i + 0.5) / len(strip.labels), -0.03)
-        axes.text(
-          *at,
-          printable(label),
-          transform=axes.transAxes,
-          ha="center",
-          va="top",
-          fontsize=8,
-          color=MUTED,
-          parse_math=False,
-        )
-      text = printable(f"{strip.title}   {strip.detail}" if strip.detail else strip.title)
+        middle = (i + 0.5) / len(strip.labels)
+        axes.text(middle, -0.03, errors.printable(label), fontsize=8, color=MUTED, **below)
+      text = errors.printable(f"{strip.title}   {strip.detail}" if strip.detail else strip.title)
       colour = ORANGE if strip.wrong else INK
-      title = axes.set_title(text, loc="left", fontsize=9, color=colour, pad=3, parse_math=False)
-      wanted = title.get_window_extent().width / (width * figure.dpi)
-      if wanted > 1:
-        title.set_text(_shortened(text, int(len(text) / wanted)))
-    figure.savefig(path)
+      title = axes.set_title(text, loc="left", fontsize=9, color=colour, pad=3)
+      share = title.get_window_extent().width / (width * figure.dpi)
+      if share > 1:
+        title.set_text(_shortened(text, int(len(text) / share)))
+    _save(figure, path)
 
 
 def contact_sheet(
@@ -235,20 +276,22 @@ def contact_sheet(
   predicted: Sequence[str],
   shown_frames: int = 8,
 ) -> None:
-  """Clips as the model gets them, one a row, time to the right, and what it takes them for.
+  """Clips as the model gets them, one a row, time to the right, and what it predicts.
 
   Args:
     path: PNG to write.
     clips: uint8 `[N, T, H, W, 3]`.
     true: class name of each clip.
-    predicted: what the model takes the clip's video for.
+    predicted: class name that the model predicts for the clip's video; "" where it predicts none.
     shown_frames: how many of the T frames to show, evenly spaced.
   """
   indices = even_frames(clips.shape[1], shown_frames)
   strips = []
-  for clip, is_, taken_for in zip(clips, true, predicted, strict=True):
-    right = is_ == taken_for
-    title = f"{is_}, recognised" if right else f"{is_}, taken for {taken_for}"
+  for clip, true_name, predicted_name in zip(clips, true, predicted, strict=True):
+    title, wrong = true_name, False
+    if predicted_name:
+      wrong = true_name != predicted_name
+      title += f", predicted {predicted_name}" if wrong else ", recognised"
     labels = [f"frame {index}" for index in indices]
-    strips.append(Strip(title, clip[indices], labels, wrong=not right))
+    strips.append(Strip(title, clip[indices], labels, wrong=wrong))
   sheet(path, strips)

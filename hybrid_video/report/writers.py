@@ -12,13 +12,13 @@ from typing import Any
 from clu import metric_writers
 import numpy as np
 
-from hybrid_video import progress
+from hybrid_video import files, progress
 
 HISTORY = "history.jsonl"
 
 
 class _ScalarsWriter(metric_writers.MetricWriter):
-  """A writer of scalars only; everything else is somebody else's."""
+  """A writer of scalars; other kinds of summaries are ignored."""
 
   def write_summaries(
     self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
@@ -59,20 +59,24 @@ class _ScalarsWriter(metric_writers.MetricWriter):
 
 
 class ConsoleWriter(_ScalarsWriter):
-  """One line a report: step, epoch, loss, accuracy, speed, time left."""
+  """One line a report: step, epoch, loss, accuracy if there is one, speed, time left."""
 
   def __init__(self, steps: int):
     self._steps = steps
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Prints the training scalars `train` writes."""
+    accuracies = [
+      f"  {words} {100 * scalars[name]:5.1f} %"
+      for name, words in (("train/top1", "top-1"), ("train/top5", "top-5"))
+      if name in scalars
+    ]
     print(
       f"step {step:>{len(str(self._steps))}}/{self._steps}"
       f"  epoch {scalars['epoch']:6.2f}"
       f"  loss {scalars['train/loss']:7.4f}"
-      f"  top-1 {100 * scalars['train/top1']:5.1f} %"
-      f"  top-5 {100 * scalars['train/top5']:5.1f} %"
-      f"  {scalars['clips_per_second']:7.1f} clips/s"
+      + "".join(accuracies)
+      + f"  {scalars['clips_per_second']:7.1f} clips/s"
       f"  {progress.duration(scalars['seconds_left']):>6} left",
       flush=True,
     )
@@ -83,10 +87,8 @@ class HistoryWriter(_ScalarsWriter):
 
   def __init__(self, workdir: pathlib.Path, first_step: int):
     self._path = workdir / HISTORY
-    kept = [line for line in read_history(workdir) if line["step"] <= first_step]
-    part = self._path.with_suffix(".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    part.replace(self._path)
+    before = [line for line in read_history(workdir) if line["step"] <= first_step]
+    files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in before))
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """Appends the scalars of a step."""

@@ -5,7 +5,6 @@ SHA-256 checked wherever one is published.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import os
 import pathlib
@@ -13,7 +12,7 @@ import re
 import urllib.parse
 import urllib.request
 
-from hybrid_video import downloads
+from hybrid_video import downloads, errors
 
 CACHE_VARIABLE = "HYBRID_VIDEO_CACHE"
 DEFAULT_CACHE = "~/.cache/hybrid_video/weights"
@@ -21,8 +20,8 @@ DEFAULT_CACHE = "~/.cache/hybrid_video/weights"
 _HUB_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9]+$")
 
 
-class SourceError(ValueError):
-  """Weights that cannot be had; the message says why and what to do."""
+class SourceError(errors.UserError):
+  """Weights that are unavailable; the message says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ def locate(
       return _local(_file_url_path(source))
     if url.scheme not in downloads.WEB_SCHEMES:
       raise SourceError(
-        f"Weights cannot be had from {source!r}: the scheme is {url.scheme!r}, and only http, "
+        f"Weights cannot be downloaded from {source!r}: the scheme is {url.scheme!r}, and only http, "
         "https and file are read. Download it by hand and give the file's path."
       )
     for known in SOURCES.values():
@@ -177,10 +176,9 @@ def locate(
         return _cached(_known(known, cache_dir), progress)
     return _cached(_unknown(source, cache_dir), progress)
   path = pathlib.Path(source).expanduser()
-  if path.exists() or source.startswith(("/", "~", ".")) or path.suffix:
+  if os.path.exists(path) or source.startswith(("/", "~", ".")) or path.suffix:
     return _local(path)
-  close = difflib.get_close_matches(source, SOURCES, n=3, cutoff=0.4)
-  proposal = f" Did you mean {' or '.join(close)}?" if close else ""
+  proposal = errors.nearest(source, SOURCES, cutoff=0.4)
   raise SourceError(
     f"{source!r} is no known name, and no file {path.absolute()} exists.{proposal} Known names: "
     f"{', '.join(SOURCES)}."
@@ -232,9 +230,9 @@ def _file_url_path(url: str) -> pathlib.Path:
 
 
 def _local(path: pathlib.Path) -> pathlib.Path:
-  if path.is_dir():
+  if os.path.isdir(path):
     raise SourceError(f"{path} is a folder; give the file of weights in it.")
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise SourceError(
       f"There is no file {path.absolute()}. Give the path of a file of weights, its URL, or one of "
       f"the known names: {', '.join(SOURCES)}."

@@ -1,65 +1,71 @@
 """torchvision's names for the video ResNets and ours, side by side.
 
-In: an architecture. Out: for every key of torchvision's state dict, where our model keeps it.
-IG-65M's R(2+1)D-34 uses the same names.
+In: an architecture. Out: its table. IG-65M's R(2+1)D-34 uses the same names.
 """
 
 from hybrid_video.models import video_resnet
-from hybrid_video.weights.porting import CONVOLUTION, LINEAR, SAME, Place
-
-_NORM = {
-  "weight": Place("params", ("scale",), SAME),
-  "bias": Place("params", ("bias",), SAME),
-  "running_mean": Place("batch_stats", ("mean",), SAME),
-  "running_var": Place("batch_stats", ("var",), SAME),
-}
+from hybrid_video.weights import porting
+from hybrid_video.weights.porting import CONVOLUTION, Path, Row, Table
 
 
-def places(architecture: str) -> dict[str, Place | None]:
-  """Where each key of the whole network's state dict goes.
+def _batch_norm(path: Path, key: str) -> list[Row]:
+  return [
+    *porting.norm(path, key),
+    Row((*path, "mean"), (f"{key}.running_mean",), collection="batch_stats"),
+    Row((*path, "var"), (f"{key}.running_var",), collection="batch_stats"),
+  ]
+
+
+def _kernel(path: Path, key: str) -> Row:
+  return Row((*path, "kernel"), (f"{key}.weight",), CONVOLUTION)
+
+
+def _convolution(kind: str, path: Path, key: str) -> list[Row]:
+  """A convolution of one kind: a kernel, or two with a norm between them."""
+  if kind != video_resnet.FACTORISED:
+    return [_kernel(path, key)]
+  return [
+    _kernel((*path, "spatial"), f"{key}.0"),
+    *_batch_norm((*path, "norm"), f"{key}.1"),
+    _kernel((*path, "temporal"), f"{key}.3"),
+  ]
+
+
+def _stem(kind: str) -> list[Row]:
+  path = ("cnn", "stem")
+  if kind == video_resnet.FACTORISED:
+    return [*_convolution(kind, (*path, "conv"), "stem"), *_batch_norm((*path, "norm"), "stem.4")]
+  return [_kernel((*path, "conv"), "stem.0"), *_batch_norm((*path, "norm"), "stem.1")]
+
+
+def _block(kind: str, path: Path, key: str, *, downsamples: bool) -> list[Row]:
+  rows = []
+  for n in (1, 2):
+    rows += _convolution(kind, (*path, f"conv{n}"), f"{key}.conv{n}.0")
+    rows += _batch_norm((*path, f"norm{n}"), f"{key}.conv{n}.1")
+  if downsamples:
+    rows.append(_kernel((*path, "downsample", "conv"), f"{key}.downsample.0"))
+    rows += _batch_norm((*path, "downsample", "norm"), f"{key}.downsample.1")
+  return rows
+
+
+def table(architecture: str) -> Table:
+  """The names of a whole network: trunk under `cnn`, torchvision's `fc` under `head`.
 
   Args:
     architecture: one of `video_resnet.ARCHITECTURES`.
-
-  Returns:
-    Key to place, trunk under `cnn` and `fc` under `head`; None for the counters of batches, which
-    nothing reads.
   """
   plan = video_resnet.ARCHITECTURES[architecture]
-  found: dict[str, Place | None] = {}
-
-  def norm(key: str, path: tuple[str, ...]) -> None:
-    for part, place in _NORM.items():
-      found[f"{key}.{part}"] = Place(place.collection, path + place.path, SAME)
-    found[f"{key}.num_batches_tracked"] = None
-
-  def conv(key: str, path: tuple[str, ...]) -> None:
-    found[f"{key}.weight"] = Place("params", (*path, "kernel"), CONVOLUTION)
-
-  def convolution(kind: str, key: str, path: tuple[str, ...]) -> None:
-    if kind != video_resnet.FACTORISED:
-      conv(key, path)
-      return
-    conv(f"{key}.0", (*path, "spatial"))
-    norm(f"{key}.1", (*path, "norm"))
-    conv(f"{key}.3", (*path, "temporal"))
-
-  stem = ("cnn", "stem")
-  if plan.kinds[0] == video_resnet.FACTORISED:
-    convolution(plan.kinds[0], "stem", (*stem, "conv"))
-    norm("stem.4", (*stem, "norm"))
-  else:
-    conv("stem.0", (*stem, "conv"))
-    norm("stem.1", (*stem, "norm"))
+  rows = _stem(plan.kinds[0])
   for stage, (blocks, kind) in enumerate(zip(plan.blocks, plan.kinds, strict=True), 1):
     for block in range(blocks):
-      key, path = f"layer{stage}.{block}", ("cnn", f"layer{stage}", str(block))
-      for n in (1, 2):
-        convolution(kind, f"{key}.conv{n}.0", (*path, f"conv{n}"))
-        norm(f"{key}.conv{n}.1", (*path, f"norm{n}"))
-      if stage > 1 and block == 0:
-        conv(f"{key}.downsample.0", (*path, "downsample", "conv"))
-        norm(f"{key}.downsample.1", (*path, "downsample", "norm"))
-  found["fc.weight"] = Place("params", ("head", "kernel"), LINEAR)
-  found["fc.bias"] = Place("params", ("head", "bias"), SAME)
-  return found
+      path, key = ("cnn", f"layer{stage}", str(block)), f"layer{stage}.{block}"
+      rows += _block(kind, path, key, downsamples=stage > 1 and block == 0)
+  rows += porting.linear(("head",), "fc")
+  # Nothing of ours counts batches.
+  counters = [
+    row.keys[0].replace("running_mean", "num_batches_tracked")
+    for row in rows
+    if row.path[-1] == "mean"
+  ]
+  return Table(f"{architecture} as torchvision names it", tuple(rows), tuple(counters))

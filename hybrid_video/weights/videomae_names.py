@@ -1,232 +1,142 @@
-"""VideoMAE's published names: from a checkpoint's flat keys to our parameter paths.
+"""VideoMAE's published names and ours: the original code's, and Hugging Face's.
 
-In: a state dict of arrays, named as in the original code (github.com/MCG-NJU/VideoMAE, inside the
-file's 'model' or 'module') or as in Hugging Face transformers. Out: arrays by the path that they
-have in the nested dict of our parameters, transposed to our layout.
+In: the keys of a file, and the depth of a model. Out: the table of the original code
+(github.com/MCG-NJU/VideoMAE, inside the file's 'model' or 'module') or of Hugging Face transformers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import re
 from typing import NamedTuple
 
-import numpy as np
-
-Path = tuple[str, ...]
+from hybrid_video.models.videomae import PATCH, TUBE
+from hybrid_video.weights import porting
+from hybrid_video.weights.porting import LINEAR, TOKEN, Path, Row, Table
 
 KINDS = ("classifier", "pretraining")
-SHOWN_KEYS = 8
-TRUNK = ("attention",)
+# What a pretraining file has beyond the encoder's blocks.
+PRETRAINING_ONLY: tuple[Path, ...] = (("attention", "norm"), ("decoder",))
 
-# Our path within a block, the original's name, Hugging Face's. Their query, key and value are
-# separate matrices; the original's one matrix has them one below the other.
-BLOCK: tuple[tuple[Path, str, tuple[str, ...]], ...] = (
-  (("norm1", "scale"), "norm1.weight", ("layernorm_before.weight",)),
-  (("norm1", "bias"), "norm1.bias", ("layernorm_before.bias",)),
-  (
-    ("attn", "qkv", "kernel"),
-    "attn.qkv.weight",
-    tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value")),
-  ),
-  (("attn", "q_bias"), "attn.q_bias", ("attention.attention.q_bias",)),
-  (("attn", "v_bias"), "attn.v_bias", ("attention.attention.v_bias",)),
-  (("attn", "proj", "kernel"), "attn.proj.weight", ("attention.output.dense.weight",)),
-  (("attn", "proj", "bias"), "attn.proj.bias", ("attention.output.dense.bias",)),
-  (("norm2", "scale"), "norm2.weight", ("layernorm_after.weight",)),
-  (("norm2", "bias"), "norm2.bias", ("layernorm_after.bias",)),
-  (("mlp", "fc1", "kernel"), "mlp.fc1.weight", ("intermediate.dense.weight",)),
-  (("mlp", "fc1", "bias"), "mlp.fc1.bias", ("intermediate.dense.bias",)),
-  (("mlp", "fc2", "kernel"), "mlp.fc2.weight", ("output.dense.weight",)),
-  (("mlp", "fc2", "bias"), "mlp.fc2.bias", ("output.dense.bias",)),
-)
+_PATCH_EMBEDDING = porting.patch_embedding((TUBE, PATCH, PATCH))
+_OF_PRETRAINING = "These are a pretraining file's keys, and the file has a classifier besides."
+_OF_CLASSIFIER = "These are a fine-tuned classifier's keys: load the file into a classifier."
 
 
 class Names(NamedTuple):
-  """One source's names outside the blocks, and where its blocks stand.
+  """One source's names. `{trunk}` is empty in the original's classifier and a prefix elsewhere.
 
-  `{trunk}` is empty in the original's classifier and a prefix elsewhere.
+  Query, key and value are one matrix in the original and separate ones in Hugging Face's.
   """
 
+  title: str
   patch_embed: str
   encoder_block: str
   encoder_norm: str
   decoder_block: str
   classifier: str
-  is_original: bool
+  norms: tuple[str, str]
+  qkv: tuple[str, ...]
+  qkv_biases: str
+  proj: str
+  mlp: tuple[str, str]
 
 
 ORIGINAL = Names(
+  title="the original code",
   patch_embed="{trunk}patch_embed.proj",
   encoder_block="{trunk}blocks.",
   encoder_norm="encoder.norm",
   decoder_block="decoder.blocks.",
   classifier="head",
-  is_original=True,
+  norms=("norm1", "norm2"),
+  qkv=("attn.qkv",),
+  qkv_biases="attn.",
+  proj="attn.proj",
+  mlp=("mlp.fc1", "mlp.fc2"),
 )
 HUGGING_FACE = Names(
+  title="Hugging Face",
   patch_embed="videomae.embeddings.patch_embeddings.projection",
   encoder_block="videomae.encoder.layer.",
   encoder_norm="videomae.layernorm",
   decoder_block="decoder.decoder_layers.",
   classifier="classifier",
-  is_original=False,
+  norms=("layernorm_before", "layernorm_after"),
+  qkv=tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+  qkv_biases="attention.attention.",
+  proj="attention.output.dense",
+  mlp=("intermediate.dense", "output.dense"),
 )
 
 
-class Converted(NamedTuple):
-  """What a checkpoint gave.
-
-  Attributes:
-    arrays: float32 parameters by our path.
-    dropped: keys of the checkpoint that a classifier has no use for.
-    fresh: our paths that the checkpoint does not hold and that keep their initial values.
-  """
-
-  arrays: dict[Path, np.ndarray]
-  dropped: tuple[str, ...]
-  fresh: tuple[Path, ...]
+def names_of(keys: Iterable[str]) -> Names:
+  """The source that a file's keys are named by."""
+  return HUGGING_FACE if any(key.startswith("videomae.") for key in keys) else ORIGINAL
 
 
-def _affine(path: Path, name: str, weight: str) -> dict[Path, tuple[str, ...]]:
-  return {(*path, weight): (f"{name}.weight",), (*path, "bias"): (f"{name}.bias",)}
+def kind_of(keys: Iterable[str]) -> str:
+  """What a file holds: "pretraining" where it has no classifier, its decoder there or cut away."""
+  has_classifier = any(key.startswith(("head.", "classifier.")) for key in keys)
+  return "classifier" if has_classifier else "pretraining"
 
 
-def _block_table(path: Path, prefix: str, names: Names, depth: int) -> dict[Path, tuple[str, ...]]:
-  return {
-    (*path, "blocks", str(i), *ours): tuple(
-      f"{prefix}{i}.{name}" for name in ((original,) if names.is_original else hugging_face)
-    )
-    for i in range(depth)
-    for ours, original, hugging_face in BLOCK
-  }
+def _block(path: Path, key: str, names: Names) -> list[Row]:
+  rows = []
+  for n in (0, 1):
+    rows += porting.norm((*path, f"norm{n + 1}"), f"{key}.{names.norms[n]}")
+    rows += porting.linear((*path, "mlp", f"fc{n + 1}"), f"{key}.{names.mlp[n]}")
+  qkv = tuple(f"{key}.{name}.weight" for name in names.qkv)
+  rows.append(Row((*path, "attn", "qkv", "kernel"), qkv, LINEAR))
+  for bias in ("q_bias", "v_bias"):
+    rows.append(Row((*path, "attn", bias), (f"{key}.{names.qkv_biases}{bias}",)))
+  return [*rows, *porting.linear((*path, "attn", "proj"), f"{key}.{names.proj}")]
 
 
-def _depth(keys: Iterable[str], prefix: str) -> int:
-  """Blocks in the checkpoint: one more than the highest number after `prefix`."""
-  found = [re.match(re.escape(prefix) + r"(\d+)\.", key) for key in keys]
-  return max((int(match[1]) + 1 for match in found if match), default=1)
-
-
-def _list(keys: Iterable[str]) -> str:
-  listed = sorted(keys)
-  more = f" and {len(listed) - SHOWN_KEYS} more" if len(listed) > SHOWN_KEYS else ""
-  return ", ".join(listed[:SHOWN_KEYS]) + more
-
-
-def _array(path: Path, arrays: list[np.ndarray]) -> np.ndarray:
-  """Joins and transposes to our layout: kernels `[in, out]`, the mask token `[D]`."""
-  x = np.concatenate(arrays).astype(np.float32)
-  if path[-1] == "kernel":
-    # A patch convolution [out, in, t, h, w] reads a patch in the order (t, h, w, in).
-    x = x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]) if x.ndim == 5 else x.T
-  return np.ascontiguousarray(x.reshape(-1) if path[-1] == "mask_token" else x)
-
-
-def _rank(path: Path) -> int:
-  if path[-1] == "mask_token":
-    return 3
-  if path[-1] == "kernel":
-    return 5 if "patch_embed" in path else 2
-  return 1
-
-
-def _convert(
-  state_dict: Mapping[str, np.ndarray], model_kind: str, pretrained_encoder: bool, names: Names
-) -> Converted:
-  if model_kind not in KINDS:
-    raise ValueError(f"model_kind={model_kind!r} is none of {', '.join(KINDS)}.")
-  classifier = model_kind == "classifier"
-  if pretrained_encoder and not classifier:
-    raise ValueError("pretrained_encoder=True is for model_kind='classifier' only.")
-  from_pretraining = pretrained_encoder or not classifier
-  trunk = "encoder." if from_pretraining else ""
-  block = names.encoder_block.format(trunk=trunk)
-  table = {
-    **_affine((*TRUNK, "patch_embed"), names.patch_embed.format(trunk=trunk), "kernel"),
-    **_block_table(TRUNK, block, names, _depth(state_dict, block)),
-  }
-  head = {
-    **_affine(("head", "norm"), "fc_norm", "scale"),
-    **_affine(("head", "linear"), names.classifier, "kernel"),
-  }
-  pretraining_only = {
-    **_affine((*TRUNK, "norm"), names.encoder_norm, "scale"),
-    ("decoder", "embed", "kernel"): ("encoder_to_decoder.weight",),
-    ("decoder", "mask_token"): ("mask_token",),
-    **_block_table(
-      ("decoder",), names.decoder_block, names, _depth(state_dict, names.decoder_block)
-    ),
-    **_affine(("decoder", "norm"), "decoder.norm", "scale"),
-    **_affine(("decoder", "head"), "decoder.head", "kernel"),
-  }
-  if not pretrained_encoder:
-    table.update(head if classifier else pretraining_only)
-
-  expected = {key for keys in table.values() for key in keys}
-  droppable = {key for keys in pretraining_only.values() for key in keys}
-  dropped = sorted(droppable & set(state_dict)) if pretrained_encoder else []
-  unknown = set(state_dict) - expected - set(dropped)
-  missing = expected - set(state_dict)
-  misshapen = {
-    f"{key} {list(state_dict[key].shape)} in place of {_rank(path)} axes"
-    for path, keys in table.items()
-    for key in keys
-    if key in state_dict and state_dict[key].ndim != _rank(path)
-  }
-  problems = [
-    f"{len(keys)} {what}: {_list(keys)}."
-    for what, keys in (("unknown", unknown), ("missing", missing), ("of another shape", misshapen))
-    if keys
+def _blocks(path: Path, prefix: str, names: Names, depth: int) -> list[Row]:
+  return [
+    row for i in range(depth) for row in _block((*path, "blocks", str(i)), f"{prefix}{i}", names)
   ]
-  if problems:
-    hint = ""
-    if classifier and not pretrained_encoder and unknown & droppable:
-      hint = " These are a pretraining file's keys: pass pretrained_encoder=True for its encoder."
-    elif from_pretraining and "fc_norm.weight" in unknown:
-      hint = " These are a fine-tuned classifier's keys: convert them as one."
-    source = "the original code" if names.is_original else "Hugging Face"
-    raise ValueError(
-      f"The keys are not those of a VideoMAE {model_kind} as {source} names it. "
-      + " ".join(problems)
-      + hint
-    )
-  return Converted(
-    arrays={
-      path: _array(path, [np.asarray(state_dict[key]) for key in keys])
-      for path, keys in table.items()
-    },
-    dropped=tuple(dropped),
-    fresh=tuple(head) if pretrained_encoder else (),
-  )
 
 
-def from_original(
-  state_dict: Mapping[str, np.ndarray], model_kind: str, *, pretrained_encoder: bool = False
-) -> Converted:
-  """Converts a state dict named as in the original code.
+def decoder_depth(keys: Iterable[str], names: Names) -> int:
+  """Blocks of a file's decoder: one more than the highest number among its keys, or 0."""
+  numbered = re.compile(re.escape(names.decoder_block) + r"(\d+)\.")
+  matches = [numbered.match(key) for key in keys]
+  return max((int(match[1]) + 1 for match in matches if match), default=0)
 
-  The number of blocks is taken from the keys: compare the result with the model's own paths and
-  shapes before using it.
+
+def table(kind: str, names: Names, *, depth: int, decoder_depth: int = 0) -> Table:
+  """The names of a whole network.
+
+  Hugging Face's classifier is one with `use_mean_pooling=True`, its pretraining model one with
+  False. Their norms differ in epsilon: `config.layer_norm_eps` (1e-12 by default) in the blocks and
+  1e-5 in the head and at the decoder's end, which our models take as options.
 
   Args:
-    state_dict: arrays by key.
-    model_kind: "classifier" (`VideoMAE`) or "pretraining" (`VideoMAEForPreTraining`).
-    pretrained_encoder: whether a classifier starts from the encoder of a pretraining checkpoint.
-      Its final norm and its decoder are then dropped, and the head keeps its initial values.
+    kind: "classifier" (`VideoMAE`) or "pretraining" (`VideoMAEForPreTraining`).
+    names: whose.
+    depth: blocks of the encoder.
+    decoder_depth: blocks of the decoder, which a classifier has not.
 
   Raises:
-    ValueError: unknown or missing keys or arrays of another rank, all named at once; an unknown
-      kind; `pretrained_encoder` for another kind than the classifier.
+    ValueError: an unknown kind.
   """
-  return _convert(state_dict, model_kind, pretrained_encoder, ORIGINAL)
-
-
-def from_hugging_face(
-  state_dict: Mapping[str, np.ndarray], model_kind: str, *, pretrained_encoder: bool = False
-) -> Converted:
-  """Converts a state dict named as in Hugging Face transformers; see `from_original`.
-
-  A classifier is one with `use_mean_pooling=True`, a pretraining model one with False. Their norms
-  differ in epsilon: `config.layer_norm_eps` (1e-12 by default) in the blocks and 1e-5 in the head
-  and at the decoder's end, which our models take as options.
-  """
-  return _convert(state_dict, model_kind, pretrained_encoder, HUGGING_FACE)
+  if kind not in KINDS:
+    raise ValueError(f"kind={kind!r} is none of {', '.join(KINDS)}.")
+  trunk = "encoder." if kind == "pretraining" else ""
+  rows = porting.linear(
+    ("attention", "patch_embed"), names.patch_embed.format(trunk=trunk), layout=_PATCH_EMBEDDING
+  )
+  rows += _blocks(("attention",), names.encoder_block.format(trunk=trunk), names, depth)
+  if kind == "classifier":
+    rows += porting.norm(("head", "norm"), "fc_norm")
+    rows += porting.linear(("head", "linear"), names.classifier)
+    hints = {"encoder_to_decoder.weight": _OF_PRETRAINING, "mask_token": _OF_PRETRAINING}
+  else:
+    rows += porting.norm(("attention", "norm"), names.encoder_norm)
+    rows += porting.linear(("decoder", "embed"), "encoder_to_decoder", bias=False)
+    rows.append(Row(("decoder", "mask_token"), ("mask_token",), TOKEN))
+    rows += _blocks(("decoder",), names.decoder_block, names, decoder_depth)
+    rows += porting.norm(("decoder", "norm"), "decoder.norm")
+    rows += porting.linear(("decoder", "head"), "decoder.head")
+    hints = {"fc_norm.weight": _OF_CLASSIFIER}
+  return Table(f"a VideoMAE {kind} as {names.title} names it", tuple(rows), hints=hints)

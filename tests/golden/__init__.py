@@ -1,1 +1,1 @@
-"""Outputs of the references, kept small, and the comparison of our models with them."""
+"""Outputs of the references, stored small, and the comparison of our models with them."""

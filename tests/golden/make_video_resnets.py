@@ -31,8 +31,8 @@ def sample(array: torch.Tensor, count: int = 24) -> np.ndarray:
   if array.ndim == 5:
     array = array.permute(0, 2, 3, 4, 1)
   flat = array.reshape(-1).double().numpy()
-  places = np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int)
-  return np.append(flat[places], np.abs(flat).max()).astype(np.float32)
+  indices = np.linspace(0, len(flat) - 1, min(count, len(flat))).astype(int)
+  return np.append(flat[indices], np.abs(flat).max()).astype(np.float32)
 
 
 def torchvision_model(name: str) -> torch.nn.Module:
@@ -112,7 +112,7 @@ class Twin34(torch.nn.Module):
     """Of the stem and of every block."""
     x = F.relu(self.bn("stem.1", self.conv("stem.0", x, (1, 2, 2), (0, 3, 3))))
     x = F.relu(self.bn("stem.4", self.conv("stem.3", x, 1, (1, 0, 0))))
-    found = [x]
+    outputs = [x]
     for stage, blocks in enumerate((3, 4, 6, 3), 1):
       for b in range(blocks):
         key, s = f"layer{stage}.{b}", 2 if stage > 1 and b == 0 else 1
@@ -127,8 +127,8 @@ class Twin34(torch.nn.Module):
         if f"{key}.downsample.0.weight" in self.tensors:
           shortcut = self.bn(f"{key}.downsample.1", self.conv(f"{key}.downsample.0", x, s, 0))
         x = F.relu(y + shortcut)
-        found.append(x)
-    return found
+        outputs.append(x)
+    return outputs
 
   def head(self, x: torch.Tensor) -> torch.Tensor:
     """Global average and linear layer."""
@@ -163,11 +163,11 @@ class FromTorchvision:
 
   def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
     """Of the stem and of every block."""
-    found = [self.module.stem(x)]
+    outputs = [self.module.stem(x)]
     for stage in (1, 2, 3, 4):
       for block in getattr(self.module, f"layer{stage}"):
-        found.append(block(found[-1]))
-    return found
+        outputs.append(block(outputs[-1]))
+    return outputs
 
   def head(self, x: torch.Tensor) -> torch.Tensor:
     """Global average and linear layer."""
@@ -179,27 +179,27 @@ def main() -> None:
   torch.manual_seed(0)
   clips = torch.tensor(reference_weights.clips(SHAPE)).permute(0, 4, 1, 2, 3)
   labels = torch.tensor([3, 5])
-  kept: dict[str, np.ndarray] = {}
+  arrays: dict[str, np.ndarray] = {}
   for name in ("r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34"):
     model = Twin34() if name == "r2plus1d_34" else FromTorchvision(name)
     model.eval()
     with torch.no_grad():
       outputs = model.outputs(clips)
-      kept[f"{name}/logits"] = model.head(outputs[-1]).numpy()
+      arrays[f"{name}/logits"] = model.head(outputs[-1]).numpy()
       for i, output in enumerate(outputs):
-        kept[f"{name}/block/{i}"] = sample(output)
+        arrays[f"{name}/block/{i}"] = sample(output)
     model.double()
     model.train()
     loss = F.cross_entropy(model.head(model.outputs(clips.double())[-1]), labels)
     loss.backward()
-    kept[f"{name}/loss"] = loss.detach().numpy()
+    arrays[f"{name}/loss"] = loss.detach().numpy()
     for key, tensor in model.tensors.items():
       if tensor.grad is not None:
-        kept[f"{name}/gradient/{key}"] = sample(tensor.grad, 8)
+        arrays[f"{name}/gradient/{key}"] = sample(tensor.grad, 8)
       elif "running" in key:
-        kept[f"{name}/statistic/{key}"] = sample(tensor, 8)
+        arrays[f"{name}/statistic/{key}"] = sample(tensor, 8)
     print(name, loss.item())
-  np.savez_compressed(FOLDER / "video_resnets.npz", **kept)
+  np.savez_compressed(FOLDER / "video_resnets.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import reference_weights  # noqa: E402
 
 BATCH = 2
 CLASSES = 5
-# name: frames, image size, width, depth, heads, decoder's, epsilon, ratio, step over kept tokens
+# name: frames, image size, width, depth, heads, decoder's, epsilon, ratio, step over the tokens stored
 CONFIGURATIONS = {
   "tiny": (4, 32, 48, 2, 3, 32, 1, 2, 1e-12, 0.75, 3),
   "small": (16, 64, 384, 3, 6, 192, 2, 3, 1e-6, 0.9, 28),
@@ -41,7 +41,7 @@ def _filled(model: torch.nn.Module) -> str:
 
 def main() -> None:
   """Writes the file."""
-  found = {}
+  arrays = {}
   for name, configuration in CONFIGURATIONS.items():
     frames, size, width, depth, heads, wide, deep, many, epsilon, ratio, step = configuration
     options = {
@@ -68,23 +68,23 @@ def main() -> None:
     classifier = transformers.VideoMAEForVideoClassification(
       transformers.VideoMAEConfig(use_mean_pooling=True, **options)
     )
-    found[f"{name}_classifier_shapes"] = np.array(_filled(classifier))
+    arrays[f"{name}_classifier_shapes"] = np.array(_filled(classifier))
     pretraining = transformers.VideoMAEForPreTraining(
       transformers.VideoMAEConfig(use_mean_pooling=False, **options)
     )
-    found[f"{name}_pretraining_shapes"] = np.array(_filled(pretraining))
+    arrays[f"{name}_pretraining_shapes"] = np.array(_filled(pretraining))
     with torch.no_grad():
-      found[f"{name}_logits"] = classifier(pixels).logits.numpy()
+      arrays[f"{name}_logits"] = classifier(pixels).logits.numpy()
       out = pretraining(pixels, bool_masked_pos=torch.from_numpy(mask))
     predictions = out.logits.numpy()
-    found[f"{name}_mask"] = mask
-    found[f"{name}_loss"] = out.loss.numpy()
+    arrays[f"{name}_mask"] = mask
+    arrays[f"{name}_loss"] = out.loss.numpy()
     # A few tokens in full, and the length of every token.
-    found[f"{name}_step"] = np.array(step)
-    found[f"{name}_predictions"] = predictions[:, ::step]
-    found[f"{name}_norms"] = np.linalg.norm(predictions, axis=-1)
-    print(name, predictions.shape, float(out.loss), found[f"{name}_logits"][0])
-  np.savez_compressed(FOLDER / "videomae.npz", **found)
+    arrays[f"{name}_step"] = np.array(step)
+    arrays[f"{name}_predictions"] = predictions[:, ::step]
+    arrays[f"{name}_norms"] = np.linalg.norm(predictions, axis=-1)
+    print(name, predictions.shape, float(out.loss), arrays[f"{name}_logits"][0])
+  np.savez_compressed(FOLDER / "videomae.npz", **arrays)
   print((FOLDER / "videomae.npz").stat().st_size, "bytes")
 
 

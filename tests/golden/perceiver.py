@@ -11,7 +11,7 @@ from golden import reference_weights
 from golden.comparison import relative_error
 from hybrid_video import models
 from hybrid_video.models import hybrid
-from hybrid_video.weights import perceiver_names
+from hybrid_video.weights import perceiver_names, porting
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "perceiver.npz")
 GROUPS = [(1, 0), (1, 1), (1, 3), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
@@ -61,27 +61,30 @@ def case(groups: int, self_per_group: int, tied: bool) -> str:
   return f"depth{groups}_self{self_per_group}_{'tied' if tied else 'own'}"
 
 
-def filled(model: nnx.Module, paths: dict[tuple[str, ...], np.ndarray]) -> nnx.Module:
-  """The model with the values at the paths, which must be those of its parameters exactly."""
-  graphdef, params, batch_stats = models.split(model)
-  flat = nnx.traversals.flatten_mapping(params)
-  assert {path: leaf.shape for path, leaf in flat.items()} == {
-    path: value.shape for path, value in paths.items()
-  }
-  params = nnx.traversals.unflatten_mapping({k: jnp.asarray(v) for k, v in paths.items()})
-  return nnx.merge(graphdef, params, batch_stats)
+def ported(
+  state: dict[str, np.ndarray], groups: int, self_per_group: int, tied: bool, model: nnx.Module
+) -> porting.Ported:
+  """The reference's weights as those of a model."""
+  _, params, _ = models.split(model)
+  table = perceiver_names.table(
+    state, cross_blocks=groups, self_per_group=self_per_group, tied=tied
+  )
+  return porting.port(state, table, params, {})
+
+
+def filled(groups: int, self_per_group: int, tied: bool) -> nnx.Module:
+  """The reader with the weights that the reference ran with, in evaluation mode."""
+  model = Reader(groups, self_per_group, tied)
+  graphdef, *_ = models.split(model)
+  state = state_dict(groups, self_per_group, tied)
+  model = nnx.merge(graphdef, ported(state, groups, self_per_group, tied, model).params)
+  model.eval()
+  return model
 
 
 def errors(groups: int, self_per_group: int, tied: bool) -> dict[str, float]:
   """Relative errors of the `latents` and `logits` of one of the reference's forms."""
-  paths = perceiver_names.to_paths(
-    state_dict(groups, self_per_group, tied),
-    cross_blocks=groups,
-    self_per_group=self_per_group,
-    tied=tied,
-  )
-  model = filled(Reader(groups, self_per_group, tied), paths)
-  model.eval()
+  model = filled(groups, self_per_group, tied)
   latents = model.attention(jnp.asarray(FEATURES))
   name = case(groups, self_per_group, tied)
   return {

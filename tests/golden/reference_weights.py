@@ -1,7 +1,7 @@
 """Weights for parity tests that need no file: every value follows from its key.
 
 The script that runs a reference (`tests/golden/make_*.py`, with PyTorch) and the test that runs our
-model (without) fill the same keys with the same numbers, so only the reference's outputs are kept.
+model (without) fill the same keys with the same numbers, so only the reference's outputs are stored.
 Norm scales, biases and running statistics are random too: none hides behind 0 or 1.
 """
 

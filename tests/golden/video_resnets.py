@@ -1,4 +1,4 @@
-"""Our video ResNets with the reference's weights, and how far their outputs lie from its own."""
+"""Our video ResNets with the reference's weights, and how far their outputs are from its own."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,31 +22,27 @@ CLIPS = (2, 8, 64, 64, 3)
 LABELS = (3, 5)
 
 
-def shapes_of(places: dict, params: dict, batch_stats: dict) -> dict[str, tuple[int, ...]]:
+def shapes_of(table: porting.Table, params: dict, batch_stats: dict) -> dict[str, tuple[int, ...]]:
   """The reference's shape of every key, from our own model's leaves."""
   ours = porting.leaves(params, batch_stats)
-  shapes = {}
-  for key, place in places.items():
-    if place is None:
-      shapes[key] = ()
-    else:
-      leaf = np.broadcast_to(np.float32(0), ours[place.collection, place.path].shape)
-      shapes[key] = place.to_reference(leaf).shape
+  shapes: dict[str, tuple[int, ...]] = dict.fromkeys(table.counters, ())
+  for row in table.rows:
+    shapes |= dict.fromkeys(row.keys, row.key_shape(tuple(ours[row.target].shape)))
   return shapes
 
 
 def model_of(
   name: str, change: Callable[[dict], dict] | None = None, dtype: str = "float32"
-) -> tuple[nnx.Module, dict[str, porting.Place | None]]:
+) -> tuple[nnx.Module, porting.Table]:
   """A classifier of `CLASSES` classes with the reference's weights, and where each key went."""
   model = models.create(name, num_classes=CLASSES, dtype=dtype)
   _, params, batch_stats = models.split(model)
-  places = video_resnet_names.places(name)
-  state_dict = reference_weights.state_dict(shapes_of(places, params, batch_stats))
-  ported = porting.port(change(state_dict) if change else state_dict, places, params, batch_stats)
+  table = video_resnet_names.table(name)
+  state_dict = reference_weights.state_dict(shapes_of(table, params, batch_stats))
+  ported = porting.port(change(state_dict) if change else state_dict, table, params, batch_stats)
   nnx.update(model, ported.params)
   nnx.update(model, ported.batch_stats)
-  return model, places
+  return model, table
 
 
 def _gradient(name: str) -> tuple[jax.Array, dict, dict]:
@@ -94,7 +90,7 @@ def errors(
   if epsilon is not None:
     plan[name] = dataclasses.replace(plan[name], epsilon=epsilon)
   with mock.patch.object(models.video_resnet, "ARCHITECTURES", plan):
-    model, places = model_of(name, change)
+    model, table = model_of(name, change)
   golden = {
     key.removeprefix(f"{name}/"): value
     for key, value in np.load(FOLDER / "video_resnets.npz").items()
@@ -110,28 +106,28 @@ def errors(
     return merged(clips), merged.cnn.outputs(clips)
 
   logits, blocks = evaluate(params, batch_stats)
-  found_errors: dict[str, Any] = {
+  errors_by_kind: dict[str, Any] = {
     "logits": relative_error(logits, golden["logits"]),
     "blocks": [sampled_error(b, golden[f"block/{i}"]) for i, b in enumerate(blocks)],
   }
   if not train:
-    return found_errors
+    return errors_by_kind
   with jax.enable_x64(True):
     loss, gradients, updated = _gradient(name)
     loss = float(loss)
-  found = porting.unport(gradients, updated, places)
-  found_errors["loss"] = float(abs(loss - golden["loss"]) / golden["loss"])
+  ours = porting.unport(gradients, updated, table)
+  errors_by_kind["loss"] = float(abs(loss - golden["loss"]) / golden["loss"])
 
   def of(prefix: str, channels_last: bool) -> dict[str, float]:
     wanted = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
     return {
       key: sampled_error(
-        np.moveaxis(found[key], 1, -1) if channels_last and found[key].ndim == 5 else found[key],
+        np.moveaxis(ours[key], 1, -1) if channels_last and ours[key].ndim == 5 else ours[key],
         sample,
       )
       for key, sample in wanted.items()
     }
 
-  found_errors["gradients"] = of("gradient/", channels_last=True)
-  found_errors["statistics"] = of("statistic/", channels_last=False)
-  return found_errors
+  errors_by_kind["gradients"] = of("gradient/", channels_last=True)
+  errors_by_kind["statistics"] = of("statistic/", channels_last=False)
+  return errors_by_kind

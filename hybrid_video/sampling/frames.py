@@ -22,55 +22,10 @@ from typing import Any
 
 import numpy as np
 
-MODES = ("seconds", "stride", "segments")
-SHORT = ("fit", "loop", "last")
+from hybrid_video.sampling.clip_settings import Sampling
+
 # Where in a segment a frame lies is drawn as a fraction of this.
 SEGMENT_UNIT = 2**31
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How frames are chosen.
-
-  Attributes:
-    frames: frames of a clip.
-    mode: one of `MODES`.
-    window_seconds: length of the window, in mode "seconds".
-    stride: positions from frame to frame, in mode "stride".
-    rate: positions a second; 0 is the video's own rate. Not above the video's own.
-    short: one of `SHORT`; segments always fit.
-
-  Raises:
-    ValueError: a value is out of range.
-  """
-
-  frames: int = 16
-  mode: str = "seconds"
-  window_seconds: float = 2.0
-  stride: int = 1
-  rate: float = 0.0
-  short: str = "fit"
-
-  def __post_init__(self) -> None:
-    for name, known in (("mode", MODES), ("short", SHORT)):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f"Frames cannot be chosen with {name} {getattr(self, name)!r}: take {', '.join(known)}."
-        )
-    if self.frames < 1 or self.stride < 1 or self.window_seconds <= 0 or self.rate < 0:
-      raise ValueError(
-        f"Frames cannot be chosen with {self}: frames and stride are 1 or more, window_seconds above "
-        "0, rate 0 or more."
-      )
-
-  def describe(self) -> str:
-    """In words."""
-    rate = f"{self.rate:g} frames a second" if self.rate else "the video's own rate"
-    if self.mode == "segments":
-      return f"one frame of each of {self.frames} equal segments of the video"
-    if self.mode == "stride":
-      return f"{self.frames} frames, every {self.stride}. at {rate}"
-    return f"{self.frames} frames evenly over {self.window_seconds:g} s at {rate}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,14 +97,14 @@ def window_frames(
     Integers `[frames]` or `[..., frames]`; ascending, unless a short video is looped.
   """
   steps = np.arange(sampling.frames, dtype=np.int64)
-  chosen = start + (steps * (span - 1)) // max(sampling.frames - 1, 1)
+  position = start + (steps * (span - 1)) // max(sampling.frames - 1, 1)
   if sampling.short == "loop":
-    chosen = chosen % positions
+    position = position % positions
   else:
     last = positions - 1
     # The lesser of the two, in operations that every kind of number has.
-    chosen = (chosen + last - abs(chosen - last)) // 2
-  return chosen * numerator // denominator
+    position = (position + last - abs(position - last)) // 2
+  return position * numerator // denominator
 
 
 def segment_frames(sampling: Sampling, within: Any, *, frames: Any) -> Any:

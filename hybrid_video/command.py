@@ -1,0 +1,194 @@
+"""The command line: flags, the process's set-up, one call of a mode.
+
+In: flags, as `main.py` and the installed `hybrid-video` take them. Out: the exit code: 0 if all went
+well, 1 for an error or for a video that could not be predicted, 130 after Ctrl-C.
+"""
+
+from collections.abc import Callable
+import importlib
+import logging
+import os
+import pathlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from hybrid_video import errors
+
+if TYPE_CHECKING:
+  from hybrid_video.experiment import Experiment
+
+MODES = ("train", "evaluate", "predict", "export", "inspect")
+# Modes that use the experiment of a checkpoint if no config is named.
+_CONFIG_OPTIONAL = ("evaluate", "predict", "export")
+# Where the configs are in an installed package.
+_SHIPPED = pathlib.Path(__file__).parent / "_configs"
+_ISSUES = "This is a bug; please report it with the lines above and the command."
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment: a file in configs/. evaluate, predict and export do without."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results.")
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  list(MODES),
+  "train: train and evaluate. evaluate: evaluate a checkpoint on a data set. predict: classes of "
+  "videos. export: a checkpoint as model.safetensors. inspect: a page about the data.",
+)
+_VIDEOS = flags.DEFINE_list("videos", [], "For predict: video files and folders, by commas.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  None,
+  "For evaluate, predict and export: a work directory, one of its checkpoints, or an exported "
+  "model.safetensors. The default is --workdir.",
+)
+
+
+def _shipped_config(argument: str) -> str:
+  """`--config=configs/demo.py` with the installed file, where the working directory has none."""
+  name, equals, value = argument.partition("=")
+  if name.lstrip("-") != "config" or not equals:
+    return argument
+  path, colon, options = value.partition(":")
+  installed = _SHIPPED / pathlib.PurePath(path).name
+  if pathlib.Path(path).exists() or not installed.is_file():
+    return argument
+  return f"{name}={installed}{colon}{options}"
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; what a config refuses becomes one line instead of a stack trace."""
+  try:
+    rest = flags.FLAGS([argv[0], *map(_shipped_config, argv[1:])])
+    # A config file that failed to load says so only when it is asked for something.
+    if _CONFIG.value is not None:
+      _CONFIG.value.lock()
+    _check_flags(rest)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    message = str(error.__cause__ or error).replace("\\n", " ").replace("\\'", "'").strip()
+  else:
+    return rest
+  if message.startswith("''"):
+    message = message[1:-1]
+  if "Traceback" in message:
+    message = message.splitlines()[-1]
+  sys.exit(f"Cannot read the command line: {' '.join(message.split())}")
+
+
+def _check_flags(rest: list[str]) -> None:
+  mode = _MODE.value
+  if len(rest) > 1:
+    raise flags.Error(f"Not understood: {' '.join(rest[1:])}. Settings are --config.NAME=VALUE.")
+  if not _WORKDIR.value:
+    raise flags.Error("Flag --workdir must have a value.")
+  if _CONFIG.value is None and mode not in _CONFIG_OPTIONAL:
+    raise flags.Error(f"Flag --config must have a value with --mode={mode}.")
+  if bool(_VIDEOS.value) != (mode == "predict"):
+    raise flags.Error("--videos=FILE_OR_FOLDER belongs to --mode=predict, and that needs it.")
+  if _CHECKPOINT.value and mode not in _CONFIG_OPTIONAL:
+    raise flags.Error(
+      f"--checkpoint is for {', '.join(_CONFIG_OPTIONAL)}; --mode={mode} starts from weights with "
+      "--config.init_from."
+    )
+
+
+def _set_up_logging() -> None:
+  # orbax and TFDS report every step they take at INFO.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  console = logging.StreamHandler(sys.stdout)
+  console.setFormatter(logging.Formatter("%(message)s"))
+  logger = logging.getLogger("hybrid_video")
+  logger.addHandler(console)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+def _load_pipeline(module: str) -> Any:
+  """The input pipeline, with TensorFlow kept away from accelerators."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # TensorFlow only reads and decodes here; without oneDNN it starts without a page about it.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  tensorflow = errors.require("tensorflow", "train", f"--mode={_MODE.value}")
+  tensorflow.config.set_visible_devices([], "GPU")
+  return importlib.import_module(module)
+
+
+def _run(pipeline_module: str) -> int:
+  """Runs the mode that the flags name; gives the exit code."""
+  # Imported here, so that processes that decode videos start without them.
+  from hybrid_video import experiment, platform_setup
+
+  workdir, mode = pathlib.Path(_WORKDIR.value).expanduser().absolute(), _MODE.value
+  chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
+  platform_setup.keep_compiled_programs()
+  platform_setup.keep_freed_memory()
+  if mode == "predict":
+    from hybrid_video import predict
+
+    predictions = predict.run(workdir, _VIDEOS.value, checkpoint=_CHECKPOINT.value)
+    return 1 if any(prediction.error for prediction in predictions) else 0
+  if mode == "export":
+    from hybrid_video import export
+
+    export.run(workdir, checkpoint=_CHECKPOINT.value)
+    return 0
+  pipeline = _load_pipeline(pipeline_module)
+  if mode == "evaluate":
+    from hybrid_video import evaluate
+
+    evaluate.run(chosen, workdir, pipeline, checkpoint=_CHECKPOINT.value)
+  elif mode == "inspect":
+    from hybrid_video import inspection
+
+    inspection.run(_required(chosen), workdir, pipeline)
+  else:
+    from hybrid_video import train
+
+    train.run(_required(chosen), workdir, pipeline)
+  return 0
+
+
+def _required(experiment: "Experiment | None") -> "Experiment":
+  # `_check_flags` has seen to it.
+  assert experiment is not None
+  return experiment
+
+
+def _main(pipeline_module: str) -> Callable[[list[str]], None]:
+  def main(argv: list[str]) -> None:
+    del argv  # All of it is flags.
+    _set_up_logging()
+    try:
+      code = _run(pipeline_module)
+    except errors.UserError as error:
+      if os.environ.get("HYBRID_VIDEO_TRACEBACK"):
+        raise
+      sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+      print("Stopped. The same command goes on from here.", file=sys.stderr)
+      sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+      error.add_note(_ISSUES)
+      raise
+    sys.exit(code)
+
+  return main
+
+
+def start(pipeline_module: str) -> None:
+  """Runs the command line.
+
+  Args:
+    pipeline_module: name of the module of input pipelines, imported by the modes that need one.
+  """
+  app.run(_main(pipeline_module), flags_parser=parse_flags)
+
+
+def installed() -> None:
+  """The entry point of the installed command `hybrid-video`."""
+  start("hybrid_video_input_pipeline")

@@ -1,0 +1,333 @@
+"""An experiment: every setting of a run, frozen, typed and checked before a file is touched.
+
+In: a ConfigDict, as the files in `configs/` make it, with the command line's changes; or the JSON of
+a checkpoint. Out: an `Experiment`. This is the only code that reads a ConfigDict, and `default_config`
+makes one from the settings classes, where each default stands once.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import types
+import typing
+from typing import Any, Self
+
+import ml_collections
+from ml_collections import config_dict
+
+from hybrid_video import errors, models
+from hybrid_video.augmentation import AugmentationSettings
+from hybrid_video.decoding.storing import StoredScale
+from hybrid_video.optimizers import OptimizerSettings
+from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
+from hybrid_video.settings import SettingError, Settings, setting
+
+DATASETS = ("hmdb51", "hmdb51_layout", "made_actions", "ucf101", "kinetics", "folder")
+_MODEL = "r2plus1d_18"
+_MODEL_KEYS = ("name", "dtype")
+_MEAN, _STD = models.pixel_statistics(_MODEL)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """A model and all its options.
+
+  Attributes:
+    name: one of `models.MODELS`.
+    dtype: one of `models.DTYPES`, of the arithmetic.
+    options: every option of the model's class, by name.
+  """
+
+  name: str
+  dtype: str
+  options: Mapping[str, Any]
+
+  def to_json(self) -> dict[str, Any]:
+    """One dict of name, dtype and options."""
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
+    return {"name": self.name, "dtype": self.dtype, **options}
+
+  @classmethod
+  def resolve(cls, chosen: Mapping[str, Any], preset: Mapping[str, Any]) -> Self:
+    """A model from what was chosen, over a preset, over the class's own defaults.
+
+    Args:
+      chosen: `name`, and options; None is not chosen. An option of another model is an error.
+      preset: options that the experiment's file gives this model.
+
+    Raises:
+      SettingError: an unknown model, dtype or option; the message has the right ones.
+    """
+    name, dtype = chosen["name"], chosen.get("dtype") or "float32"
+    if name not in models.MODELS:
+      raise SettingError(
+        f"--config.model.name is {name!r}, and there is no such model."
+        f"{errors.nearest(name, models.MODELS)} Models: {', '.join(models.MODELS)}."
+      )
+    if dtype not in models.DTYPES:
+      raise SettingError(
+        f"--config.model.dtype is {dtype!r}: expected one of {', '.join(models.DTYPES)}."
+      )
+    known = models.options(name)
+    given = {k: v for k, v in chosen.items() if k not in _MODEL_KEYS and v is not None}
+    for option in (*given, *preset):
+      try:
+        models.check_option(name, option)
+      except models.ModelError as error:
+        raise SettingError(f"--config.model.{option} cannot be set: {error}") from error
+    values = {**{k: p.default for k, p in known.items()}, **preset, **given}
+    options = {
+      option: _typed(f"--config.model.{option}", value, known[option].annotation)
+      for option, value in values.items()
+    }
+    return cls(name, dtype, types.MappingProxyType(options))
+
+
+def _typed(path: str, value: Any, annotation: Any) -> Any:
+  """An option's value in a type that its annotation names."""
+  kinds = _kinds(annotation)
+  if value is None and type(None) in typing.get_args(annotation):
+    return None
+  if isinstance(value, tuple | list):
+    value = tuple(value)
+  if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+    names = " or ".join(kind.__name__ for kind in kinds)
+    raise SettingError(f"{path} is {value!r}: expected {names}.")
+  return value
+
+
+def _kinds(annotation: Any) -> list[type]:
+  """The plain types that an annotation allows, None left out."""
+  if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    members = typing.get_args(annotation)
+    return [kind for member in members if member is not type(None) for kind in _kinds(member)]
+  return [typing.get_origin(annotation) or annotation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Settings):
+  """Every setting of a run.
+
+  "{workdir}" in a path stands for the work directory.
+
+  Attributes:
+    seed: of initial values, order, windows, crops, mirroring, augmentation and dropout.
+    dataset: hmdb51, hmdb51_layout, ucf101, kinetics, folder or made_actions.
+    data_dir: folder of the videos and their lists, or of the archives that hold them.
+    download: hmdb51, ucf101: fetch the official archives into `data_dir` first.
+    mirrors: a JSON file of more places to fetch them from.
+    records_dir: where stored frames are kept; "" is ~/tensorflow_datasets.
+    allow_missing: go on although listed videos are missing or broken, any of them.
+    missing_allowed: names of videos that may be missing or broken.
+    made_films: made_actions: how many films to make.
+    test_share: folder: share of the groups held out for the test.
+    split: official split, from 1.
+    validation_share: share of the training list's groups that become the validation list.
+    data_service: address of a tf.data service dispatcher; "" is this process.
+    stored: at which size frames are stored. Width 0 keeps the aspect ratio, with the height the
+      short side's.
+    clip: training clips.
+    evaluation: evaluation clips; frames, window and crop are the training clip's unless set.
+    augmentation: on the device, the same for all frames of a clip, on top of crop and mirroring.
+    mean, std: per channel, of pixels in 0 to 1; by default the statistics of the model's published
+      weights.
+    model: the model and its options.
+    init_from: weights to start from: a published name, a URL, a file or another work directory.
+    replace_head: whether a head of other classes starts fresh; if not, it is an error.
+    epochs: of training.
+    batch_size: clips a step, over all devices.
+    eval_batch_size: clips at a time in evaluation, over all devices.
+    optimizer: how parameters are updated.
+    log_every_steps: steps from one report to the next.
+    checkpoint_every_epochs: epochs from one checkpoint to the next.
+    keep_checkpoints: how many of the newest are kept.
+    profile: whether to write a profile of some steps for TensorBoard.
+    evaluate_shuffled: whether the test list is evaluated once more with each clip's frames in
+      random order.
+    evaluate_train: whether the training list is evaluated too.
+  """
+
+  seed: int = setting(0, at_least=0, at_most=2**63 - 1)
+  dataset: str = setting("hmdb51", choices=DATASETS)
+  data_dir: str = setting("")
+  download: bool = setting(False)
+  mirrors: str = setting("")
+  records_dir: str = setting("")
+  allow_missing: bool = setting(False)
+  missing_allowed: tuple[str, ...] = setting(())
+  made_films: int = setting(0, at_least=0)
+  test_share: float = setting(0.2, above=0, below=1)
+  split: int = setting(1, at_least=1)
+  validation_share: float = setting(0.0, at_least=0, below=1)
+  data_service: str = setting("")
+  stored: StoredScale = setting(StoredScale)
+  clip: ClipSettings = setting(ClipSettings)
+  evaluation: EvaluationSettings = setting(EvaluationSettings)
+  augmentation: AugmentationSettings = setting(AugmentationSettings)
+  mean: tuple[float, float, float] = setting(_MEAN, at_least=0, at_most=1)
+  std: tuple[float, float, float] = setting(_STD, above=0)
+  model: ModelSettings = dataclasses.field(
+    default_factory=lambda: ModelSettings.resolve({"name": _MODEL}, {})
+  )
+  init_from: str = setting("")
+  replace_head: bool = setting(True)
+  epochs: float = setting(100.0, above=0)
+  batch_size: int = setting(8, at_least=1)
+  eval_batch_size: int = setting(16, at_least=1)
+  optimizer: OptimizerSettings = setting(OptimizerSettings)
+  log_every_steps: int = setting(50, at_least=1)
+  checkpoint_every_epochs: float = setting(1.0, above=0)
+  keep_checkpoints: int = setting(2, at_least=1)
+  profile: bool = setting(False)
+  evaluate_shuffled: bool = setting(False)
+  evaluate_train: bool = setting(False)
+
+  @property
+  def task(self) -> str:
+    """What the model is trained for: "classification" or "pretraining"."""
+    return models.task_of(self.model.name)
+
+  @property
+  def model_options(self) -> dict[str, Any]:
+    """The model's options, with those that follow from the clip filled in."""
+    options = dict(self.model.options)
+    of_clip = models.clip_options(self.model.name, self.clip.frames, self.clip.crop)
+    return {**options, **{k: v for k, v in of_clip.items() if options.get(k) is None}}
+
+  def to_json(self) -> dict[str, Any]:
+    """Nested dicts, lists, numbers and texts; `from_json` is the way back."""
+    values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return {
+      name: value.to_json() if isinstance(value, Settings | ModelSettings) else _plain(value)
+      for name, value in values.items()
+    }
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> Self:
+    """The experiment that `to_json` described.
+
+    Raises:
+      SettingError: an unknown name, or a value out of range.
+    """
+    values = dict(values)
+    values["model"] = ModelSettings.resolve(values["model"], {})
+    return cls.from_mapping(values)
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
+
+
+def from_config(config: ml_collections.ConfigDict) -> Experiment:
+  """The experiment of a config.
+
+  Raises:
+    SettingError: a value that cannot be used, named by its full path.
+  """
+  values = config.to_dict()
+  presets, chosen = values.pop("presets"), values.pop("model")
+  name = chosen["name"]
+  model = ModelSettings.resolve(chosen, presets.get(name) or {})
+  values["model"] = model
+  # What evaluation does not set for itself is the training clip's.
+  shared = [field.name for field in dataclasses.fields(Sampling)]
+  evaluation = values["evaluation"]
+  values["evaluation"] = {
+    key: values["clip"][key] if key in shared and value is None else value
+    for key, value in evaluation.items()
+  }
+  mean, std = models.pixel_statistics(model.name)
+  values["mean"] = mean if values["mean"] is None else values["mean"]
+  values["std"] = std if values["std"] is None else values["std"]
+  return Experiment.from_mapping(values)
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Every setting there is with its default, as a locked-to-be ConfigDict.
+
+  `model` holds the options of all models, unset; `presets` has what an experiment gives a model
+  when that is chosen, see `use_model`.
+  """
+  config = _config_of(Experiment)
+  # Set by the model, and by the clip, unless they are set here.
+  for name in ("mean", "std"):
+    config[name] = config_dict.placeholder(tuple)
+  for field in dataclasses.fields(Sampling):
+    config.evaluation[field.name] = config_dict.placeholder(type(field.default))
+  model = ml_collections.ConfigDict({"name": _MODEL, "dtype": "float32"})
+  for option, kind in _all_model_options().items():
+    model[option] = config_dict.placeholder(kind)
+  config.model = model
+  config.presets = ml_collections.ConfigDict()
+  return config
+
+
+def _config_of(settings: type[Settings]) -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  hints = typing.get_type_hints(settings)
+  for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+    hint = hints[field.name]
+    if isinstance(hint, type) and issubclass(hint, Settings):
+      config[field.name] = _config_of(hint)
+    elif hint is not ModelSettings:
+      default = field.default
+      config[field.name] = config_dict.placeholder(_kinds(hint)[0]) if default is None else default
+  return config
+
+
+@functools.cache
+def _all_model_options() -> dict[str, type]:
+  """Every option of every model, with its type."""
+  options: dict[str, type] = {}
+  for name in models.MODELS:
+    for option, parameter in models.options(name).items():
+      options.setdefault(option, _kinds(parameter.annotation)[0])
+  return options
+
+
+def use_model(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
+  """Chooses a config's model, with options that hold for it as long as it is chosen.
+
+  Raises:
+    SettingError: there is no such model or option; the message has the nearest names.
+  """
+  preset_model(config, name, **options)
+  config.model.name = name
+
+
+def preset_model(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
+  """Options that a model has in this experiment when `--config.model.name` chooses it.
+
+  Raises:
+    SettingError: there is no such model or option; the message has the nearest names.
+  """
+  ModelSettings.resolve({"name": name}, options)
+  with config.unlocked():
+    config.presets[name] = ml_collections.ConfigDict(options)
+
+
+def arguments(text: str, first: str, defaults: Mapping[str, str]) -> dict[str, str]:
+  """The part after the colon of `--config=configs/FILE.py:VALUE,NAME=VALUE`.
+
+  Args:
+    text: such as `ucf101,recipe=study`; may be empty.
+    first: the name of the value that stands without one.
+    defaults: every name there is, and its value if it is not given.
+
+  Raises:
+    SettingError: a name that there is not; the message has the nearest.
+  """
+  values = dict(defaults)
+  for position, part in enumerate(part for part in text.split(",") if part):
+    name, equals, value = part.partition("=")
+    if not equals and position == 0:
+      name, value = first, part
+    if name not in defaults or not value:
+      raise SettingError(
+        f"{part!r} after the config's colon: expected NAME=VALUE with NAME one of "
+        f"{', '.join(defaults)}.{errors.nearest(name, defaults)}"
+      )
+    values[name] = value
+  return values

@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all.
+
+In: a path and what to write. Out: the file under its name, once all of it is on disk.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+from typing import Any
+import uuid
+
+from etils import epath
+
+# Ends the name of a file that is being written.
+PART = ".part"
+
+
+@contextlib.contextmanager
+def whole_file(path: os.PathLike | str) -> Iterator[epath.Path]:
+  """Gives a name to write a file under; when the block ends, the file gets its own name.
+
+  If the block raises, what was written is removed. Several processes may write one file at once,
+  each under a name of its own.
+
+  Args:
+    path: on a local disk or any file system that `etils.epath` knows, such as gs://.
+  """
+  final = epath.Path(path)
+  part = final.with_name(f"{final.name}.{uuid.uuid4().hex}{PART}")
+  try:
+    yield part
+    part.replace(final)
+  except BaseException:
+    # On a full disk, what is of no use takes no room.
+    with contextlib.suppress(OSError):
+      part.unlink(missing_ok=True)
+    raise
+
+
+def write_text(path: os.PathLike | str, text: str) -> None:
+  """Writes a UTF-8 text file, whole or not at all."""
+  with whole_file(path) as part:
+    part.write_bytes(text.encode())
+
+
+def write_json(path: os.PathLike | str, value: Any) -> None:
+  """Writes a value as indented JSON, whole or not at all.
+
+  Raises:
+    ValueError: a number is not finite, which JSON cannot hold.
+  """
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,250 @@
+"""What a data set holds: counted from its index, and put into a few lines for the console.
+
+In: the index of records and a split. Out: a summary of plain numbers, texts and lists, which JSON
+takes, `data_page` shows, and `text` prints.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hybrid_video import errors
+from hybrid_video.datasets import splits
+
+if TYPE_CHECKING:
+  from hybrid_video.datasets.records import Records
+
+LISTS = {"train": "training", "validation": "validation", "test": "test", "unused": "unused"}
+# Lengths are skewed: bins that grow keep both ends legible.
+_SECONDS = (0, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 45, 60, 120, 300, 600, 1800, 3600)
+_FRAMES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+# Names, rates and sizes in a line of the console.
+_SHOWN = 3
+
+
+def summarise(records: Records, split: int, validation_share: float = 0.0) -> dict[str, Any]:
+  """Counts what a data set holds, from its index alone.
+
+  Args:
+    records: the index.
+    split: official split, 1 and so on.
+    validation_share: of the groups of the training list, 0 to below 1.
+
+  Returns:
+    Numbers, texts, lists and dictionaries only, so that JSON takes it. Videos of `lists`, `classes`,
+    lengths and groups are those stored; lengths are in frames and seconds, `bytes` is the size of
+    the record files.
+
+  Raises:
+    errors.UserError: there is no such split.
+  """
+  lists = splits.list_indices(records, split, validation_share)
+  seconds = records.num_frames / records.fps
+  frames = int(records.num_frames.sum())
+  rates = Counter(np.round(records.fps, 3).tolist())
+  sizes = Counter(zip(records.height.tolist(), records.width.tolist(), strict=True))
+  return {
+    "dataset": records.dataset,
+    "records": records.folder,
+    "split": split,
+    "num_splits": records.num_splits,
+    "validation_share": validation_share,
+    "jpeg_quality": records.jpeg_quality,
+    "videos": {
+      "listed": len(records) + len(records.missing) + len(records.broken),
+      "stored": len(records),
+      "missing": len(records.missing),
+      "broken": len(records.broken),
+      "unlisted": len(records.unlisted),
+    },
+    "lists": {name: len(indices) for name, indices in lists.items()},
+    "classes": _classes(records, lists),
+    "frames": frames,
+    "hours": float(seconds.sum() / 3600),
+    "bytes": records.record_bytes,
+    "bytes_per_frame": records.record_bytes / frames,
+    "length_frames": _spread(records.num_frames),
+    "length_seconds": _spread(seconds),
+    "frames_histogram": _bins(records.num_frames, _FRAMES),
+    "seconds_histogram": _bins(seconds, _SECONDS),
+    "fps_histogram": [{"fps": fps, "videos": videos} for fps, videos in rates.most_common()],
+    "sizes": [
+      {"height": height, "width": width, "videos": videos}
+      for (height, width), videos in sizes.most_common()
+    ],
+    "groups": _groups(records, lists),
+    "broken": [{"name": str(name), "reason": str(why)} for name, why in records.broken.items()],
+    "missing": [str(name) for name in records.missing],
+    "unlisted": [str(name) for name in records.unlisted],
+  }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+  return {
+    "least": float(values.min()),
+    "median": float(np.median(values)),
+    "mean": float(values.mean()),
+    "most": float(values.max()),
+  }
+
+
+def _bins(values: np.ndarray, edges: Sequence[float]) -> list[dict[str, float | None]]:
+  """Videos from each edge to below the next; the last bin has no end. Empty ends are left out."""
+  bin_of = np.searchsorted(edges, values, side="right") - 1
+  counts = np.bincount(bin_of, minlength=len(edges))
+  filled = np.flatnonzero(counts)
+  return [
+    {
+      "from": float(edges[i]),
+      "below": float(edges[i + 1]) if i + 1 < len(edges) else None,
+      "videos": int(counts[i]),
+    }
+    for i in range(filled[0], filled[-1] + 1)
+  ]
+
+
+def _classes(records: Records, lists: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+  """Stored videos of each class, in all and by list."""
+  count = len(records.class_names)
+  per_list = {
+    name: np.bincount(records.labels[indices], minlength=count) for name, indices in lists.items()
+  }
+  return [
+    {
+      "name": str(class_name),
+      "stored": sum(int(counts[i]) for counts in per_list.values()),
+      **{name: int(counts[i]) for name, counts in per_list.items()},
+    }
+    for i, class_name in enumerate(records.class_names)
+  ]
+
+
+def _groups(records: Records, lists: dict[str, np.ndarray]) -> dict[str, int]:
+  """How the lists separate the groups; HMDB51's official lists have groups on both sides."""
+  official = np.concatenate([lists["train"], lists["validation"]])
+  training = set(records.groups[official].tolist())
+  test = records.groups[lists["test"]].tolist()
+  shared = training & set(test)
+  return {
+    "stored": len(set(records.groups.tolist())),
+    "in_lists": len(training | set(test)),
+    "in_train_and_test": len(shared),
+    "test_videos_in_shared": sum(group in shared for group in test),
+    "validation": len(set(records.groups[lists["validation"]].tolist())),
+  }
+
+
+def amount(number: int, one: str, many: str = "") -> str:
+  """A number with its noun, such as "1 video" or "6,766 videos"."""
+  return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def byte_size(number: float) -> str:
+  """A number of bytes in words, to three digits."""
+  for unit in ("bytes", "kB", "MB", "GB"):
+    if number < 1000:
+      return f"{number:.0f} bytes" if unit == "bytes" else f"{number:.3g} {unit}"
+    number /= 1000
+  return f"{number:.3g} TB"
+
+
+def duration(hours: float) -> str:
+  """Hours in words: in hours, minutes or seconds."""
+  for least, factor, unit in ((1, 1, "hours"), (1 / 60, 60, "minutes")):
+    if hours >= least:
+      return f"{hours * factor:.1f} {unit}"
+  return f"{hours * 3600:.1f} seconds"
+
+
+def shown_lists(summary: dict[str, Any]) -> list[str]:
+  """The lists worth showing: all, without "validation" where none is asked for."""
+  return [name for name in LISTS if name != "validation" or summary["validation_share"]]
+
+
+def _few(names: Iterable[str]) -> str:
+  return errors.shown([errors.printable(name) for name in names], _SHOWN)
+
+
+def _class_warnings(summary: dict[str, Any]) -> list[str]:
+  empty = [c["name"] for c in summary["classes"] if not c["stored"]]
+  unseen: list[str] = []
+  if summary["lists"]["train"] and summary["lists"]["test"]:
+    unseen = [c["name"] for c in summary["classes"] if c["test"] and not c["train"]]
+  return [
+    f"{amount(len(names), 'class', 'classes')} {'has' if len(names) == 1 else 'have'} {what}: "
+    f"{_few(names)}."
+    for names, what in (
+      (empty, "no stored video"),
+      (unseen, "test videos and no training video"),
+    )
+    if names
+  ]
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+  """What is worth a look before training, one or two sentences each."""
+  videos, groups, lines = summary["videos"], summary["groups"], []
+  for name in ("train", "test"):
+    if not summary["lists"][name]:
+      lines.append(
+        f"The {LISTS[name]} list of split {summary['split']} has no stored video. Choose another "
+        "--config.split, or complete the data folder."
+      )
+  if summary["validation_share"] and not summary["lists"]["validation"]:
+    lines.append("The validation list has no stored video. Raise --config.validation_share.")
+  lines += _class_warnings(summary)
+  if groups["in_train_and_test"]:
+    verb = "has" if groups["in_train_and_test"] == 1 else "have"
+    lines.append(
+      f"{groups['in_train_and_test']:,} of {amount(groups['in_lists'], 'group')} in the lists {verb} "
+      "videos in both the training and the test list: "
+      f"{groups['test_videos_in_shared']:,} of {amount(summary['lists']['test'], 'test video')} may "
+      "be recognised by people and scenery. The lists are used as they are."
+    )
+  if videos["broken"]:
+    lines.append(f"{amount(videos['broken'], 'listed video')} cannot be decoded.")
+  if videos["missing"]:
+    verb = "has" if videos["missing"] == 1 else "have"
+    lines.append(f"{amount(videos['missing'], 'listed video')} {verb} no file.")
+  if videos["unlisted"]:
+    verb = "is" if videos["unlisted"] == 1 else "are"
+    lines.append(f"{amount(videos['unlisted'], 'video file')} {verb} in no list, and not used.")
+  return lines
+
+
+def _and_others(parts: Sequence[str], what: str) -> str:
+  more = len(parts) - _SHOWN
+  return ", ".join(parts[:_SHOWN]) + (f" and {more:,} other {what}" if more > 0 else "")
+
+
+def text(summary: dict[str, Any]) -> str:
+  """A summary in at most 15 lines for the console."""
+  videos, lists = summary["videos"], summary["lists"]
+  classes = [c["stored"] for c in summary["classes"]]
+  least = f"{min(classes):,} to " if min(classes) < max(classes) else ""
+  rates = [f"{r['fps']:g} ({amount(r['videos'], 'video')})" for r in summary["fps_histogram"]]
+  sizes = [f"{frame['height']}x{frame['width']}" for frame in summary["sizes"]]
+  frames, seconds = summary["length_frames"], summary["length_seconds"]
+  lines = [
+    f"{summary['dataset']}: {amount(videos['listed'], 'video')} listed, {videos['stored']:,} stored, "
+    f"{videos['missing']:,} missing, {videos['broken']:,} broken; {videos['unlisted']:,} unlisted",
+    f"{amount(len(classes), 'class', 'classes')} of {least}{amount(max(classes), 'stored video')}",
+    f"split {summary['split']} of {summary['num_splits']}: "
+    + ", ".join(f"{lists[name]:,} {LISTS[name]}" for name in shown_lists(summary)),
+    f"length: {seconds['least']:.1f} to {seconds['most']:.1f} s, median {seconds['median']:.1f}, mean "
+    f"{seconds['mean']:.1f}; {frames['least']:.0f} to {frames['most']:.0f} frames; in all "
+    f"{summary['frames']:,} frames, {duration(summary['hours'])}",
+    f"frames a second: {_and_others(rates, 'rates')}",
+    f"stored: {byte_size(summary['bytes'])}, {byte_size(summary['bytes_per_frame'])} a frame, "
+    f"{_and_others(sizes, 'sizes')}",
+    *(f"note: {warning}" for warning in warnings(summary)),
+  ]
+  if summary["broken"]:
+    lines.append(f"broken: {_few(entry['name'] for entry in summary['broken'])}")
+  if summary["missing"]:
+    lines.append(f"missing: {_few(summary['missing'])}")
+  return "\n".join(lines)

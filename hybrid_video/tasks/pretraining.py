@@ -1,0 +1,95 @@
+"""Masked pretraining: clips without labels to the error of masked patches' predicted pixels."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_video import models, tasks
+from hybrid_video.models import videomae_pretraining as videomae
+from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
+
+NAME = "pretraining"
+PROTOCOL = (
+  "loss is the mean squared error of the masked patches' normalized pixels, each view under a mask "
+  "of its own that is the same at every evaluation"
+)
+# The masks of evaluation follow from this and the clip's index.
+_EVALUATION_SEED = 0
+
+
+def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[float]) -> Task:
+  """The task of a masked autoencoder, see `models.VideoMAEForPreTraining`.
+
+  Args:
+    build: gives a fresh model, the same at every call.
+    mean, std: per channel, of pixels in 0 to 1; clips are normalized with them on the device.
+  """
+  normalize = pixels.normalizer(mean, std)
+  training, evaluation, abstract = tasks.definitions(build)
+  grid, ratio = abstract.attention.grid, abstract.mask_ratio
+
+  def initial_variables() -> tuple[Tree, Tree]:
+    _, params, batch_stats = models.split(build())
+    return params, batch_stats
+
+  def prepare(batch: Mapping[str, Array], key: Array) -> tuple[Array, Array, Array]:
+    clips = pixels.mirror(batch["clips"], batch["mirrored"])
+    return clips, *videomae.tube_mask(key, len(clips), grid, ratio)
+
+  def losses(model: nnx.Module, clips: Array, visible: Array, masked: Array) -> Array:
+    predictions = model(normalize(clips), visible, masked)
+    return videomae.clip_losses(predictions, videomae.patch_targets(clips, masked))
+
+  def loss(
+    params: Tree, batch_stats: Tree, prepared: tuple[Array, Array, Array], key: Array
+  ) -> tuple[Sums, Tree]:
+    del key  # A masked autoencoder has no dropout.
+    model = nnx.merge(training, params, batch_stats)
+    of_clips = losses(model, *prepared)
+    _, _, new_stats = models.split(model)
+    return {"loss": of_clips.sum(), "count": jnp.float32(len(of_clips))}, new_stats
+
+  def outputs(params: Tree, batch_stats: Tree, batch: Mapping[str, Array]) -> dict[str, Array]:
+    model = nnx.merge(evaluation, params, batch_stats)
+    root = jax.random.key(_EVALUATION_SEED)
+
+    def own_mask(index: Array) -> tuple[Array, Array]:
+      visible, masked = videomae.tube_mask(jax.random.fold_in(root, index), 1, grid, ratio)
+      return visible[0], masked[0]
+
+    visible, masked = jax.vmap(own_mask)(batch["clip_indices"])
+    return {"loss": losses(model, batch["clips"], visible, masked)}
+
+  return Task(
+    name=NAME,
+    initial_variables=initial_variables,
+    prepare=prepare,
+    loss=loss,
+    outputs=outputs,
+    summarize=summarize,
+    merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
+    protocol=PROTOCOL,
+  )
+
+
+def summarize(
+  outputs: dict[str, np.ndarray], rows: np.ndarray, labels: np.ndarray, batch_size: int
+) -> Evaluation:
+  """The mean loss over views.
+
+  Args:
+    outputs: `loss` `[C]`, of each view.
+    rows: for each view, its video's row, `[C]`.
+    labels: class ids of the videos, `[V]`; not read.
+    batch_size: not read.
+
+  Returns:
+    Numbers `loss`, `videos`, `clips`; arrays `view_loss` `[C]`, `view_videos` `[C]`.
+  """
+  del batch_size
+  losses = np.asarray(outputs["loss"], np.float64)
+  numbers = {"loss": float(losses.mean()), "videos": len(labels), "clips": len(rows)}
+  return Evaluation(numbers, {"view_loss": outputs["loss"], "view_videos": rows})

@@ -1,0 +1,262 @@
+"""Which network a file's weights are of, and which of its parts a model takes.
+
+In: a model and arrays by a reference's keys. Out: the reference's table, and what stays fresh in the
+model and unused in the file; or the error that they do not belong together.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import itertools
+import logging
+
+from flax import nnx
+import numpy as np
+
+from hybrid_video import errors, models
+from hybrid_video.models import video_resnet
+from hybrid_video.weights import own_names, perceiver_names, video_resnet_names, videomae_names
+from hybrid_video.weights.porting import LINEAR, Path, Row, Table, Target, Tree, leaves
+from hybrid_video.weights.weights_errors import PortingError
+
+log = logging.getLogger("hybrid_video")
+
+StateDict = Mapping[str, np.ndarray]
+
+# The kernels of the classifiers, after a norm or not.
+_HEADS: tuple[Path, ...] = (("head", "linear", "kernel"), ("head", "kernel"))
+
+_TRUNK_ADVICE = (
+  "To take the trunk alone and start a new attention and head ask for it: replace_head=True "
+  "(--config.replace_head=True)."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """How weights belong to a model; see `porting.port`.
+
+  Attributes:
+    table: the names of the network that the weights are of.
+    fresh: parts of the model that keep their initial values.
+    optional: beginnings of paths that the model may not have.
+  """
+
+  table: Table
+  fresh: tuple[str, ...] = ()
+  optional: tuple[Path, ...] = ()
+
+
+def match(
+  model: nnx.Module,
+  params: Tree,
+  batch_stats: Tree,
+  state_dict: StateDict,
+  *,
+  replace_head: bool,
+  source: str,
+) -> Match:
+  """Recognizes the weights, and decides which parts of a model they are for.
+
+  Args:
+    model: from `hybrid_video.models.create`.
+    params, batch_stats: its nested dicts.
+    state_dict: arrays by key.
+    replace_head: whether what does not fit after the trunk may stay as initialized: a head of
+      another number of classes, or, from a model of our own, another attention with its head.
+    source: what to call the weights in an error.
+
+  Raises:
+    PortingError: weights of no known network or of another than the model's, or a head of another
+      number of classes that was not to be replaced.
+  """
+  if own_names.is_own(state_dict):
+    matched = _own(model, params, batch_stats, state_dict, replace_head, source)
+  elif any("patch_embed" in key for key in state_dict):
+    matched = _videomae(model, state_dict, source)
+  elif any(key.startswith(("stem.", "layer1.")) for key in state_dict):
+    matched = _video_resnet(model, state_dict, source)
+  elif "latents" in state_dict:
+    matched = _perceiver(model, state_dict, source)
+  else:
+    raise PortingError(
+      f"{source} holds the weights of no network that is known here; its first keys: "
+      f"{errors.shown(state_dict)}."
+    )
+  if "head" in matched.fresh or not _another_head(
+    matched.table, params, state_dict, source, replace_head
+  ):
+    return matched
+  return dataclasses.replace(matched, fresh=(*matched.fresh, "head"))
+
+
+def _another_head(
+  table: Table, params: Tree, state_dict: StateDict, source: str, replace_head: bool
+) -> bool:
+  """Whether the file's classifier has another shape than the model's, and that is allowed."""
+  ours = leaves(params, {})
+  for row in table.rows:
+    if row.path in _HEADS and row.target in ours and row.keys[0] in state_dict:
+      theirs = state_dict[row.keys[0]].shape
+      theirs = theirs[::-1] if row.layout is LINEAR else theirs
+      expected = tuple(ours[row.target].shape)
+      if theirs == expected or len(theirs) != len(expected):
+        return False
+      if replace_head:
+        return True
+      raise PortingError(
+        f"{source}: its head reads {theirs[0]} channels for {theirs[1]} classes, the model's "
+        f"{expected[0]} for {expected[1]}. To start a new head ask for it: replace_head=True "
+        "(--config.replace_head=True)."
+      )
+  return False
+
+
+def _trunk_rows(architecture: str) -> list[Row]:
+  return [row for row in video_resnet_names.table(architecture).rows if row.path[0] == "cnn"]
+
+
+def _architecture(
+  keys: Iterable[str], key_of: Callable[[Row], str], ours: str | None, taps: int | None
+) -> str:
+  """The video ResNet that a trunk most likely is: the one whose keys, cut somewhere, fit best.
+
+  Args:
+    keys: of the trunk's arrays.
+    key_of: the key of a row of a trunk.
+    ours: the model's architecture, which is taken where several fit alike.
+    taps: extent in time of the first kernel of stage 2, which tells MC3 from R3D: their keys are
+      the same.
+  """
+  keys = set(keys)
+
+  def misfits(name: str) -> int:
+    blocks = itertools.groupby(_trunk_rows(name), key=lambda row: row.path[1:3])
+    of_blocks = ({key_of(row) for row in rows} for _, rows in blocks)
+    return min(len(cut ^ keys) for cut in itertools.accumulate(of_blocks, set.union))
+
+  counts = {name: misfits(name) for name in video_resnet.ARCHITECTURES}
+  near = [name for name, count in counts.items() if count == min(counts.values())]
+  if "mc3_18" in near and taps is not None:
+    return "mc3_18" if taps == 1 else "r3d_18"
+  return ours if ours in near else near[0]
+
+
+def _check_architecture(model: nnx.Module, theirs: str, source: str) -> None:
+  cnn = getattr(model, "cnn", None)
+  if cnn is None or cnn.architecture != theirs:
+    ours = "has no video ResNet in it" if cnn is None else f"is built on {cnn.architecture}"
+    raise PortingError(
+      f"{source} looks like the weights of {theirs}, and the model {ours}. Take the model or the "
+      "file to match."
+    )
+
+
+def _video_resnet(model: nnx.Module, state_dict: StateDict, source: str) -> Match:
+  keys = [key for key in state_dict if not key.startswith("fc.") and "num_batches" not in key]
+  kernel = state_dict.get("layer2.0.conv1.0.weight")
+  taps = kernel.shape[2] if kernel is not None and kernel.ndim == 5 else None
+  ours = getattr(getattr(model, "cnn", None), "architecture", None)
+  theirs = _architecture(keys, lambda row: row.keys[0], ours, taps)
+  _check_architecture(model, theirs, source)
+  whole = isinstance(model, models.VideoResNet)
+  return Match(
+    video_resnet_names.table(theirs),
+    fresh=() if whole else ("attention", "head"),
+    optional=(("cnn",),),
+  )
+
+
+def _videomae(model: nnx.Module, state_dict: StateDict, source: str) -> Match:
+  if not isinstance(model, models.VideoMAE | models.VideoMAEForPreTraining):
+    raise PortingError(f"{source} holds VideoMAE's weights, and the model is another.")
+  names, kind = videomae_names.names_of(state_dict), videomae_names.kind_of(state_dict)
+  depth = len(model.attention.blocks)
+  if isinstance(model, models.VideoMAEForPreTraining):
+    decoder_depth = len(model.decoder.blocks)
+    return Match(
+      videomae_names.table("pretraining", names, depth=depth, decoder_depth=decoder_depth)
+    )
+  decoder_depth = videomae_names.decoder_depth(state_dict, names)
+  table = videomae_names.table(kind, names, depth=depth, decoder_depth=decoder_depth)
+  if kind == "classifier":
+    return Match(table)
+  return Match(table, fresh=("head",), optional=videomae_names.PRETRAINING_ONLY)
+
+
+def _perceiver(model: nnx.Module, state_dict: StateDict, source: str) -> Match:
+  if not isinstance(model, models.Hybrid):
+    raise PortingError(f"{source} holds a Perceiver's weights, and the model is no hybrid.")
+  stack = model.attention
+  table = perceiver_names.table(
+    state_dict,
+    cross_blocks=stack.groups,
+    self_per_group=stack.self_per_group,
+    tied=stack.group_sets < stack.groups,
+  )
+  return Match(table, fresh=("cnn",))
+
+
+def _own(
+  model: nnx.Module,
+  params: Tree,
+  batch_stats: Tree,
+  state_dict: StateDict,
+  replace_head: bool,
+  source: str,
+) -> Match:
+  """Of weights under our own names: all, an encoder, or the trunk that both models have."""
+  targets = list(leaves(params, batch_stats))
+  parts = {key.split(".")[0] for key in state_dict}
+  if "cnn" not in params and "cnn" not in parts:
+    if "decoder" not in parts or "decoder" in params:
+      return Match(own_names.table(targets))
+    optional = videomae_names.PRETRAINING_ONLY
+    return Match(_own_table(targets, state_dict, optional), ("head",), optional)
+
+  architecture = _check_own_trunk(model, state_dict, source)
+  # A trunk that is cut takes of a longer one what it has.
+  targets += [row.target for row in _trunk_rows(architecture) if row.target not in targets]
+  theirs = {key: array.shape for key, array in state_dict.items() if key.startswith("attention.")}
+  if theirs == _attention_shapes(params):
+    return Match(own_names.table(targets), optional=(("cnn",),))
+  if theirs and not replace_head:
+    table = dataclasses.replace(own_names.table(targets), advice=_TRUNK_ADVICE)
+    return Match(table, optional=(("cnn",),))
+  if theirs:
+    log.warning("%s has another attention than the model: only its trunk is taken", source)
+  optional = (("attention",), ("head",))
+  table = _own_table(targets, state_dict, optional)
+  return Match(table, ("attention", "head"), (("cnn",), *optional))
+
+
+def _own_table(targets: list[Target], state_dict: StateDict, optional: tuple[Path, ...]) -> Table:
+  """The names of a model's arrays, and of what else the weights have under the optional paths."""
+  known = {path for _, path in targets}
+  paths = [tuple(key.split(".")) for key in state_dict]
+  others = [
+    ("params", path)
+    for path in paths
+    if path not in known and any(path[: len(start)] == start for start in optional)
+  ]
+  return own_names.table([*targets, *others])
+
+
+def _attention_shapes(params: Tree) -> dict[str, tuple[int, ...]]:
+  return {
+    own_names.key_of(path): tuple(leaf.shape)
+    for (_, path), leaf in leaves(params, {}).items()
+    if path[0] == "attention"
+  }
+
+
+def _check_own_trunk(model: nnx.Module, state_dict: StateDict, source: str) -> str:
+  """The architecture of the trunk that the weights and the model both have."""
+  keys = {key for key in state_dict if key.startswith("cnn.")}
+  if not keys:
+    raise PortingError(f"{source} has no video ResNet in it, and the model has.")
+  kernel = state_dict.get("cnn.layer2.0.conv1.kernel")
+  taps = kernel.shape[0] if kernel is not None and kernel.ndim == 5 else None
+  ours = getattr(getattr(model, "cnn", None), "architecture", None)
+  theirs = _architecture(keys, lambda row: own_names.key_of(row.path), ours, taps)
+  _check_architecture(model, theirs, source)
+  return theirs

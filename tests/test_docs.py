@@ -1,0 +1,87 @@
+"""README, CONTRIBUTING and docs/ against what they speak of: links, commands, settings, code."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+from configs import hmdb51
+import pytest
+from test_models import PARAMETERS
+
+from hybrid_video import experiment
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = {page.name: page.parent for page in PAGES}
+TEXTS = {page.name: page.read_text() for page in PAGES}
+
+
+def anchors(text: str) -> set[str]:
+  """What GitHub makes of a page's headings."""
+  headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+  for link in re.findall(r"\]\(((?!http)[^)]+)\)", TEXTS[name]):
+    file, _, anchor = link.partition("#")
+    target = FOLDERS[name] / (file or name)
+    assert target.exists(), link
+    if anchor:
+      assert anchor in anchors(target.read_text()), link
+
+
+def test_ci_runs_the_readmes_test_command_to_the_letter():
+  commands = re.findall(r"```sh\n(.*?)\n```", TEXTS["README.md"], re.DOTALL)
+  (test_command,) = [command for command in commands if "pytest" in command]
+  assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == test_command
+
+
+def test_the_readme_fits_a_first_visit():
+  assert len(TEXTS["README.md"].splitlines()) <= 180
+
+
+def test_every_row_stands_in_the_table_with_its_parameters():
+  rows = dict(
+    re.findall(
+      r"^\| `(\w+)`[^|]*\| ([\d,]+ \| [\d,]+ \| [\d,]+) \|", TEXTS["training.md"], re.MULTILINE
+    )
+  )
+  assert list(rows) == list(hmdb51.ROWS)
+  for row, text in rows.items():
+    counts = tuple(int(count.replace(",", "")) for count in text.split("|"))
+    assert counts == PARAMETERS[row][:3]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_is_one_line(name):
+  for block in re.findall(r"```sh\n(.*?)\n```", TEXTS[name], re.DOTALL):
+    assert "\n" not in block
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_setting_exists(name):
+  config = experiment.default_config()
+  for path in re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)", TEXTS[name]):
+    value = config
+    for part in path.split("."):
+      assert part in value, path
+      value = value[part]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_config_can_be_made(name):
+  for module, options in set(re.findall(r"configs/(\w+)\.py(?::([\w,=]+))?", TEXTS[name])):
+    get_config = importlib.import_module(f"configs.{module}").get_config
+    if options != "ROW":
+      experiment.from_config(get_config(*([options] if options else [])))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_exists_and_code_is_python(name):
+  for path in re.findall(r"`((?:hybrid_video|tests|benchmarks|configs)/[\w./]*)", TEXTS[name]):
+    assert (ROOT / path).exists(), path
+  for block in re.findall(r"```python\n(.*?)\n```", TEXTS[name], re.DOTALL):
+    ast.parse(block)

@@ -1,0 +1,239 @@
+"""Using a trained model: predictions, Python, export, and the start of another run."""
+
+import csv
+import json
+import shutil
+
+from conftest import REAL_CLIPS, made_experiment, run_training, small_demo
+import jax
+import numpy as np
+import pytest
+
+import hybrid_video
+from hybrid_video import checkpoints, export, loading, models, predict
+from hybrid_video.checkpoints import CheckpointError
+from hybrid_video.datasets import preparation, splits
+from hybrid_video.experiment import Experiment
+from hybrid_video.sampling.plans import evaluation_views
+
+
+@pytest.fixture(scope="module")
+def records(finished):
+  _, workdir, _ = finished
+  saved = checkpoints.read_description(workdir)
+  return preparation.load_records(saved.experiment, workdir)
+
+
+@pytest.fixture(scope="module")
+def test_videos(records, made_folder):
+  """The files of the test list, in the list's order."""
+  names = records.names[splits.select(records, 1, "test")].tolist()
+  files = {path.name: path for path in made_folder.rglob("*.avi")}
+  return [files[name] for name in names]
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+  _, workdir, _ = finished
+  return export.run(tmp_path_factory.mktemp("exported"), checkpoint=workdir)
+
+
+def test_predicting_the_test_videos_gives_the_numbers_of_the_results(finished, test_videos):
+  _, workdir, outcome = finished
+  with np.load(workdir / "predictions.npz") as evaluated:
+    names, labels = evaluated["names"].tolist(), evaluated["labels"]
+    probabilities, views = evaluated["probabilities"], evaluated["view_videos"]
+    view_probabilities = evaluated["view_probabilities"]
+    classes = evaluated["class_names"].tolist()
+  predictor = predict.Predictor(loading.read(workdir))
+  predictions = list(predictor.predict(test_videos))
+  assert [path.name for path in test_videos] == names
+  assert list(predictor.class_names) == classes == outcome["classes"]
+  assert [p.views for p in predictions] == np.bincount(views).tolist()
+  np.testing.assert_array_equal([p.probabilities for p in predictions], probabilities)
+  right = np.mean(
+    [p.probabilities.argmax() == label for p, label in zip(predictions, labels, strict=True)]
+  )
+  assert right == outcome["test"]["video_top1"]
+  for video in range(len(names)):
+    of_views = view_probabilities[views == video]
+    np.testing.assert_allclose(of_views.mean(0), probabilities[video], rtol=1e-6)
+
+
+def test_predictions_are_files_that_people_and_programs_read(
+  finished, test_videos, tmp_path, logged
+):
+  _, workdir, outcome = finished
+  folder = tmp_path / "mine"
+  (folder / "deep er").mkdir(parents=True)
+  shutil.copy(test_videos[0], folder / "a.avi")
+  shutil.copy(test_videos[1], folder / "deep er" / 'b, "quoted".avi')
+  (folder / "notes.txt").write_text("not a video")
+  broken = tmp_path / "broken.avi"
+  broken.write_bytes(test_videos[2].read_bytes()[:3000])
+  place = tmp_path / "predictions"
+  predictions = predict.run(place, [folder, broken], checkpoint=workdir)
+  assert [bool(p.error) for p in predictions] == [False, False, True]
+  assert str(broken) in predictions[2].error
+  with (place / "predictions.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert list(rows[0]) == [
+    "video",
+    *[f"top{rank}{what}" for rank in (1, 2, 3, 4, 5) for what in ("", "_probability")],
+  ]
+  assert [row["video"] for row in rows] == [
+    str(folder / "a.avi"),
+    str(folder / "deep er" / 'b, "quoted".avi'),
+    str(broken),
+  ]
+  assert rows[2]["top1"] == ""
+  lines = [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
+  for row, line, prediction in zip(rows[:2], lines[:2], predictions[:2], strict=True):
+    shares = line["probabilities"]
+    assert list(shares) == outcome["classes"] and sum(shares.values()) == pytest.approx(1)
+    best = sorted(shares, key=shares.get, reverse=True)[:5]
+    assert [row[f"top{rank}"] for rank in (1, 2, 3, 4, 5)] == best
+    assert float(row["top1_probability"]) == shares[best[0]]
+    assert line["views"] == prediction.views
+  assert lines[2]["error"] == predictions[2].error
+  assert f"{100 * lines[0]['probabilities'][rows[0]['top1']]:.1f} %" in logged.text
+  assert "broken.avi: broken" in logged.text and "Not predicted" in logged.text
+
+
+@pytest.mark.parametrize("batch_size", [4, 12, 64])
+def test_the_batch_size_changes_no_prediction(finished, test_videos, batch_size):
+  _, workdir, _ = finished
+  saved = loading.read(workdir)
+  usual = list(predict.Predictor(saved).predict(test_videos[:3]))
+  other = list(predict.Predictor(saved, batch_size).predict(test_videos[:3]))
+  for a, b in zip(usual, other, strict=True):
+    assert (a.video, a.views) == (b.video, b.views)
+    np.testing.assert_allclose(a.probabilities, b.probabilities, rtol=1e-4)
+
+
+def test_nothing_to_predict_is_a_clear_error(finished, tmp_path):
+  _, workdir, _ = finished
+  for named, message in (
+    ([tmp_path / "none.avi"], "no such file or folder"),
+    ([tmp_path], "empty"),
+    ([], "No video is named"),
+  ):
+    with pytest.raises(
+      predict.PredictionError if named != [tmp_path] else ValueError, match=message
+    ):
+      predict.run(tmp_path / "out", named, checkpoint=workdir)
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "folder" / "a.txt").write_text("a")
+  with pytest.raises(predict.PredictionError, match="no video file in this folder"):
+    predict.run(tmp_path / "out", [tmp_path / "folder"], checkpoint=workdir)
+  with pytest.raises(CheckpointError, match="Train first"):
+    predict.run(tmp_path / "out", [REAL_CLIPS])
+
+
+def test_a_model_is_loaded_ready_for_clips(finished, records, test_videos):
+  _, workdir, outcome = finished
+  trained = hybrid_video.load(workdir)
+  assert list(trained.class_names) == outcome["classes"]
+  assert trained.step == outcome["step"]
+  assert isinstance(trained.experiment, Experiment)
+  clips = trained.preprocess(test_videos[0])
+  views = evaluation_views(
+    records, splits.select(records, 1, "test")[:1], trained.experiment.evaluation
+  )
+  assert clips.shape == (len(views), 8, 24, 24, 3) and clips.dtype == np.float32
+  shares = np.asarray(jax.nn.softmax(trained.model(clips))).mean(0)
+  with np.load(workdir / "predictions.npz") as evaluated:
+    np.testing.assert_allclose(shares, evaluated["probabilities"][0], rtol=1e-4, atol=1e-6)
+
+
+def test_an_exported_file_serves_like_the_work_directory(finished, exported, test_videos):
+  _, workdir, _ = finished
+  whole, file = hybrid_video.load(workdir), hybrid_video.load(exported)
+  assert (file.class_names, file.step) == (whole.class_names, whole.step)
+  assert file.experiment.to_json() == whole.experiment.to_json()
+  clips = whole.preprocess(test_videos[0])
+  np.testing.assert_array_equal(file.model(clips), whole.model(clips))
+  a, b = (
+    next(predict.Predictor(loading.read(source)).predict(test_videos[:1]))
+    for source in (workdir, exported)
+  )
+  np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_a_file_without_a_description_says_what_it_is_for(finished, exported, tmp_path):
+  import safetensors.numpy
+
+  bare = tmp_path / "bare.safetensors"
+  safetensors.numpy.save_file(safetensors.numpy.load_file(exported), bare)
+  with pytest.raises(CheckpointError, match=r"--mode=export wrote.*--config\.init_from"):
+    hybrid_video.load(bare)
+
+
+def _variables(path):
+  saved = loading.read(path)
+  return {
+    jax.tree_util.keystr(p): leaf
+    for p, leaf in jax.tree_util.tree_leaves_with_path((saved.params, saved.batch_stats))
+  }
+
+
+@pytest.mark.parametrize("kind", ["work directory", "checkpoint", "exported file"])
+def test_another_run_starts_from_a_trained_model(finished, exported, tmp_path, kind, logged):
+  config, workdir, outcome = finished
+  source = {
+    "work directory": workdir,
+    "checkpoint": workdir / "checkpoints" / str(outcome["step"]),
+    "exported file": exported,
+  }[kind]
+  other = config.copy_and_resolve_references()
+  other.init_from = str(source)
+  other.optimizer.learning_rate = 0.0
+  other.epochs = 0.1
+  other.evaluate_shuffled = False
+  other.clip.flip = True
+  started = run_training(other, tmp_path)
+  assert started["step"] == 1
+  # With a rate of 0, only BatchNorm's running statistics move.
+  before, after = _variables(workdir), _variables(tmp_path)
+  assert before.keys() == after.keys()
+  same = {name for name in before if np.array_equal(before[name], after[name])}
+  assert {name for name in before if name.startswith("[0]")} <= same
+  assert started["params_digest"] == outcome["params_digest"]
+
+
+def test_a_head_of_other_classes_starts_fresh_when_a_run_starts_from_another(finished):
+  _, workdir, _ = finished
+  from hybrid_video import weights
+
+  saved = loading.read(workdir)
+  chosen = saved.description.experiment
+  model = models.create("hybrid", num_classes=3, seed=5, **chosen.model_options)
+  fresh = models.split(model)[1]
+  ported = weights.load_trees(
+    model, saved.params, saved.batch_stats, source="a run", replace_head=True
+  )
+  _, params, _ = models.split(model)
+  assert "head" in ported.fresh
+  np.testing.assert_array_equal(
+    params["head"]["linear"]["kernel"], fresh["head"]["linear"]["kernel"]
+  )
+  np.testing.assert_array_equal(
+    params["attention"]["latents"], saved.params["attention"]["latents"]
+  )
+  with pytest.raises(ValueError, match="head"):
+    weights.load_trees(model, saved.params, saved.batch_stats, source="a run", replace_head=False)
+
+
+def test_a_pretraining_model_has_no_classes_to_predict(tmp_path):
+  chosen = made_experiment()
+  config = small_demo(tmp_path, tmp_path)
+  config.model.name = "videomae_small_pretraining"
+  config.clip.crop = 32
+  from hybrid_video import experiment
+
+  chosen = experiment.from_config(config)
+  description = checkpoints.Description(chosen, ("a",))
+  params, batch_stats = models.split(loading.build(description))[1:]
+  saved = checkpoints.SavedModel(description, params, batch_stats, 3, "runs/pretraining")
+  with pytest.raises(predict.PredictionError, match=r"init_from=runs/pretraining"):
+    predict.Predictor(saved)

@@ -1,0 +1,110 @@
+"""Masked pretraining shares the loop, the step and the checkpoint of classification."""
+
+import json
+
+from conftest import run_training, small_demo
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_video import checkpoints, experiment, sharding
+from hybrid_video.report import writers
+from hybrid_video.tasks import registry
+
+
+def _config(videos, records):
+  config = small_demo(videos, records)
+  config.model.cnn_blocks = config.model.cnn_width = config.model.latents = None
+  config.model.name = "videomae_small_pretraining"
+  config.model.width, config.model.depth, config.model.heads = 16, 2, 2
+  config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads = 8, 1, 2
+  config.clip.crop, config.clip.frames = 32, 4
+  return config
+
+
+@pytest.fixture(scope="module")
+def task():
+  chosen = experiment.from_config(_config("", ""))
+  return registry.create(chosen, 8, sharding.make_mesh())
+
+
+def test_a_run_pretrains_resumes_and_evaluates(made_folder, finished, tmp_path, monkeypatch):
+  _, workdir, _ = finished
+  config = _config(made_folder, workdir / "records")
+  outcome = run_training(config, tmp_path / "straight")
+  assert outcome["step"] == 6
+  assert set(outcome["test"]) == {"loss", "videos", "clips", "shuffled_loss"}
+  # Predicting zero costs 511/512 a value where no patch is flat.
+  assert 0.3 < outcome["test"]["loss"] < 1.5
+  assert "masked patches" in outcome["protocol"]
+  history = writers.read_history(tmp_path / "straight")
+  assert [line["step"] for line in history] == [2, 4, 6]
+  assert all("train/top1" not in line for line in history)
+  with np.load(tmp_path / "straight" / "predictions.npz") as predictions:
+    assert predictions["view_loss"].shape == (outcome["test"]["clips"],)
+    assert predictions["view_loss"].mean() == pytest.approx(outcome["test"]["loss"], rel=1e-5)
+  assert json.loads((tmp_path / "straight" / "results.json").read_text()) == outcome
+  original = checkpoints.Checkpoints.save
+
+  def save_and_stop(self, step, state):
+    original(self, step, state)
+    self.wait()
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+      run_training(config, tmp_path / "stopped")
+  resumed = run_training(config, tmp_path / "stopped")
+  assert resumed["params_digest"] == outcome["params_digest"]
+  assert resumed["test"] == outcome["test"]
+
+
+def _batch(size=3):
+  rng = np.random.default_rng(0)
+  return {
+    "clips": rng.integers(0, 256, (size, 4, 32, 32, 3), np.uint8),
+    "labels": np.zeros(size, np.int32),
+    "mirrored": np.zeros(size, bool),
+  }
+
+
+def test_no_masked_pixel_reaches_a_prediction(task):
+  params, batch_stats = task.initial_variables()
+  batch = _batch()
+  _, visible, masked = task.prepare(batch, jax.random.key(3))
+  model = task.merge(params, batch_stats)
+  clips = jnp.asarray(batch["clips"], jnp.float32) / 255
+  gradient = jax.grad(lambda clips: jnp.square(model(clips, visible, masked)).sum())(clips)
+  # Patches of 2 frames by 16 by 16 pixels, in the order (time, row, column).
+  moved = np.abs(gradient).reshape(3, 2, 2, 2, 16, 2, 16, 3).sum((2, 4, 6, 7)).reshape(3, 8)
+  for clip in range(3):
+    assert not moved[clip, masked[clip]].any()
+    assert moved[clip, visible[clip]].all()
+
+
+def test_the_loss_is_a_sum_that_is_divided_once(task):
+  params, batch_stats = task.initial_variables()
+  batch = _batch(4)
+  prepared = task.prepare(batch, jax.random.key(3))
+  sums, _ = task.loss(params, batch_stats, prepared, jax.random.key(0))
+  halves = [
+    task.loss(params, batch_stats, [part[rows] for part in prepared], jax.random.key(0))[0]
+    for rows in (slice(0, 2), slice(2, 4))
+  ]
+  assert float(sums["count"]) == 4
+  np.testing.assert_allclose(sums["loss"], halves[0]["loss"] + halves[1]["loss"], rtol=1e-5)
+
+
+def test_evaluations_masks_follow_from_the_clip_and_not_from_the_batch(task):
+  params, batch_stats = task.initial_variables()
+  batch = _batch(4)
+  indices = np.array([5, 6, 7, 8], np.int32)
+  whole = task.outputs(params, batch_stats, {"clips": batch["clips"], "clip_indices": indices})[
+    "loss"
+  ]
+  turned = task.outputs(
+    params, batch_stats, {"clips": batch["clips"][::-1], "clip_indices": indices[::-1]}
+  )["loss"]
+  np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5)
