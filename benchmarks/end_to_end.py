@@ -119,20 +119,14 @@ def highest_under(shares: Sequence[tuple[float, float]], limit: float) -> float 
 
 def _records(arguments: argparse.Namespace, stored: Any, folder: pathlib.Path) -> Any:
   """Stored records of the videos that are asked for, at the scale `stored`."""
-  from hybrid_video.datasets import builder, listing
-  from hybrid_video.decoding import storing
-  import input_pipeline
+  from hybrid_video import datasets
+  from hybrid_video.datasets import builder, listing, made_actions, splits
 
-  scale = storing.StoredScale(**stored)
-  kept = folder / f"records_{scale.height}"
+  records_dir = str(folder / f"records_{stored.height}")
   if not arguments.videos:
-    return input_pipeline.prepare(
-      dataset="made_actions",
-      data_dir=str(folder / "videos"),
-      records_dir=str(kept),
-      scale=scale,
-      made_films=arguments.films,
-    )
+    videos_folder = folder / "videos"
+    made_actions.make(videos_folder, arguments.films, 0)
+    return builder.build(datasets.read("made_actions", videos_folder), records_dir, stored)
   paths = sorted(
     path
     for path in pathlib.Path(arguments.videos).rglob("*")
@@ -144,10 +138,10 @@ def _records(arguments: argparse.Namespace, stored: Any, folder: pathlib.Path) -
       "Name a folder of videos with --videos, or leave it out."
     )
   videos = [
-    listing.Video(f"{i:05d} {path.name}", str(i % 2), str(i), (listing.TRAIN,), path)
+    listing.Video(f"{i:05d} {path.name}", str(i % 2), str(i), (splits.TRAIN,), path)
     for i, path in enumerate(paths)
   ]
-  return builder.build(listing.make("end_to_end", arguments.videos, videos), str(kept), scale)
+  return builder.build(listing.make("end_to_end", arguments.videos, videos), records_dir, stored)
 
 
 class _Watch:
@@ -178,35 +172,36 @@ class _Watch:
         times.append(time.perf_counter())
 
 
-def train(config: Any, found: Any, steps_wanted: int, warmup: int) -> dict[str, float]:
+def train(experiment: Any, records: Any, steps_wanted: int, warmup: int) -> dict[str, float]:
   """Trains so many steps after the warm-up, as `hybrid_video.train` does, and says what it took."""
   import jax
   import numpy as np
 
   from hybrid_video import optimizers, platform_setup, sharding, steps
-  from hybrid_video import train as training
+  from hybrid_video import state as training_state
+  from hybrid_video.tasks import registry
   import input_pipeline
 
   platform_setup.keep_freed_memory()
   mesh = sharding.make_mesh()
-  sharding.check_batch_size(config.batch_size, mesh)
-  settings = optimizers.OptimizerSettings(**config.optimizer)
+  sharding.check_batch_size(experiment.batch_size, mesh, "--batch")
+  settings = experiment.optimizer
   total = warmup + steps_wanted
   schedule = optimizers.make_schedule(settings, steps=100 * total, steps_per_epoch=total)
   optimizer = optimizers.make_optimizer(settings)
-  network = training.make_network(config, len(found.class_names))
+  task = registry.create(experiment, len(records.class_names), mesh)
   everywhere = sharding.replicated(mesh)
-  state = jax.device_put(steps.init_state(network, optimizer), everywhere)
+  state = training_state.create(optimizer, mesh, *task.initial_variables())
   step_fn = jax.jit(
-    functools.partial(steps.train_step, network=network, optimizer=optimizer),
+    functools.partial(steps.train_step, task=task, optimizer=optimizer),
     donate_argnums=0,
     out_shardings=(jax.tree.map(lambda _: everywhere, state), everywhere),
   )
   batches = input_pipeline.training_batches(
-    found,
-    np.arange(len(found)),
-    input_pipeline.ClipSettings(**config.clip),
-    batch_size=config.batch_size,
+    records,
+    np.arange(len(records)),
+    experiment.clip,
+    batch_size=experiment.batch_size,
     first_step=0,
     steps=total,
     seed=0,
@@ -219,18 +214,18 @@ def train(config: Any, found: Any, steps_wanted: int, warmup: int) -> dict[str, 
     asked.append(time.perf_counter())
     batch = next(batches)
     given.append(time.perf_counter())
-    batch.pop("places")
+    batch.pop("video_ids")
     on_device = sharding.put_batch(batch, mesh)
     put = time.perf_counter() - given[-1]
-    state, parts = step_fn(state, on_device, schedule(len(given) - 1), np.uint32(0))
-    watch.add(on_device, parts)
+    state, sums = step_fn(state, on_device, schedule(len(given) - 1), np.uint32(0))
+    watch.add(on_device, sums)
     if len(given) <= warmup:
       # The first step compiles. The loop starts level with the device.
-      jax.block_until_ready(parts)
+      jax.block_until_ready(sums)
     else:
       putting += put
-      if len(given) % config.log_every_steps == 0:
-        float(parts["loss"])
+      if len(given) % experiment.log_every_steps == 0:
+        float(sums["loss"])
   watch.close()
   since = warmup - 1
   waited, copied = device_waiting(given[since:], watch.placed[since:], watch.finished[since:])
@@ -242,12 +237,12 @@ def train(config: Any, found: Any, steps_wanted: int, warmup: int) -> dict[str, 
     "blocked_share": blocked / taken,
     "put_batch_ms": 1000 * putting / steps_wanted,
     "step_ms": 1000 * taken / steps_wanted,
-    "clips_per_second": steps_wanted * config.batch_size / taken,
+    "clips_per_second": steps_wanted * experiment.batch_size / taken,
   }
 
 
 def sweep(
-  found: Any, clip: Any, arguments: argparse.Namespace, cores: int
+  records: Any, clip: Any, arguments: argparse.Namespace, cores: int
 ) -> tuple[float, list[dict[str, float]], dict[str, float]]:
   """The pipeline's own rate, the sweep's rows, and the shares at the rates that were asked for."""
   import numpy as np
@@ -256,9 +251,9 @@ def sweep(
 
   size = arguments.feed_batch
   batches = input_pipeline.training_batches(
-    found,
-    np.arange(len(found)),
-    input_pipeline.ClipSettings(**clip),
+    records,
+    np.arange(len(records)),
+    clip,
     batch_size=size,
     first_step=0,
     steps=_ENDLESS,
@@ -340,30 +335,32 @@ def main() -> None:
 
   from benchmarks import outcome
   from configs import defaults, demo
+  from hybrid_video import experiment
   from hybrid_video.report import figures
 
   backend = jax.default_backend()
   model = arguments.model or ("demo" if backend == "cpu" else "r2plus1d_18")
-  plain = defaults.get_config()
+  plain = experiment.from_config(defaults.get_config())
   config = demo.get_config() if model == "demo" else defaults.get_config()
   with config.unlocked():
     config.batch_size = arguments.batch or (config.batch_size if backend == "cpu" else 64)
     config.model.dtype = arguments.dtype or ("float32" if backend == "cpu" else "bfloat16")
+  config = experiment.from_config(config)
   trained: dict[str, float] = {}
   with tempfile.TemporaryDirectory() as text:
     folder = pathlib.Path(text)
     if not arguments.no_train:
-      found = _records(arguments, config.stored, folder)
-      trained = train(config, found, arguments.steps, arguments.warmup)
+      records = _records(arguments, config.stored, folder)
+      trained = train(config, records, arguments.steps, arguments.warmup)
       print(
         f"Training {model}, batch {config.batch_size}: {trained['clips_per_second']:.1f} clips/s, "
         f"waiting for data {100 * trained['waiting_share']:.2f} %, for its copy to the device "
         f"{100 * trained['handover_share']:.2f} % of the time",
         flush=True,
       )
-    found = _records(arguments, plain.stored, folder)
-    highest, rows, at = sweep(found, plain.clip, arguments, cores)
-    bytes_a_frame = found.record_bytes / int(found.num_frames.sum())
+    records = _records(arguments, plain.stored, folder)
+    highest, rows, at = sweep(records, plain.clip, arguments, cores)
+    bytes_a_frame = records.record_bytes / int(records.num_frames.sum())
   best = highest_under([(row["rate_per_core"], row["waiting_share"]) for row in rows], LIMIT)
   on_16 = best and best * CORES
   extrapolated = cores < CORES
@@ -406,7 +403,7 @@ def main() -> None:
       "backend": backend,
       "cores": cores,
       "videos": "given" if arguments.videos else "made",
-      "stored_videos": len(found),
+      "stored_videos": len(records),
       "stored_bytes_a_frame": round(bytes_a_frame),
       "rows": rows,
     },

@@ -193,8 +193,9 @@ def main() -> None:
   if not paths:
     sys.exit(f"{arguments.videos}: no {' or '.join(SUFFIXES)} file. Name a folder with --videos.")
 
-  from hybrid_video.datasets import builder, listing
+  from hybrid_video.datasets import builder, listing, splits
   from hybrid_video.decoding import storing
+  from hybrid_video.sampling import clip_settings
   import input_pipeline
 
   scale = storing.StoredScale(HEIGHT, WIDTH, arguments.quality)
@@ -202,24 +203,24 @@ def main() -> None:
     "throughput",
     arguments.videos,
     [
-      listing.Video(f"{i:03d} {pathlib.Path(p).name}", str(i % 2), str(i), (listing.TRAIN,), pathlib.Path(p))
+      listing.Video(f"{i:03d} {pathlib.Path(p).name}", str(i % 2), str(i), (splits.TRAIN,), pathlib.Path(p))
       for i, p in enumerate(paths)
     ],
   )  # fmt: skip
   with tempfile.TemporaryDirectory() as folder:
     found = builder.build(listed, folder, scale)
-    places = np.arange(len(found))
+    video_ids = np.arange(len(found))
     settings = {
-      mode: input_pipeline.ClipSettings(
+      mode: clip_settings.ClipSettings(
         frames=FRAMES, window_seconds=SECONDS, crop=CROP, crop_mode=mode
       )
-      for mode in input_pipeline.CROPS
+      for mode in clip_settings.CROPS
     }
 
     def batches(mode: str):
       return input_pipeline.training_batches(
         found,
-        places,
+        video_ids,
         settings[mode],
         batch_size=arguments.batch_size,
         first_step=0,
@@ -230,11 +231,11 @@ def main() -> None:
     # What libjpeg-turbo gets: frames of the windows that the pipeline takes.
     rng = np.random.default_rng(0)
     clips = []
-    for place in np.tile(places, -(-64 // len(places))):
-      length = min(found.num_frames[place], round(SECONDS * found.fps[place]))
-      start = int(rng.integers(found.num_frames[place] - length + 1))
+    for video_id in np.tile(video_ids, -(-64 // len(video_ids))):
+      length = min(found.num_frames[video_id], round(SECONDS * found.fps[video_id]))
+      start = int(rng.integers(found.num_frames[video_id] - length + 1))
       clips.append(
-        found.read_frames(int(place), np.linspace(start, start + length - 1, FRAMES).astype(int))
+        found.read_frames(int(video_id), np.linspace(start, start + length - 1, FRAMES).astype(int))
       )
     videos = Processes(_videos_worker, [(paths, seed) for seed in range(cores)])
     jpeg = Processes(_jpeg_worker, [(clips,)] * cores)

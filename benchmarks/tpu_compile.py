@@ -50,7 +50,9 @@ import optax
 import outcome
 
 from hybrid_video import models, sharding, steps
+from hybrid_video import state as training_state
 from hybrid_video.models import target
+from hybrid_video.tasks import classification
 
 CLASSES, SIZE = 51, 112
 # libtpu asks for a machine's name before it compiles for any topology of that generation.
@@ -136,23 +138,20 @@ def compile_step(
   build = functools.partial(
     models.create, "r2plus1d_18", num_classes=CLASSES, seed=0, dtype="bfloat16", blocks=blocks
   )
-  network = steps.make_network(build, (0.43, 0.39, 0.38), (0.23, 0.22, 0.22))
+  task = classification.make(build, (0.43, 0.39, 0.38), (0.23, 0.22, 0.22))
   optimizer = optax.sgd(0.01, momentum=0.9)
 
   def placed(tree: Any, where: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
-  state = placed(
-    jax.eval_shape(functools.partial(steps.init_state, network, optimizer)),
-    sharding.replicated(mesh),
-  )
+  state = training_state.abstract(task, optimizer, mesh)
   clips = {
     "clips": jax.ShapeDtypeStruct((batch, frames, SIZE, SIZE, 3), jnp.uint8),
     "labels": jax.ShapeDtypeStruct((batch,), jnp.int32),
-    "flips": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+    "mirrored": jax.ShapeDtypeStruct((batch,), jnp.bool_),
   }
   step = jax.jit(
-    functools.partial(steps.train_step, network=network, optimizer=optimizer),
+    functools.partial(steps.train_step, task=task, optimizer=optimizer),
     donate_argnums=0,
   )
   started = time.perf_counter()

@@ -4,14 +4,14 @@
 
 Runs on a CPU and on a GPU, without TensorFlow. benchmarks/requirements.txt is what it needs.
 
-What is compared: `steps.predict_step` and `steps.train_step` as training jits them (state donated)
+What is compared: `Task.outputs` and `steps.train_step` as training jits them (state donated)
 and the peer's forward pass and training step, on the same number of clips, classes and threads, both
 with SGD, momentum, weight decay and cross entropy. Each side has a process of its own, and only one
 of them works at a time: ours, peer, ours, peer. Before that, both must give the same logits for the
 same weights and clips.
 
-- Ours starts from uint8 clips and mirrors and normalises them within the step. The peer's clips lie
-  on the device normalised, as floats, in its memory format: it is spared that work.
+- Ours starts from uint8 clips and mirrors and normalizes them within the step. The peer's clips lie
+  on the device normalized, as floats, in its memory format: it is spared that work.
 - The peer takes its best form: memory format contiguous or channels_last_3d, eager or
   `torch.compile`, tried once each at the start, for forward and training apart. bfloat16 is autocast
   for the peer and `dtype` for ours. On a GPU, cudnn.benchmark is on, and float32 allows TF32 on both
@@ -87,13 +87,16 @@ class Ours:
     """Builds it with `precision` as its dtype, on the first device that JAX has."""
     import jax
 
-    from hybrid_video import models, optimizers, platform_setup, steps
+    from hybrid_video import models, optimizers, platform_setup, sharding, state, steps
+    from hybrid_video.tasks import classification
 
     platform_setup.keep_freed_memory()
     self._jax, self._models, self._steps = jax, models, steps
+    self._make_task, self._create_state = classification.make, state.create
     self._device = jax.devices()[0]
+    self._mesh = sharding.make_mesh([self._device])
     self._precision = precision
-    self._network = self._make(precision)
+    self._task = self._make_task(self._build(precision), MEAN, STD)
     settings = optimizers.OptimizerSettings(
       name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
@@ -101,9 +104,8 @@ class Ours:
     self._state: Any = None
     self._call: Callable[[], Any]
 
-  def _make(self, precision: str) -> Any:
-    build = functools.partial(self._models.create, MODEL, num_classes=CLASSES, dtype=precision)
-    return self._steps.make_network(build, MEAN, STD)
+  def _build(self, precision: str) -> Callable[[], Any]:
+    return functools.partial(self._models.create, MODEL, num_classes=CLASSES, dtype=precision)
 
   def about(self) -> dict[str, Any]:
     """Where it computes."""
@@ -113,14 +115,14 @@ class Ours:
     """Logits in evaluation mode and full float32, of the weights in a file of PyTorch's."""
     from hybrid_video import weights
 
-    network = self._make("float32")
-    model = network.build()
+    build = self._build("float32")
+    model = build()
     weights.load_pretrained(model, path)
     _, params, batch_stats = self._models.split(model)
-    predict = functools.partial(self._steps.predict_step, network=network)
+    outputs = self._jax.jit(self._make_task(build, MEAN, STD).outputs)
     with self._jax.default_matmul_precision("highest"):
-      found = self._jax.jit(predict)(params, batch_stats, clips)
-    return {"logits": np.asarray(found).tolist()}
+      logits = outputs(params, batch_stats, {"clips": clips})["logits"]
+    return {"logits": np.asarray(logits).tolist()}
 
   def prepare(self, work: str, clips: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Compiles for `run` and runs once.
@@ -132,26 +134,27 @@ class Ours:
     """
     jax, steps = self._jax, self._steps
     if self._state is None:
-      state = steps.init_state(self._network, self._optimizer)
+      variables = self._task.initial_variables()
+      state = self._create_state(self._optimizer, self._mesh, *variables)
       self._state = jax.device_put(state, self._device)
-    flips = np.arange(len(clips)) % 2 == 0
-    batch = jax.device_put({"clips": clips, "labels": labels, "flips": flips}, self._device)
+    mirrored = np.arange(len(clips)) % 2 == 0
+    batch = jax.device_put({"clips": clips, "labels": labels, "mirrored": mirrored}, self._device)
     rate_and_seed = (np.float32(LEARNING_RATE), np.uint32(0))
     arguments: tuple[Any, ...]
     if work == "train":
-      step = functools.partial(steps.train_step, network=self._network, optimizer=self._optimizer)
+      step = functools.partial(steps.train_step, task=self._task, optimizer=self._optimizer)
       jitted = jax.jit(step, donate_argnums=0)
       arguments = (self._state, batch, *rate_and_seed)
     else:
-      jitted = jax.jit(functools.partial(steps.predict_step, network=self._network))
-      arguments = (self._state["params"], self._state["batch_stats"], batch["clips"])
+      jitted = jax.jit(self._task.outputs)
+      arguments = (self._state["params"], self._state["batch_stats"], {"clips": batch["clips"]})
     started = time.perf_counter()
     compiled = jitted.lower(*arguments).compile()
     seconds = time.perf_counter() - started
 
     def train() -> Any:
-      self._state, parts = compiled(self._state, batch, *rate_and_seed)
-      return parts
+      self._state, sums = compiled(self._state, batch, *rate_and_seed)
+      return sums
 
     self._call = train if work == "train" else functools.partial(compiled, *arguments)
     self.run(1)

@@ -5,7 +5,7 @@ what `evaluate` leaves behind. A run that is already in the work directory goes 
 checkpoint.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ from hybrid_video import state as training_state
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
-from hybrid_video.pipeline import Batch, Pipeline
+from hybrid_video.pipeline import Pipeline
 from hybrid_video.report import data_summary, results, writers
 from hybrid_video.state import State
 from hybrid_video.tasks import Sums, Task, registry
@@ -71,6 +71,33 @@ class Length:
     return cls(clips, steps_per_epoch, max(1, round(experiment.epochs * steps_per_epoch)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a training is made of, before its first step.
+
+  Attributes:
+    experiment: every setting.
+    workdir: where everything goes.
+    pipeline: makes batches of clips.
+    records: the index of the stored videos.
+    video_ids: those to train on.
+    length: how long.
+    task: what is minimized.
+    mesh: the devices.
+    compiled: programs compiled so far.
+  """
+
+  experiment: Experiment
+  workdir: pathlib.Path
+  pipeline: Pipeline
+  records: Records
+  video_ids: np.ndarray
+  length: Length
+  task: Task
+  mesh: jax.sharding.Mesh
+  compiled: compilation.Compilations
+
+
 def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:
   """Trains, or goes on training, and evaluates.
 
@@ -95,10 +122,11 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
     records = preparation.load_records(experiment, workdir)
     video_ids = _training_list(experiment, records)
     length = Length.of(experiment, len(video_ids))
+    task = registry.create(experiment, len(records.class_names), mesh)
     if jax.process_index() == 0:
       files.write_json(workdir / "config.json", experiment.to_json())
-    task = registry.create(experiment, len(records.class_names), mesh)
-    state = _train(experiment, workdir, pipeline, records, video_ids, length, task, mesh, compiled)
+    training = Run(experiment, workdir, pipeline, records, video_ids, length, task, mesh, compiled)
+    state = _train(training)
     evaluator = evaluate.Evaluator(records, task, experiment, pipeline, mesh)
     outcome = evaluate.report(evaluator, state, records, experiment, workdir)
   results.finish(workdir, outcome, state["params"], compiled, began)
@@ -119,30 +147,21 @@ def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
   return video_ids
 
 
-def _train(
-  experiment: Experiment,
-  workdir: pathlib.Path,
-  pipeline: Pipeline,
-  records: Records,
-  video_ids: np.ndarray,
-  length: Length,
-  task: Task,
-  mesh: jax.sharding.Mesh,
-  compiled: compilation.Compilations,
-) -> State:
+def _train(run: Run) -> State:
   """The state after the last step: restored if it is there, trained if not."""
+  experiment, length = run.experiment, run.length
   schedule = optimizers.make_schedule(
     experiment.optimizer, steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
   )
   optimizer = optimizers.make_optimizer(experiment.optimizer)
-  abstract = training_state.abstract(task, optimizer, mesh)
-  description = checkpoints.Description(experiment, records.class_names)
-  with checkpoints.Checkpoints(workdir, description, experiment.keep_checkpoints) as saved:
+  abstract = training_state.abstract(run.task, optimizer, run.mesh)
+  description = checkpoints.Description(experiment, run.records.class_names)
+  with checkpoints.Checkpoints(run.workdir, description, experiment.keep_checkpoints) as saved:
     latest = saved.latest_step()
     if latest is None:
-      params, batch_stats = initialization.variables(task, description)
-      state = training_state.create(optimizer, mesh, params, batch_stats)
-      del params, batch_stats
+      variables = initialization.variables(run.task, description)
+      state = training_state.create(optimizer, run.mesh, *variables)
+      del variables
     else:
       if experiment.init_from:
         log.info("Going on from step %d; %s was for the first start", latest, experiment.init_from)
@@ -151,86 +170,78 @@ def _train(
     if done >= length.total_steps:
       log.info("The checkpoint of step %d of %d: evaluating only", done, length.total_steps)
       return state
-    _announce(experiment, state, length, mesh)
+    _announce(run, state)
     step_function = jax.jit(
-      functools.partial(steps.train_step, task=task, optimizer=optimizer),
+      functools.partial(steps.train_step, task=run.task, optimizer=optimizer),
       donate_argnums=0,
       out_shardings=(
         jax.tree.map(lambda leaf: leaf.sharding, abstract),
-        sharding.replicated(mesh),
+        sharding.replicated(run.mesh),
       ),
     )
-    batches = pipeline.training_batches(
-      records,
-      video_ids,
-      experiment.clip,
-      batch_size=experiment.batch_size,
-      first_step=done,
-      steps=length.total_steps,
-      seed=experiment.seed,
-      service=experiment.data_service,
-    )
-    reporter = _Reporter(experiment, workdir, length, done)
-    with reporter, contextlib.closing(batches):
-      return _loop(
-        state, batches, step_function, schedule, experiment, length, mesh, saved, reporter, compiled
-      )
+    return _loop(run, state, step_function, schedule, saved)
 
 
-def _announce(
-  experiment: Experiment, state: State, length: Length, mesh: jax.sharding.Mesh
-) -> None:
+def _announce(run: Run, state: State) -> None:
   log.info("%s", parameter_overview.get_parameter_overview(state["params"], include_stats=False))
   counts = models.parameter_counts(state["params"])
   log.info("Parameters: %s", ", ".join(f"{part} {count:,}" for part, count in counts.items()))
   log.info(
     "Training on %d device(s) (%s) from step %d to %d, %g epochs of %d clips, batch %d",
-    mesh.size,
+    run.mesh.size,
     jax.devices()[0].device_kind,
     int(state["step"]),
-    length.total_steps,
-    experiment.epochs,
-    length.clips,
-    experiment.batch_size,
+    run.length.total_steps,
+    run.experiment.epochs,
+    run.length.clips,
+    run.experiment.batch_size,
   )
 
 
 def _loop(
+  run: Run,
   state: State,
-  batches: Iterator[Batch],
   step_function: StepFunction,
   schedule: optimizers.Schedule,
-  experiment: Experiment,
-  length: Length,
-  mesh: jax.sharding.Mesh,
   saved: checkpoints.Checkpoints,
-  reporter: "_Reporter",
-  compiled: compilation.Compilations,
 ) -> State:
+  experiment, length = run.experiment, run.length
   first_step = int(state["step"])
   save_every = max(1, round(experiment.checkpoint_every_epochs * length.steps_per_epoch))
   # What JAX makes of a larger seed, as the type that the compiled step takes.
   seed = np.uint32(experiment.seed % 2**32)
-  for step, batch in enumerate(batches, first_step + 1):
-    batch.pop("video_ids")
-    learning_rate = schedule(step - 1)
-    state, sums = step_function(state, sharding.put_batch(batch, mesh), learning_rate, seed)
-    reporter.add(step, sums)
-    if step == first_step + 1:
-      # The first step compiles: it is not part of any speed.
-      jax.block_until_ready(state)
-      log.info("Compiled up to the first step: %s", compiled)
-      reporter.start_clock()
-    last = step == length.total_steps
-    saves = last or step % save_every == 0
-    reports = last or step % experiment.log_every_steps == 0
-    if saves or reports:
-      # What is saved is known to be finite.
-      _check_finite(float(sums["loss"]), step, saved.latest_step())
-    if reports:
-      reporter.report(step, float(learning_rate))
-    if saves:
-      saved.save(step, state)
+  batches = run.pipeline.training_batches(
+    run.records,
+    run.video_ids,
+    experiment.clip,
+    batch_size=experiment.batch_size,
+    first_step=first_step,
+    steps=length.total_steps,
+    seed=experiment.seed,
+    service=experiment.data_service,
+  )
+  reporter = _Reporter(experiment, run.workdir, length, first_step)
+  with reporter, contextlib.closing(batches):
+    for step, batch in enumerate(batches, first_step + 1):
+      batch.pop("video_ids")
+      learning_rate = schedule(step - 1)
+      state, sums = step_function(state, sharding.put_batch(batch, run.mesh), learning_rate, seed)
+      reporter.add(step, sums)
+      if step == first_step + 1:
+        # The first step compiles: it is not part of any speed.
+        jax.block_until_ready(state)
+        log.info("Compiled up to the first step: %s", run.compiled)
+        reporter.start_clock()
+      last = step == length.total_steps
+      saves = last or step % save_every == 0
+      reports = last or step % experiment.log_every_steps == 0
+      if saves or reports:
+        # What is saved is known to be finite.
+        _check_finite(float(sums["loss"]), step, saved.latest_step())
+      if reports:
+        reporter.report(step, float(learning_rate))
+      if saves:
+        saved.save(step, state)
   return state
 
 

@@ -16,6 +16,7 @@ import pytest
 from hybrid_video import augmentation, sharding
 from hybrid_video.augmentation import colour, erasing, mixing, randaugment
 from hybrid_video.decoding import video_reader
+from hybrid_video.settings import SettingError
 
 CLASSES = 7
 ALL_ON = {
@@ -105,9 +106,9 @@ def test_an_operation_is_what_pillow_makes_of_each_frame(name, sign, frames, app
   expected = np.stack(
     [np.asarray(REFERENCES[name](Image.fromarray(frame), sign)) for frame in frames]
   )
-  found = apply(frames, name, 0.7, sign)
-  assert found.dtype == np.uint8
-  differences = np.abs(found.astype(int) - expected)
+  result = apply(frames, name, 0.7, sign)
+  assert result.dtype == np.uint8
+  differences = np.abs(result.astype(int) - expected)
   assert differences.max() <= (name not in WHOLE_NUMBERS)
   assert (differences > 0).mean() < 0.02
   assert (expected != frames).any()
@@ -125,9 +126,9 @@ def test_an_operation_is_what_pillow_makes_of_each_frame(name, sign, frames, app
 )
 def test_adjustments_are_pillows_at_any_factor(adjust, reference, factor, frames):
   expected = [np.asarray(reference(Image.fromarray(f)).enhance(factor)) for f in frames]
-  found = np.asarray(adjust(frames, factor)).astype(int)
-  assert np.abs(found - expected).max() <= 1
-  assert (found != expected).mean() < 1e-3
+  result = np.asarray(adjust(frames, factor)).astype(int)
+  assert np.abs(result - expected).max() <= 1
+  assert (result != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -154,8 +155,8 @@ def test_hues_turn_as_in_colorsys(turn):
   for levels in colours / 255:
     hue, saturation, value = colorsys.rgb_to_hsv(*levels)
     expected.append(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value))
-  found = np.asarray(colour.adjust_hue(colours.reshape(1, 50, 40, 3), turn)).reshape(-1, 3)
-  assert np.abs(found - 255 * np.array(expected)).max() < 0.501
+  result = np.asarray(colour.adjust_hue(colours.reshape(1, 50, 40, 3), turn)).reshape(-1, 3)
+  assert np.abs(result - 255 * np.array(expected)).max() < 0.501
 
 
 def test_a_third_of_the_circle_moves_every_channel_on():
@@ -165,10 +166,10 @@ def test_a_third_of_the_circle_moves_every_channel_on():
 
 def test_layers_follow_one_another_and_undrawn_ones_do_nothing(frames):
   names = list(randaugment.OPERATIONS)
-  places = jnp.array([names.index("SolarizeAdd"), -1, names.index("Invert")])
-  found = randaugment.apply(frames, places, jnp.full(3, 0.7), jnp.ones(3))
+  indices = jnp.array([names.index("SolarizeAdd"), -1, names.index("Invert")])
+  result = randaugment.apply(frames, indices, jnp.full(3, 0.7), jnp.ones(3))
   added = np.where(frames < 128, np.minimum(frames.astype(int) + 77, 255), frames)
-  np.testing.assert_array_equal(found, 255 - added)
+  np.testing.assert_array_equal(result, 255 - added)
 
 
 def _off_by(count, trials, probability):
@@ -179,11 +180,11 @@ def test_operations_magnitudes_and_signs_are_drawn_as_often_as_they_should_be():
   clips, layers = 4000, 4
   keys = jax.random.split(jax.random.key(0), clips)
   draw = functools.partial(randaugment.draw, layers=layers, magnitude=7.0, std=0.5, probability=0.5)
-  places, shares, signs = (np.asarray(drawn).ravel() for drawn in jax.vmap(draw)(keys))
+  indices, shares, signs = (np.asarray(drawn).ravel() for drawn in jax.vmap(draw)(keys))
   trials = clips * layers
-  assert _off_by((places >= 0).sum(), trials, 0.5) < 4
-  for place in range(15):
-    assert _off_by((places == place).sum(), trials, 0.5 / 15) < 4
+  assert _off_by((indices >= 0).sum(), trials, 0.5) < 4
+  for index in range(15):
+    assert _off_by((indices == index).sum(), trials, 0.5 / 15) < 4
   assert _off_by((signs > 0).sum(), trials, 0.5) < 4
   assert set(np.unique(signs)) == {-1, 1}
   assert abs(shares.mean() - 0.7) < 4 * 0.05 / math.sqrt(trials)
@@ -195,7 +196,7 @@ def test_operations_magnitudes_and_signs_are_drawn_as_often_as_they_should_be():
 @functools.cache
 def _compiled(settings, devices):
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  made = augmentation.make_augment(settings, mesh=mesh, normalize=_normalise, num_classes=CLASSES)
+  made = augmentation.make_augment(settings, mesh=mesh, normalize=_normalize, num_classes=CLASSES)
   return made and jax.jit(made), mesh
 
 
@@ -220,31 +221,31 @@ def still(frames):
 def test_every_frame_of_a_clip_is_treated_alike(still):
   settings = {k: v for k, v in ALL_ON.items() if k != "erasing"}
   for seed in range(3):
-    found, _ = _run(settings, still, seed=seed)
-    np.testing.assert_array_equal(found, np.repeat(found[:, :1], 3, axis=1))
-    assert (found != _normalize(still)).mean() > 0.2
+    result, _ = _run(settings, still, seed=seed)
+    np.testing.assert_array_equal(result, np.repeat(result[:, :1], 3, axis=1))
+    assert (result != _normalize(still)).mean() > 0.2
 
 
 def test_clips_of_one_batch_are_treated_differently(still):
   same = np.repeat(still[:1], 8, axis=0)
-  found, _ = _run({"brightness": 0.4, "hue": 0.1}, same)
-  assert len({row.tobytes() for row in found}) == 8
+  result, _ = _run({"brightness": 0.4, "hue": 0.1}, same)
+  assert len({row.tobytes() for row in result}) == 8
 
 
 def test_the_number_of_devices_changes_nothing(still):
   one, one_targets = _run(ALL_ON, still)
   for devices in (2, 4):
-    found, targets = _run(ALL_ON, still, devices)
-    np.testing.assert_allclose(found, one, atol=1e-6)
+    result, targets = _run(ALL_ON, still, devices)
+    np.testing.assert_allclose(result, one, atol=1e-6)
     np.testing.assert_allclose(targets, one_targets, atol=1e-6)
 
 
 def test_a_clip_depends_on_its_row_and_on_no_other_clip(still):
   settings = {k: v for k, v in ALL_ON.items() if k not in ("mixup", "cutmix")}
-  found, _ = _run(settings, still)
+  result, _ = _run(settings, still)
   other = still.copy()
   other[[0, 1, 2, 4, 5, 6, 7]] = 0
-  np.testing.assert_array_equal(_run(settings, other)[0][3], found[3])
+  np.testing.assert_array_equal(_run(settings, other)[0][3], result[3])
 
 
 def test_the_same_key_draws_the_same_and_another_key_something_else(still):
@@ -273,8 +274,8 @@ def test_by_default_nothing_is_done():
 
 
 def test_smoothing_alone_only_normalises_clips(still):
-  found, targets = _run({"label_smoothing": 0.14}, still)
-  np.testing.assert_allclose(found, still / 255.0 - 0.5, atol=1e-6)
+  result, targets = _run({"label_smoothing": 0.14}, still)
+  np.testing.assert_allclose(result, still / 255.0 - 0.5, atol=1e-6)
   expected = np.full((8, CLASSES), 0.02)
   expected[np.arange(8), np.arange(8) % CLASSES] = 0.88
   np.testing.assert_allclose(targets, expected, atol=1e-6)
@@ -287,10 +288,10 @@ def test_labels_stay_hard_when_only_clips_change(still):
 def test_mixup_mixes_clips_and_labels_by_the_same_share(still):
   shares = []
   for seed in range(4):
-    found, targets = _run({"mixup": 0.8}, still[:6], seed=seed)
+    result, targets = _run({"mixup": 0.8}, still[:6], seed=seed)
     clips = still[:6] / 255.0 - 0.5
     own = targets[0, 0]
-    np.testing.assert_allclose(found, own * clips + (1 - own) * clips[::-1], atol=1e-6)
+    np.testing.assert_allclose(result, own * clips + (1 - own) * clips[::-1], atol=1e-6)
     hard = np.eye(CLASSES)[:6]
     np.testing.assert_allclose(targets, own * hard + (1 - own) * hard[::-1], atol=1e-6)
     shares.append(own)
@@ -304,10 +305,10 @@ def test_cutmix_labels_are_shares_of_pixels():
   )
   boxes = 0
   for seed in range(12):
-    found, targets = _run({"cutmix": 1.0}, clips, seed=seed)
+    result, targets = _run({"cutmix": 1.0}, clips, seed=seed)
     plain = np.asarray(_normalize(clips))
-    own = np.isclose(found, plain, atol=1e-5)
-    assert (own | np.isclose(found, plain[::-1], atol=1e-5)).all()
+    own = np.isclose(result, plain, atol=1e-5)
+    assert (own | np.isclose(result, plain[::-1], atol=1e-5)).all()
     for row in range(6):
       assert targets[row, row] == pytest.approx(own[row].mean(), abs=1e-6)
       assert targets[row, 5 - row] == pytest.approx(1 - own[row].mean(), abs=1e-6)
@@ -352,9 +353,9 @@ def test_cutmix_keeps_what_a_numpy_draw_of_clipped_boxes_keeps():
     rows = min(y + tall, 40) - max(y - tall, 0)
     columns = min(x + wide, 56) - max(x - wide, 0)
     expected.append(1 - rows * columns / (40 * 56))
-  found = _weights(4000, size=(40, 56), cutmix=1.0).mean((1, 2))
-  error = math.hypot(np.std(expected), found.std()) / math.sqrt(4000)
-  assert abs(found.mean() - np.mean(expected)) < 4 * error
+  result = _weights(4000, size=(40, 56), cutmix=1.0).mean((1, 2))
+  error = math.hypot(np.std(expected), result.std()) / math.sqrt(4000)
+  assert abs(result.mean() - np.mean(expected)) < 4 * error
 
 
 def test_mixing_and_its_kind_happen_as_often_as_they_should():
@@ -397,8 +398,8 @@ def test_erasing_hits_the_asked_share_of_clips_with_one_box_in_all_frames():
   erase = functools.partial(
     erasing.erase, clip, probability=0.25, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3), noise=True
   )
-  found = np.asarray(jax.vmap(erase)(jax.random.split(jax.random.key(0), 1000)))
-  changed = found != 1
+  result = np.asarray(jax.vmap(erase)(jax.random.split(jax.random.key(0), 1000)))
+  changed = result != 1
   hit = changed.any((1, 2, 3, 4))
   assert _off_by(hit.sum(), 1000, 0.25) < 4
   boxes = changed[hit]
@@ -406,17 +407,17 @@ def test_erasing_hits_the_asked_share_of_clips_with_one_box_in_all_frames():
   for box in boxes[:, 0, :, :, 0]:
     rows, columns = np.flatnonzero(box.any(1)), np.flatnonzero(box.any(0))
     assert box.sum() == len(rows) * len(columns)
-  noise = found[changed]
+  noise = result[changed]
   assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
   # Fresh noise in every frame.
-  assert (found[hit][:, 0] != found[hit][:, 1]).any((1, 2, 3)).all()
+  assert (result[hit][:, 0] != result[hit][:, 1]).any((1, 2, 3)).all()
 
 
 def test_erasing_without_noise_leaves_the_mean_colour(still):
-  found, _ = _run({"erasing": 1.0, "erasing_noise": False}, still)
+  result, _ = _run({"erasing": 1.0, "erasing_noise": False}, still)
   plain = _normalize(still)
-  erased = ~np.isclose(found, plain, atol=1e-5)
-  assert (found[erased] == 0).all()
+  erased = ~np.isclose(result, plain, atol=1e-5)
+  assert (result[erased] == 0).all()
   assert erased.any((1, 2, 3, 4)).all()
 
 
@@ -445,27 +446,27 @@ def test_jitter_takes_its_adjustments_in_random_order(monkeypatch):
 
 
 def test_no_strength_leaves_a_clip_as_it_is(still):
-  found, _ = _run({"erasing": 1e-9, "hue": 1e-9, "contrast": 1e-9}, still)
-  np.testing.assert_allclose(found, _normalize(still), atol=1.01 / 255)
+  result, _ = _run({"erasing": 1e-9, "hue": 1e-9, "contrast": 1e-9}, still)
+  np.testing.assert_allclose(result, _normalize(still), atol=1.01 / 255)
 
 
 @pytest.mark.parametrize(
   ("name", "value", "expected"),
   [
-    ("label_smoothing", 1.5, "0 to 1"),
-    ("mixup", -0.1, "0 or a larger finite number"),
-    ("cutmix", math.inf, "0 or a larger finite number"),
-    ("mix_switch", math.nan, "0 to 1"),
-    ("hue", 0.6, "0 to 0.5"),
-    ("randaugment_magnitude", 11.0, "0 to 10"),
+    ("label_smoothing", 1.5, "a finite number of 0 or more up to 1"),
+    ("mixup", -0.1, "a finite number of 0 or more"),
+    ("cutmix", math.inf, "a finite number of 0 or more"),
+    ("mix_switch", math.nan, "a finite number of 0 or more up to 1"),
+    ("hue", 0.6, "a finite number of 0 or more up to 0.5"),
+    ("randaugment_magnitude", 11.0, "a finite number of 0 or more up to 10"),
     ("randaugment_layers", 1.5, "whole"),
     ("erasing_min_area", 0.5, "erasing_max_area, 0.333"),
-    ("erasing_min_area", 0.0, "more than 0"),
-    ("erasing_aspect", 0.0, "more than 0"),
+    ("erasing_min_area", 0.0, "a finite number above 0 up to 1"),
+    ("erasing_aspect", 0.0, "a finite number above 0 up to 1"),
   ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_name(name, value, expected):
-  with pytest.raises(augmentation.AugmentationError) as error:
+  with pytest.raises(SettingError) as error:
     augmentation.AugmentationSettings(**{name: value})
-  assert f"--config.augmentation.{name} is {value}" in str(error.value)
+  assert f"--config.augmentation.{name} is {value:g}: expected " in str(error.value)
   assert expected in str(error.value)

@@ -102,7 +102,7 @@ def test_an_empty_work_directory_says_to_train_first(tmp_path):
   ):
     saved.restore({"w": jnp.ones(3)})
   for path in (tmp_path, tmp_path / "none"):
-    with pytest.raises(checkpoints.CheckpointError, match="holds no checkpoint. Train first"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"holds no checkpoint. Train first"):
       checkpoints.read(path)
 
 

@@ -5,10 +5,10 @@ import importlib
 import pathlib
 import re
 
-from configs import hmdb51
 import pytest
 from test_models import PARAMETERS
 
+from configs import hmdb51
 from hybrid_video import experiment
 
 ROOT = pathlib.Path(__file__).parent.parent

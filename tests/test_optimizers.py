@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from hybrid_video import optimizers
+from hybrid_video.settings import SettingError
 
 
 def _schedule(steps=100, steps_per_epoch=10, **settings):
@@ -14,14 +15,14 @@ def _schedule(steps=100, steps_per_epoch=10, **settings):
 
 def test_step_decay_multiplies_after_every_so_many_epochs():
   schedule = _schedule(schedule="step", step_epochs=2, step_factor=0.2)
-  found = [float(schedule(step)) for step in (0, 19, 20, 39, 40)]
-  assert found == pytest.approx([1.0, 1.0, 0.2, 0.2, 0.04])
+  rates = [float(schedule(step)) for step in (0, 19, 20, 39, 40)]
+  assert rates == pytest.approx([1.0, 1.0, 0.2, 0.2, 0.04])
 
 
 def test_cosine_rises_for_the_warm_up_and_ends_at_zero():
   schedule = _schedule(schedule="cosine", warmup_epochs=1)
-  found = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
-  assert found == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
+  rates = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
+  assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0], abs=1e-6)
 
 
 _STEPS, _PER_EPOCH, _WARMUP, _RATE = 40, 3.5, 7, 0.3
@@ -41,11 +42,11 @@ def test_schedules_are_those_of_optax_at_every_step_and_float32(name, after):
     schedule=name, learning_rate=_RATE, warmup_epochs=2, step_epochs=3, step_factor=0.2
   )
   schedule = optimizers.make_schedule(settings, steps=_STEPS, steps_per_epoch=_PER_EPOCH)
-  found = [schedule(step) for step in range(_STEPS + 2)]
-  assert {type(rate) for rate in found} == {np.float32}
+  rates = [schedule(step) for step in range(_STEPS + 2)]
+  assert {type(rate) for rate in rates} == {np.float32}
   theirs = optax.join_schedules([optax.linear_schedule(0.0, _RATE, _WARMUP), after], [_WARMUP])
   expected = theirs(jnp.arange(_STEPS + 2))
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-7)
 
 
 def _first_update(name, gradient, parameter, **settings):
@@ -68,21 +69,37 @@ def test_clipping_scales_a_large_gradient_to_the_norm():
   assert _first_update("sgd", 1.5, 0.0, clip_norm=2.0) == pytest.approx(-0.15)
 
 
-@pytest.mark.parametrize(
-  ("settings", "message"),
-  [
-    ({"schedule": "linear"}, "no schedule 'linear'"),
-    ({"warmup_epochs": 10}, "warm-up of 100 steps"),
-  ],
-)
-def test_a_schedule_that_cannot_be_is_refused(settings, message):
-  with pytest.raises(ValueError, match=message):
-    _schedule(**settings)
+def test_an_unknown_schedule_is_refused():
+  with pytest.raises(SettingError) as error:
+    _schedule(schedule="linear")
+  assert str(error.value) == (
+    "--config.optimizer.schedule is 'linear': expected one of constant, cosine, step."
+  )
 
 
-def test_an_unknown_optimiser_is_refused():
-  with pytest.raises(ValueError, match="no optimiser 'lion'"):
-    optimizers.make_optimizer(optimizers.OptimizerSettings(name="lion"))
+def test_a_warm_up_as_long_as_the_training_is_refused():
+  with pytest.raises(
+    optimizers.OptimizerError, match=r"--config\.optimizer\.warmup_epochs is 10: .*of 100 steps"
+  ):
+    _schedule(warmup_epochs=10)
+
+
+def test_an_unknown_optimizer_is_refused():
+  with pytest.raises(
+    SettingError,
+    match=r"--config\.optimizer\.name is 'lion': expected one of adam, adamw, sgd\.",
+  ):
+    optimizers.OptimizerSettings(name="lion")
+
+
+def test_a_part_to_freeze_that_the_model_lacks_is_refused_with_the_nearest():
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(freeze=("cnn/layer9",)))
+  params = {"cnn": {"layer1": {"w": jnp.zeros(2)}}, "head": {"w": jnp.zeros(2)}}
+  with pytest.raises(
+    optimizers.OptimizerError,
+    match=r"--config\.optimizer\.freeze names 'cnn/layer9'.*Did you mean cnn/layer1\?",
+  ):
+    optimizer.init(params)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +110,7 @@ def test_an_unknown_optimiser_is_refused():
     ("adamw", lambda rate: optax.adamw(rate, weight_decay=0.1)),
   ],
 )
-def test_a_rate_applied_after_the_optimiser_trains_as_optax_with_the_schedule_inside(name, theirs):
+def test_a_rate_applied_after_the_optimizer_trains_as_optax_with_the_schedule_inside(name, theirs):
   settings = optimizers.OptimizerSettings(name=name, weight_decay=0.1, warmup_epochs=2)
   schedule = optimizers.make_schedule(settings, steps=12, steps_per_epoch=2)
   ours = optimizers.make_optimizer(settings)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from hybrid_video import sharding
 from hybrid_video.augmentation import colour, erasing, mixing, randaugment
-from hybrid_video.settings import Settings, SettingError, setting
+from hybrid_video.settings import SettingError, Settings, setting
 
 Array = jax.Array
 # Clips, labels and a key in; normalized clips and labels as shares, or None for hard labels, out.
@@ -175,6 +175,19 @@ def augment_clip(
   return clip
 
 
+def _mix(settings: AugmentationSettings, clips: Array, key: Array) -> tuple[Array, Array]:
+  """A batch float32 `[B, T, H, W, 3]` mixed with its reverse, and each label's own share."""
+  weights = mixing.draw_weights(
+    key,
+    *clips.shape[2:4],
+    mixup=settings.mixup,
+    cutmix=settings.cutmix,
+    probability=settings.mix_probability,
+    switch=settings.mix_switch,
+  )
+  return mixing.mix_clips(clips, weights), jnp.mean(weights)
+
+
 def make_augment(
   settings: AugmentationSettings,
   *,
@@ -222,16 +235,7 @@ def make_augment(
       return clips, None
     own: Array | float = 1.0
     if settings.mixes:
-      weights = mixing.draw_weights(
-        of_mixing,
-        *clips.shape[2:4],
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-        probability=settings.mix_probability,
-        switch=settings.mix_switch,
-      )
-      clips = mixing.mix_clips(clips, weights)
-      own = jnp.mean(weights)
+      clips, own = _mix(settings, clips, of_mixing)
     smoothing = settings.label_smoothing
     return clips, mixing.soft_labels(labels, num_classes, own=own, smoothing=smoothing)
 

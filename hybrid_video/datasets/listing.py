@@ -358,7 +358,3 @@ def make(
     if os.path.abspath(path) not in by_path
   ]
   return Listing(dataset, folder, tuple(class_names), tuple(videos), tuple(sorted(unlisted)))
-
-
-# Until every caller takes them from `splits`.
-UNUSED, TRAIN, TEST = 0, 1, 2

@@ -25,13 +25,15 @@ import threading
 import time
 from typing import Any
 
+from hybrid_video import errors
+
 DEFAULT_PORT = 5050
 # A dispatcher is asked for this long before it counts as not reachable: it may be starting.
 REACH_SECONDS = 10.0
 _RETRY_SECONDS = 0.2
 
 
-class ServiceError(ValueError):
+class ServiceError(errors.UserError):
   """A data service that cannot serve; the message says what to do."""
 
 
@@ -61,7 +63,7 @@ def check_reachable(address: str) -> None:
     address: `HOST:PORT` or `grpc://HOST:PORT`.
 
   Raises:
-    ServiceError: nothing listens there, or there is no such host, which is told at once.
+    ServiceError: nothing listens there, or there is no such host, which is reported at once.
   """
   host, port = host_and_port(address)
   end = time.monotonic() + REACH_SECONDS

@@ -17,6 +17,28 @@ from hybrid_video.models.video_resnet import Numerics, Trunk
 POOLS = ("cls", "mean")
 
 
+def _check_blocks(
+  token_width: int, cross_blocks: int, self_blocks: int, width: int, use_cls: bool
+) -> None:
+  if cross_blocks < 0 or self_blocks < 0 or cross_blocks + self_blocks == 0:
+    raise errors.UserError(
+      f"{cross_blocks} cross and {self_blocks} self attention blocks: at least one is needed; "
+      "for none use the model 'r2plus1d_18'."
+    )
+  if cross_blocks and self_blocks % cross_blocks:
+    raise errors.UserError(
+      f"{self_blocks} self attention blocks do not divide evenly among {cross_blocks} cross "
+      "attention blocks."
+    )
+  if use_cls and not self_blocks:
+    raise errors.UserError("A CLS token needs a self attention block; use pool='mean'.")
+  if not cross_blocks and width != token_width:
+    raise errors.UserError(
+      f"Without cross attention the blocks work on the tokens' own {token_width} channels: set "
+      f"the attention width to {token_width} instead of {width}."
+    )
+
+
 class AttentionStack(nnx.Module):
   """`cross_blocks` groups of one cross attention and an equal share of the self attention.
 
@@ -46,23 +68,7 @@ class AttentionStack(nnx.Module):
     dtype: DType,
     rng: np.random.Generator,
   ):
-    if cross_blocks < 0 or self_blocks < 0 or cross_blocks + self_blocks == 0:
-      raise errors.UserError(
-        f"{cross_blocks} cross and {self_blocks} self attention blocks: at least one is needed; "
-        "for none use the model 'r2plus1d_18'."
-      )
-    if cross_blocks and self_blocks % cross_blocks:
-      raise errors.UserError(
-        f"{self_blocks} self attention blocks do not divide evenly among {cross_blocks} cross "
-        "attention blocks."
-      )
-    if use_cls and not self_blocks:
-      raise errors.UserError("A CLS token needs a self attention block; use pool='mean'.")
-    if not cross_blocks and width != token_width:
-      raise errors.UserError(
-        f"Without cross attention the blocks work on the tokens' own {token_width} channels: set "
-        f"the attention width to {token_width} instead of {width}."
-      )
+    _check_blocks(token_width, cross_blocks, self_blocks, width, use_cls)
     shared: dict[str, Any] = {
       "head_dim": head_dim,
       "multiplier": multiplier,

@@ -131,8 +131,12 @@ def _architecture(
 
   def misfits(name: str) -> int:
     blocks = itertools.groupby(_trunk_rows(name), key=lambda row: row.path[1:3])
-    of_blocks = ({key_of(row) for row in rows} for _, rows in blocks)
-    return min(len(cut ^ keys) for cut in itertools.accumulate(of_blocks, set.union))
+    cut: set[str] = set()
+    counts = []
+    for _, rows in blocks:
+      cut |= {key_of(row) for row in rows}
+      counts.append(len(cut ^ keys))
+    return min(counts)
 
   counts = {name: misfits(name) for name in video_resnet.ARCHITECTURES}
   near = [name for name, count in counts.items() if count == min(counts.values())]

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hybrid_video import clips
-from hybrid_video.clips import Sampling
+from hybrid_video.sampling import clip_settings
+from hybrid_video.sampling import frames as frame_arithmetic
+from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
+from hybrid_video.settings import SettingError
 
 
 def _frames(sampling, num_frames, fps, start=0):
   """A window's frames, and how many first positions there are."""
-  found = clips.windows(sampling, num_frames, fps)
-  shape = {name: int(getattr(found, name)[0]) for name in clips_shape}
-  chosen = clips.window_frames(sampling, start, **shape)
-  return chosen.tolist(), int(found.starts[0])
+  windows = frame_arithmetic.windows(sampling, num_frames, fps)
+  shape = {name: int(getattr(windows, name)[0]) for name in WINDOW_FIELDS}
+  selected = frame_arithmetic.window_frames(sampling, start, **shape)
+  return selected.tolist(), int(windows.starts[0])
 
 
-clips_shape = ("span", "positions", "numerator", "denominator")
+WINDOW_FIELDS = ("span", "positions", "numerator", "denominator")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_short_video_is_looped_at_the_wanted_rate():
 
 def test_nothing_lies_past_the_end_and_evaluation_windows_cover_every_position():
   choices = itertools.product(
-    ("seconds", "stride"), clips.SHORT, (0.0, 7.5, 15.0, 24.0), (1, 3), (1, 4, 16)
+    ("seconds", "stride"), clip_settings.SHORT, (0.0, 7.5, 15.0, 24.0), (1, 3), (1, 4, 16)
   )
   lengths = np.concatenate([np.arange(1, 70), [99, 150, 301, 1062]])
   for mode, short, rate, stride, frames in choices:
@@ -113,21 +115,21 @@ def test_nothing_lies_past_the_end_and_evaluation_windows_cover_every_position()
       frames=frames, mode=mode, short=short, rate=rate, stride=stride, window_seconds=1.1
     )
     for fps in (5.0, 24.0, 25.0, 30000 / 1001, 60.0):
-      found = clips.windows(sampling, lengths, fps)
+      windows = frame_arithmetic.windows(sampling, lengths, fps)
       for i, length in enumerate(lengths.tolist()):
-        row = {name: int(getattr(found, name)[i]) for name in clips_shape}
-        for start in (0, int(found.starts[i]) - 1):
-          chosen = clips.window_frames(sampling, start, **row)
-          assert chosen.min() >= 0
-          assert chosen.max() < length, (sampling, fps, length)
+        row = {name: int(getattr(windows, name)[i]) for name in WINDOW_FIELDS}
+        for start in (0, int(windows.starts[i]) - 1):
+          selected = frame_arithmetic.window_frames(sampling, start, **row)
+          assert selected.min() >= 0
+          assert selected.max() < length, (sampling, fps, length)
           if short != "loop" or row["span"] <= row["positions"]:
-            assert (np.diff(chosen) >= 0).all()
-        starts = clips.even_starts(int(found.starts[i]), row["span"], row["positions"])
+            assert (np.diff(selected) >= 0).all()
+        starts = frame_arithmetic.even_starts(int(windows.starts[i]), row["span"], row["positions"])
         ends = starts + row["span"]
         assert starts[0] == 0
         assert ends[-1] >= row["positions"]
         assert (starts[1:] <= ends[:-1]).all(), "a position lies in no window"
-        assert starts[-1] < found.starts[i]
+        assert starts[-1] < windows.starts[i]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_nothing_lies_past_the_end_and_evaluation_windows_cover_every_position()
   ],
 )
 def test_evaluation_windows_are_evenly_spaced(starts, span, positions, count, expected):
-  assert clips.even_starts(starts, span, positions, count).tolist() == expected
+  assert frame_arithmetic.even_starts(starts, span, positions, count).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -160,61 +162,68 @@ def test_evaluation_windows_are_evenly_spaced(starts, span, positions, count, ex
   ],
 )
 def test_segments_give_one_frame_each(within, frames, expected):
-  unit = clips.SEGMENT_UNIT
+  unit = frame_arithmetic.SEGMENT_UNIT
   drawn = np.full(4, min(int(within * unit), unit - 1), np.int64)
   sampling = Sampling(frames=4, mode="segments")
-  assert clips.segment_frames(sampling, drawn, frames=frames).tolist() == expected
+  assert frame_arithmetic.segment_frames(sampling, drawn, frames=frames).tolist() == expected
 
 
 def test_segments_meet_without_gap_or_overlap():
   sampling = Sampling(frames=8, mode="segments")
-  grid = np.linspace(0, clips.SEGMENT_UNIT - 1, 400).astype(np.int64)[:, None].repeat(8, 1)
+  grid = (
+    np.linspace(0, frame_arithmetic.SEGMENT_UNIT - 1, 400).astype(np.int64)[:, None].repeat(8, 1)
+  )
   for frames in range(8, 200):
-    drawn = clips.segment_frames(sampling, grid, frames=frames)
+    drawn = frame_arithmetic.segment_frames(sampling, grid, frames=frames)
     of = [set(column.tolist()) for column in drawn.T]
     assert sum(len(segment) for segment in of) == frames
     assert set.union(*of) == set(range(frames))
     assert max(map(len, of)) - min(map(len, of)) <= 1
 
 
-@pytest.mark.parametrize("short", clips.SHORT)
-@pytest.mark.parametrize("mode", clips.MODES)
+@pytest.mark.parametrize("short", clip_settings.SHORT)
+@pytest.mark.parametrize("mode", clip_settings.MODES)
 def test_integers_arrays_and_tensors_give_the_same_frames(mode, short):
   sampling = Sampling(frames=8, mode=mode, short=short, rate=15.0, window_seconds=2.0)
   lengths = np.array([1, 5, 29, 48, 95, 1062])
-  found = clips.windows(sampling, lengths, [30.0, 25.0, 29.97, 12.0, 24.0, 30.0])
-  starts = (found.starts - 1) * 2 // 3
-  within = np.arange(48, dtype=np.int64).reshape(6, 8) * (clips.SEGMENT_UNIT // 48)
+  windows = frame_arithmetic.windows(sampling, lengths, [30.0, 25.0, 29.97, 12.0, 24.0, 30.0])
+  starts = (windows.starts - 1) * 2 // 3
+  within = np.arange(48, dtype=np.int64).reshape(6, 8) * (frame_arithmetic.SEGMENT_UNIT // 48)
 
-  def chosen(convert):
+  def clip_frames(convert):
     if mode == "segments":
-      return clips.segment_frames(sampling, convert(within), frames=convert(lengths[:, None]))
-    rows = {name: convert(getattr(found, name)[:, None]) for name in clips_shape}
-    return clips.window_frames(sampling, convert(starts[:, None]), **rows)
+      return frame_arithmetic.segment_frames(
+        sampling, convert(within), frames=convert(lengths[:, None])
+      )
+    rows = {name: convert(getattr(windows, name)[:, None]) for name in WINDOW_FIELDS}
+    return frame_arithmetic.window_frames(sampling, convert(starts[:, None]), **rows)
 
-  arrays = chosen(np.asarray)
-  tensors = tf.function(lambda: chosen(tf.constant))()
+  arrays = clip_frames(np.asarray)
+  tensors = tf.function(lambda: clip_frames(tf.constant))()
   np.testing.assert_array_equal(arrays, tensors.numpy())
   for i in range(6):
     if mode == "segments":
-      one = clips.segment_frames(sampling, within[i], frames=int(lengths[i]))
+      one = frame_arithmetic.segment_frames(sampling, within[i], frames=int(lengths[i]))
     else:
-      row = {name: int(getattr(found, name)[i]) for name in clips_shape}
-      one = clips.window_frames(sampling, int(starts[i]), **row)
+      row = {name: int(getattr(windows, name)[i]) for name in WINDOW_FIELDS}
+      one = frame_arithmetic.window_frames(sampling, int(starts[i]), **row)
     assert one.tolist() == arrays[i].tolist()
 
 
 @pytest.mark.parametrize(
-  ("wrong", "told"),
+  ("name", "value", "expected"),
   [
-    ({"mode": "second"}, "mode 'second': take seconds, stride, segments"),
-    ({"short": "repeat"}, "short 'repeat': take fit, loop, last"),
-    ({"frames": 0}, "frames=0"),
-    ({"stride": 0}, "stride=0"),
-    ({"window_seconds": 0.0}, "window_seconds=0"),
-    ({"rate": -1.0}, "rate=-1"),
+    ("mode", "second", "expected one of seconds, stride, segments. Did you mean seconds?"),
+    ("short", "repeat", "expected one of fit, loop, last."),
+    ("frames", 0, "expected a whole number of 1 or more."),
+    ("stride", 0, "expected a whole number of 1 or more."),
+    ("window_seconds", 0.0, "expected a finite number above 0."),
+    ("rate", -1.0, "expected a finite number of 0 or more."),
   ],
 )
-def test_settings_out_of_range_are_refused(wrong, told):
-  with pytest.raises(ValueError, match=told):
-    Sampling(**wrong)
+@pytest.mark.parametrize("kind", [ClipSettings, EvaluationSettings])
+def test_settings_out_of_range_are_refused(kind, name, value, expected):
+  shown = repr(value) if isinstance(value, str) else f"{value:g}"
+  with pytest.raises(SettingError) as error:
+    kind(**{name: value})
+  assert f"--config.{kind.PATH}.{name} is {shown}: {expected}" in str(error.value)
