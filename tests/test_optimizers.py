@@ -72,8 +72,8 @@ def test_clipping_scales_a_large_gradient_to_the_norm():
 def test_an_unknown_schedule_is_refused():
   with pytest.raises(SettingError) as error:
     _schedule(schedule="linear")
-  assert str(error.value) == (
-    "--config.optimizer.schedule is 'linear': expected one of constant, cosine, step."
+  assert "--config.optimizer.schedule is 'linear': expected one of constant, cosine, step." in str(
+    error.value
   )
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 
 from conftest import run_training, small_demo
 from flax import nnx
@@ -436,6 +437,36 @@ def test_our_own_names_are_the_paths_joined_with_dots(tmp_path):
   assert shapes["attention.self_attention.0.feed_forward.norm.scale"] == (16,)
   assert shapes["head.linear.kernel"] == (16, 5)
   assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+
+
+def _documented_names() -> list[str]:
+  """The names in docs/models.md as regular expressions."""
+  page = (pathlib.Path(__file__).parent.parent / "docs" / "models.md").read_text()
+  table = page.partition("## Names in exported files")[2].partition("\n## ")[0]
+  names = [line.split("|")[2].strip(" `") for line in table.splitlines() if line.startswith("| ")]
+
+  def expand(braces: re.Match) -> str:
+    return f"({braces[1].replace(',', '|')})" if "," in braces[1] else r"\d+"
+
+  # Below the heading and the rule.
+  return [re.sub(r"\{(.*?)\}", expand, name.replace(".", r"\.")) for name in names[1:]]
+
+
+def test_the_documented_names_are_those_of_the_models_exactly():
+  built = [
+    _hybrid(self_blocks=2),
+    _hybrid(cnn="r3d_18"),
+    _bert(),
+    _narrow(blocks=3),
+    _narrow("mc3_18", blocks=3),
+    _videomae("classifier"),
+    _videomae("pretraining"),
+  ]
+  keys = {own_names.key_of(path) for model in built for _, path in _leaves(model)}
+  patterns = _documented_names()
+  matches = {key: [name for name in patterns if re.fullmatch(name, key)] for key in keys}
+  assert {key: names for key, names in matches.items() if len(names) != 1} == {}
+  assert {name for names in matches.values() for name in names} == set(patterns)
 
 
 def test_a_path_in_two_collections_has_no_name():
