@@ -1,6 +1,6 @@
-"""What compiling cost: a block of code in, the programs compiled meanwhile and the seconds out.
+"""What compiling costs: a block of code in, the programs compiled meanwhile and the seconds out.
 
-JAX tells of every program through `jax.monitoring`; nothing here compiles, or changes what is
+JAX reports every program through `jax.monitoring`; nothing here compiles, or changes what is
 compiled.
 """
 
@@ -20,9 +20,9 @@ class Compilations:
   """Programs that XLA was asked for.
 
   Attributes:
-    programs: how many, those that the persistent cache held among them.
-    from_cache: how many of them the persistent cache held.
-    seconds: compiling them, or reading them from the cache; tracing in Python is not counted.
+    programs: how many, including those read from the persistent cache.
+    from_cache: how many of them were read from the persistent cache.
+    seconds: spent compiling or reading them; tracing in Python is not counted.
   """
 
   programs: int = 0
@@ -40,21 +40,21 @@ class Compilations:
 @contextlib.contextmanager
 def counted() -> Iterator[Compilations]:
   """Counts what is compiled in this process, by any thread, while the block runs."""
-  found = Compilations()
+  compiled = Compilations()
 
   def on_duration(event: str, duration_secs: float, **_: Any) -> None:
     if event == _COMPILED:
-      found.programs += 1
-      found.seconds += duration_secs
+      compiled.programs += 1
+      compiled.seconds += duration_secs
 
   def on_event(event: str, **_: Any) -> None:
     if event == _READ:
-      found.from_cache += 1
+      compiled.from_cache += 1
 
   jax.monitoring.register_event_duration_secs_listener(on_duration)
   jax.monitoring.register_event_listener(on_event)
   try:
-    yield found
+    yield compiled
   finally:
     jax.monitoring.unregister_event_duration_listener(on_duration)
     jax.monitoring.unregister_event_listener(on_event)

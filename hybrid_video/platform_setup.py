@@ -1,7 +1,7 @@
 """How a process sets itself up, before anything is compiled.
 
 In: the environment. Out: a folder of compiled programs that the next run reads, and an allocator
-that keeps what it was given.
+that keeps freed memory for the next step.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ _ENABLED = "jax_enable_compilation_cache"
 _FOLDER = "jax_compilation_cache_dir"
 _MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 _ASYNC = "jax_cpu_enable_async_dispatch"
-# When the entries were looked through; those older than this file are whole.
+# Marks when the entries were checked; those older than this file are whole.
 _CHECKED = "checked"
-# How a zlib stream of the default window begins (RFC 1950); JAX may compress with others.
+# How a zlib stream with the default window begins (RFC 1950); JAX may use other compressions.
 _ZLIB = b"\x78"
 
 # malloc.h of glibc: the parameter, and the value that turns it off.
@@ -34,23 +34,23 @@ _M_MMAP_MAX = (-4, 0)
 
 
 def _processor() -> str:
-  """A name for this host's kind of processor: two with other instructions have other names."""
+  """A name for this host's kind of processor; other instructions give another name."""
   lines = [platform.machine()]
   try:
-    told = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    info = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
   except OSError:
     lines.append(platform.processor())
   else:
     kinds = ("model name", "flags", "Features", "CPU part")
-    lines += sorted({line for line in told if line.startswith(kinds)})
+    lines += sorted({line for line in info if line.startswith(kinds)})
   digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
   return f"{platform.machine()}-{digest[:8]}"
 
 
 def _remove_damaged(folder: pathlib.Path) -> None:
-  """Removes what a killed process or a full disk left half written.
+  """Removes entries that a killed process or a full disk left half written.
 
-  JAX would warn of such an entry at every run and never write it anew. Each is read once, by the
+  JAX would warn of such an entry in every run and never replace it. Each entry is read once, by the
   first run after the one that wrote it.
   """
   stamp = folder / _CHECKED
@@ -70,30 +70,30 @@ def _remove_damaged(folder: pathlib.Path) -> None:
 
 
 def keep_compiled_programs() -> pathlib.Path | None:
-  """Turns JAX's persistent compilation cache on, so that a program is compiled once and not a run.
+  """Turns JAX's persistent compilation cache on: a program is compiled once, not once a run.
 
-  To be called before anything is compiled. The folder is `hybrid_video/xla` in `$XDG_CACHE_HOME`,
+  Call it before anything is compiled. The folder is `hybrid_video/xla` in `$XDG_CACHE_HOME`,
   by default `~/.cache`, and in it one for each kind of processor: hosts of several kinds may share
-  a home directory, and none loads what was compiled for another's instructions, whatever JAX's own
-  key of an entry holds. It may be deleted at any time; nothing limits its size.
+  a home directory, and none loads a program compiled for another's instructions, even if JAX's own
+  key does not tell the two apart. The folder may be deleted at any time; nothing limits its size.
 
-  What the environment says goes before this: JAX_COMPILATION_CACHE_DIR names another folder, which
-  is then taken as it is (hosts of several kinds should not share it), and
-  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Who may write to the folder decides what this
-  program runs, so it is made for its owner alone.
+  The environment takes precedence: JAX_COMPILATION_CACHE_DIR names another folder, which is used as
+  it is (hosts of several kinds should not share it), and JAX_ENABLE_COMPILATION_CACHE=false turns
+  the cache off. Anyone who can write to the folder decides what this program runs, so only its
+  owner can.
 
   Returns:
-    The folder, or None where the environment names one or forbids it, or where it cannot be
-    written to; of that, a warning tells.
+    The folder, or None where the environment names one or turns the cache off, or where it cannot
+    be written to, which is logged as a warning.
   """
-  # A small program too takes several times as long to compile as to read, and there are dozens.
+  # Even a small program takes several times as long to compile as to read, and there are dozens.
   if _MIN_SECONDS.upper() not in os.environ:
     jax.config.update(_MIN_SECONDS, 0.0)
   if not getattr(jax.config, _ENABLED) or getattr(jax.config, _FOLDER):
     return None
   named = os.environ.get("XDG_CACHE_HOME", "")
   try:
-    # The XDG base directory specification has a relative path ignored.
+    # The XDG base directory specification says to ignore a relative path.
     base = pathlib.Path(named) if os.path.isabs(named) else pathlib.Path.home() / ".cache"
     folder = base / "hybrid_video" / "xla" / _processor()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,9 +101,8 @@ def keep_compiled_programs() -> pathlib.Path | None:
     _remove_damaged(folder)
   except (OSError, RuntimeError) as error:
     log.warning(
-      "Compiled programs are not kept, so that every run compiles its own: %s. Name a folder that "
-      "can be written to with JAX_COMPILATION_CACHE_DIR, or set "
-      "JAX_ENABLE_COMPILATION_CACHE=false.",
+      "Compiled programs cannot be cached, so every run compiles them again: %s. Name a writable "
+      "folder with JAX_COMPILATION_CACHE_DIR, or set JAX_ENABLE_COMPILATION_CACHE=false.",
       error,
     )
     return None
@@ -112,22 +111,22 @@ def keep_compiled_programs() -> pathlib.Path | None:
 
 
 def keep_freed_memory() -> bool:
-  """Has glibc keep freed memory for the next allocation, where XLA computes on the processor.
+  """Makes glibc keep freed memory for the next allocation, where XLA computes on the CPU.
 
-  There a training step takes gigabytes and gives them back; by default glibc maps and unmaps each
-  large array anew, and the page faults cost 15 to 25 % of a step. glibc keeps such arrays in the
-  main thread's arena alone, so programs run in the thread that calls them: JAX would hand them to
-  another and gain nothing, since they take all cores. The process's peak is what it was, within
-  fragmentation; between its steps it no longer shrinks. See mallopt(3).
+  There a training step takes gigabytes and frees them; by default glibc maps and unmaps each large
+  array again, and the page faults cost 15 to 25 % of a step. glibc keeps such arrays only in the
+  main thread's arena, so programs run in the thread that calls them: JAX would hand them to another
+  and gain nothing, since they take all cores. The process's peak stays the same, within
+  fragmentation; between steps its memory no longer shrinks. See mallopt(3).
 
-  To be called before JAX's first use. JAX_CPU_ENABLE_ASYNC_DISPATCH in the environment goes before.
+  Call it before JAX's first use. JAX_CPU_ENABLE_ASYNC_DISPATCH in the environment takes precedence.
 
   Returns:
-    Whether it does: not without glibc or with another backend, which stay as they are.
+    Whether it does; not without glibc or with another backend, where nothing is changed.
   """
   if not sys.platform.startswith("linux"):
     return False
-  # It is read when the backend starts; other backends do not look at it.
+  # The setting is read when the backend starts; other backends do not read it.
   if _ASYNC.upper() not in os.environ:
     jax.config.update(_ASYNC, False)
   if jax.default_backend() != "cpu":
@@ -137,6 +136,6 @@ def keep_freed_memory() -> bool:
   except (OSError, AttributeError):
     # musl has none.
     return False
-  # What is refused gives 0.
-  kept = [mallopt(*setting) for setting in (_M_TRIM_THRESHOLD, _M_MMAP_MAX)]
-  return all(kept)
+  # A refused setting gives 0.
+  accepted = [mallopt(*setting) for setting in (_M_TRIM_THRESHOLD, _M_MMAP_MAX)]
+  return all(accepted)

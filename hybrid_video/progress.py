@@ -1,8 +1,8 @@
-"""How long something takes, in words for people who wait."""
+"""Durations as short texts, for progress lines and logs."""
 
 
 def duration(seconds: float) -> str:
-  """A span of time for people: `42s`, `3m05s`, `2h07m`."""
+  """Seconds as a short text: `42s`, `3m05s`, `2h07m`."""
   whole = round(seconds)
   if whole < 60:
     return f"{whole}s"

@@ -19,14 +19,14 @@ def _inputs(queries: int, keys: int, *, heads: int = 2, channels: int = 8, batch
   return [rng.standard_normal((batch, size, heads, channels)) for size in sizes]
 
 
-def _expected(query, key, value, kept=None):
+def _expected(query, key, value, visible=None):
   """Equation 1 of arXiv:1706.03762 in float64, head by head."""
   out = np.empty(query.shape)
   for clip, head in np.ndindex(len(query), query.shape[2]):
     scores = query[clip, :, head] @ key[clip, :, head].T / np.sqrt(query.shape[-1])
     weights = np.exp(scores - scores.max(1, keepdims=True))
-    if kept is not None:
-      weights = weights * kept[clip]
+    if visible is not None:
+      weights = weights * visible[clip]
     out[clip, :, head] = weights @ value[clip, :, head] / weights.sum(1, keepdims=True)
   return out
 
@@ -35,20 +35,20 @@ def _float32(arrays):
   return [jnp.asarray(array, jnp.float32) for array in arrays]
 
 
-KEPT = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
+VISIBLE = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
 # Every way to the result that runs anywhere; the fused kernel needs its GPU.
 WAYS = [{"form": form} for form in (None, PLAIN, RECOMPUTED, HEAD_BY_HEAD)]
 WAYS.append({"dropout": lambda weights: weights})
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("kept", [None, KEPT], ids=["all", "masked"])
-def test_every_form_is_the_formula(kept, way):
+@pytest.mark.parametrize("visible", [None, VISIBLE], ids=["all", "masked"])
+def test_every_form_is_the_formula(visible, way):
   inputs = _inputs(4, 5)
-  found = jax.jit(lambda *a: attend(*a, kept if kept is None else jnp.asarray(kept), **way))(
+  out = jax.jit(lambda *a: attend(*a, visible if visible is None else jnp.asarray(visible), **way))(
     *_float32(inputs)
   )
-  np.testing.assert_allclose(found, _expected(*inputs, kept), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(out, _expected(*inputs, visible), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -58,18 +58,18 @@ def test_every_form_has_the_same_gradients_and_none_for_hidden_keys(way):
 
   def gradients(**way):
     def loss(*inputs):
-      return jnp.square(attend(*inputs, jnp.asarray(KEPT), **way)).sum()
+      return jnp.square(attend(*inputs, jnp.asarray(VISIBLE), **way)).sum()
 
     return [np.asarray(g) for g in jax.jit(jax.grad(loss, (0, 1, 2)))(query, key, value)]
 
-  found = gradients(**way)
-  for gradient, expected in zip(found, gradients(form=PLAIN), strict=True):
+  of_form = gradients(**way)
+  for gradient, expected in zip(of_form, gradients(form=PLAIN), strict=True):
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
-  assert all((gradient[~KEPT] == 0).all() for gradient in found[1:])
-  assert (np.abs(found[2][KEPT]).max((1, 2)) > 0).all()
+  assert all((gradient[~VISIBLE] == 0).all() for gradient in of_form[1:])
+  assert (np.abs(of_form[2][VISIBLE]).max((1, 2)) > 0).all()
 
 
-def _float32_scores_kept(form):
+def _float32_scores_saved(form):
   """How many float32 arrays of the scores' size the backward pass reads from the forward pass."""
 
   def forward(*inputs):
@@ -79,20 +79,20 @@ def _float32_scores_kept(form):
   return sum(leaf.dtype == jnp.float32 and leaf.size >= 40 * 72 for leaf in saved)
 
 
-def test_only_the_plain_form_keeps_scores_for_the_backward_pass():
-  assert _float32_scores_kept(PLAIN) > 0
-  assert _float32_scores_kept(RECOMPUTED) == _float32_scores_kept(HEAD_BY_HEAD) == 0
+def test_only_the_plain_form_saves_scores_for_the_backward_pass():
+  assert _float32_scores_saved(PLAIN) > 0
+  assert _float32_scores_saved(RECOMPUTED) == _float32_scores_saved(HEAD_BY_HEAD) == 0
 
 
-def test_a_form_there_is_none_of_is_refused_with_those_there_are():
+def test_an_unknown_form_is_refused_with_the_known_ones():
   inputs = _float32(_inputs(4, 5))
   with pytest.raises(ValueError, match=r"no form 'flash': take one of plain, fused, recomputed"):
     attend(*inputs, form="flash")
   with pytest.raises(ValueError, match=r"under a mask has no form 'fused': .* plain, recomputed"):
-    attend(*inputs, jnp.asarray(KEPT), form=FUSED)
+    attend(*inputs, jnp.asarray(VISIBLE), form=FUSED)
 
 
-def test_dropout_meets_the_weights_themselves_and_before_the_values():
+def test_dropout_is_applied_to_the_weights_before_the_values():
   inputs = _float32(_inputs(4, 5))
   seen = []
 
@@ -100,20 +100,20 @@ def test_dropout_meets_the_weights_themselves_and_before_the_values():
     seen.append(weights)
     return weights.at[..., -1].set(0.0)
 
-  found = attend(*inputs, dropout=drop_the_last_key)
+  out = attend(*inputs, dropout=drop_the_last_key)
   assert seen[0].shape == (3, 2, 4, 5) and seen[0].dtype == jnp.float32
   np.testing.assert_allclose(seen[0].sum(-1), 1.0, rtol=1e-6)
   lost = seen[0][..., -1].transpose(0, 2, 1)[..., None] * inputs[2][:, -1:]
-  np.testing.assert_allclose(found, attend(*inputs) - lost, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(out, attend(*inputs) - lost, rtol=1e-5, atol=1e-6)
 
 
 def test_the_softmax_of_bfloat16_inputs_is_float32s():
   # In bfloat16, 600 weights of 1/600 would sum to anything but 1.
   query, key = (jnp.zeros((1, n, 1, 8), jnp.bfloat16) for n in (1, 600))
   for dropout in (None, lambda weights: weights):
-    found = attend(query, key, jnp.ones_like(key), dropout=dropout)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(np.float32), 1.0, rtol=4e-3)
+    out = attend(query, key, jnp.ones_like(key), dropout=dropout)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), 1.0, rtol=4e-3)
   inputs = [jnp.asarray(array, jnp.bfloat16) for array in _inputs(6, 40)]
   wide = [np.asarray(array, np.float64) for array in inputs]
   error = np.abs(np.asarray(attend(*inputs), np.float64) - _expected(*wide)).max()
@@ -178,7 +178,7 @@ CPU, TPU = [_device("cpu")], [_device("tpu", "libtpu")]
     (_shapes(3, 3), PLAIN),
   ],
 )
-def test_the_fused_kernel_is_chosen_for_just_what_it_takes_and_pays_for(shapes, expected):
+def test_the_fused_kernel_is_chosen_only_where_it_runs_and_pays_off(shapes, expected):
   query, key, _ = shapes
   assert attention.choose(query, key, HOPPER, masked=False) == expected
   for devices in (CPU, TURING, ROCM, HOPPER + TURING, []):
@@ -188,17 +188,17 @@ def test_the_fused_kernel_is_chosen_for_just_what_it_takes_and_pays_for(shapes, 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_tpu_computes_scores_again_and_many_of_them_one_head_at_a_time(masked):
-  def chosen(*shapes, **options):
+  def form_of(*shapes, **options):
     query, key, _ = _shapes(*shapes, **options)
     return attention.choose(query, key, TPU, masked=masked)
 
-  assert chosen(256, 98, heads=1) == chosen(257, 257) == RECOMPUTED
-  assert chosen(392, 392) == chosen(1568, 1568, heads=12) == HEAD_BY_HEAD
-  assert chosen(1568, 1568, heads=1) == RECOMPUTED
-  assert chosen(3, 3) == PLAIN
+  assert form_of(256, 98, heads=1) == form_of(257, 257) == RECOMPUTED
+  assert form_of(392, 392) == form_of(1568, 1568, heads=12) == HEAD_BY_HEAD
+  assert form_of(1568, 1568, heads=1) == RECOMPUTED
+  assert form_of(3, 3) == PLAIN
 
 
-def test_this_machines_own_devices_can_be_asked():
+def test_a_form_is_chosen_for_this_machines_own_devices():
   query, key, _ = _shapes(256, 98)
   assert attention.choose(query, key, jax.local_devices(), masked=False) == PLAIN
 
@@ -206,7 +206,7 @@ def test_this_machines_own_devices_can_be_asked():
 @pytest.fixture
 def hopper(monkeypatch):
   """Traces as on an NVIDIA GPU."""
-  # JAX asks the library for its version at trace time; there is none here.
+  # JAX asks the library for its version at trace time; it is not installed here.
   monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
   with target.traced_for(HOPPER):
     yield
@@ -240,7 +240,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("name", "options", "fused"), MODELS)
-def test_every_model_trains_on_a_gpu_with_the_fused_kernel_where_it_pays(
+def test_every_model_trains_on_a_gpu_with_the_fused_kernel_where_it_pays_off(
   hopper, name, options, fused
 ):
   size = options.get("image_size", 112)
@@ -258,7 +258,7 @@ def test_every_model_trains_on_a_gpu_with_the_fused_kernel_where_it_pays(
   assert _kernels(program).count("fmhaSoftmaxBackward") == fused
 
 
-def test_what_is_traced_for_no_device_has_every_product_to_count(hopper):
+def test_a_trace_for_no_device_shows_every_product(hopper):
   def products():
     program = jax.make_jaxpr(lambda *inputs: attend(*inputs))(*_shapes(256, 98))
     return str(program).count("dot_general")

@@ -273,7 +273,7 @@ def test_by_default_nothing_is_done():
   assert _augment(silent)[0] is None
 
 
-def test_smoothing_alone_only_normalises_clips(still):
+def test_smoothing_alone_only_normalizes_clips(still):
   result, targets = _run({"label_smoothing": 0.14}, still)
   np.testing.assert_allclose(result, still / 255.0 - 0.5, atol=1e-6)
   expected = np.full((8, CLASSES), 0.02)
@@ -299,7 +299,7 @@ def test_mixup_mixes_clips_and_labels_by_the_same_share(still):
 
 
 def test_cutmix_labels_are_shares_of_pixels():
-  # Each clip has its own level, so that every pixel tells where it comes from.
+  # Each clip has its own level, so that every pixel shows where it comes from.
   clips = np.broadcast_to(
     np.arange(6, dtype=np.uint8)[:, None, None, None, None] * 40, (6, 2, 25, 33, 3)
   )
@@ -434,7 +434,7 @@ def test_jitter_draws_factors_within_its_strengths():
   assert abs(moved.mean() - 99.5) < 4 * moved.std() / math.sqrt(len(moved))
 
 
-def test_jitter_takes_its_adjustments_in_random_order(monkeypatch):
+def test_jitter_applies_its_adjustments_in_random_order(monkeypatch):
   monkeypatch.setattr(colour, "adjust_brightness", lambda clip, factor: clip + jnp.uint8(1))
   monkeypatch.setattr(colour, "adjust_contrast", lambda clip, factor: clip * jnp.uint8(2))
   settings = augmentation.AugmentationSettings(brightness=0.4, contrast=0.4)

@@ -29,14 +29,14 @@ def _devices(platform, count=1):
 
 
 def _with_gradients(x, kernel, strides, padding, lowering):
-  """The output, and the gradients of a sum that weighs all its places differently."""
+  """The output, and the gradients of a sum that weighs all its positions differently."""
 
   def loss(x, kernel):
     y = convolution.unfold(convolution.convolve(x, kernel, strides, padding, lowering))
     return jnp.sum(jnp.sin(y)), y
 
   (_, y), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
-  return tuple(np.asarray(found) for found in (y, *gradients))
+  return tuple(np.asarray(array) for array in (y, *gradients))
 
 
 def _random(size, kernel, dtype):
@@ -85,10 +85,10 @@ def test_winograds_rounding_at_the_networks_own_widths_is_that_of_float32(kind):
     exact = _with_gradients(x, w, (1, 1, 1), padding, convolution.DIRECT)
   x, w = x.astype(np.float32), w.astype(np.float32)
   for lowering in (convolution.DIRECT, convolution.WINOGRAD):
-    found = _with_gradients(x, w, (1, 1, 1), padding, lowering)
+    rounded = _with_gradients(x, w, (1, 1, 1), padding, lowering)
     errors[lowering] = [
       np.sqrt(np.mean((a - b) ** 2) / np.mean(np.square(b)))
-      for a, b in zip(found, exact, strict=True)
+      for a, b in zip(rounded, exact, strict=True)
     ]
   assert max(errors[convolution.WINOGRAD]) < 1e-6
   assert all(
@@ -100,11 +100,11 @@ def test_winograds_rounding_at_the_networks_own_widths_is_that_of_float32(kind):
 def test_the_points_of_a_transform_give_exact_polynomial_products():
   """Mixing with A', G and B' filters exactly: checked on every pair of unit impulses."""
   for transform in (winograd.ROWS, winograd.COLUMNS):
-    for place, tap in itertools.product(range(transform.products), range(3)):
-      signal, kernel = np.eye(transform.products)[place], np.eye(3)[tap]
-      found = transform.output @ ((transform.kernel @ kernel) * (transform.input @ signal))
+    for position, tap in itertools.product(range(transform.products), range(3)):
+      signal, kernel = np.eye(transform.products)[position], np.eye(3)[tap]
+      filtered = transform.output @ ((transform.kernel @ kernel) * (transform.input @ signal))
       expected = np.correlate(signal, kernel, "valid")
-      np.testing.assert_allclose(found, expected, atol=1e-13)
+      np.testing.assert_allclose(filtered, expected, atol=1e-13)
 
 
 def _fused_with_gradients(x, spatial, temporal, scale, shift, fused):
@@ -120,7 +120,7 @@ def _fused_with_gradients(x, spatial, temporal, scale, shift, fused):
 
   step = jax.jit(jax.value_and_grad(loss, range(5), has_aux=True))
   (_, y), gradients = step(x, spatial, temporal, scale, shift)
-  return tuple(np.asarray(found) for found in (y, *gradients))
+  return tuple(np.asarray(array) for array in (y, *gradients))
 
 
 @pytest.mark.parametrize("tiles", [3, 12, 40, 10_000])
@@ -166,7 +166,7 @@ def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_
   np.testing.assert_allclose(features["cpu"], features["gpu"], rtol=1e-9)
 
 
-def _chosen(
+def _choose(
   channels,
   out,
   kernel,
@@ -186,24 +186,24 @@ def _chosen(
 
 def test_the_lowering_follows_from_backend_and_shape():
   spatial, temporal = (1, 3, 3), (3, 1, 1)
-  assert _chosen(64, 144, spatial) == convolution.WINOGRAD
-  assert _chosen(144, 64, temporal) == convolution.WINOGRAD
-  assert _chosen(64, 144, spatial, dtype=jnp.bfloat16) == convolution.TWO_DIMENSIONAL
+  assert _choose(64, 144, spatial) == convolution.WINOGRAD
+  assert _choose(144, 64, temporal) == convolution.WINOGRAD
+  assert _choose(64, 144, spatial, dtype=jnp.bfloat16) == convolution.TWO_DIMENSIONAL
   # Few tiles for the kernels; two frames, of which none is saved.
-  assert _chosen(512, 1152, spatial, size=(1, 7, 7)) == convolution.TWO_DIMENSIONAL
-  assert _chosen(144, 64, temporal, size=(2, 56, 56)) == convolution.TWO_DIMENSIONAL
-  assert _chosen(8, 18, spatial) == convolution.TWO_DIMENSIONAL
-  assert _chosen(3, 45, (1, 7, 7), strides=(1, 2, 2), platform="tpu") == convolution.FOLDED
-  assert _chosen(64, 230, spatial, strides=(1, 2, 2), platform="tpu") == convolution.DIRECT
-  assert _chosen(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
-  assert _chosen(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
-  assert _chosen(64, 64, (3, 3, 3)) == convolution.DIRECT
+  assert _choose(512, 1152, spatial, size=(1, 7, 7)) == convolution.TWO_DIMENSIONAL
+  assert _choose(144, 64, temporal, size=(2, 56, 56)) == convolution.TWO_DIMENSIONAL
+  assert _choose(8, 18, spatial) == convolution.TWO_DIMENSIONAL
+  assert _choose(3, 45, (1, 7, 7), strides=(1, 2, 2), platform="tpu") == convolution.FOLDED
+  assert _choose(64, 230, spatial, strides=(1, 2, 2), platform="tpu") == convolution.DIRECT
+  assert _choose(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
+  assert _choose(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
+  assert _choose(64, 64, (3, 3, 3)) == convolution.DIRECT
   for kernel in (spatial, temporal, (3, 3, 3), (1, 1, 1)):
-    assert _chosen(64, 144, kernel, platform="gpu") == convolution.DIRECT
-  assert _chosen(64, 144, spatial, count=2) == convolution.TWO_DIMENSIONAL
+    assert _choose(64, 144, kernel, platform="gpu") == convolution.DIRECT
+  assert _choose(64, 144, spatial, count=2) == convolution.TWO_DIMENSIONAL
 
 
-def test_a_form_that_a_convolution_cannot_take_is_refused_with_those_it_can():
+def test_a_form_that_a_convolution_does_not_have_is_refused_with_those_it_has():
   x, w = _random((4, 5, 6), (3, 3, 3), np.float32)
   with pytest.raises(ValueError, match=r"no form 'winograd': take one of direct"):
     convolution.convolve(x, w, (1, 1, 1), (1, 1, 1), convolution.WINOGRAD)
@@ -248,12 +248,12 @@ def test_a_folded_trunk_computes_what_the_plain_one_does(architecture, blocks, s
     arguments = (architecture, blocks, size, frozen, remat)
     plain = _trunk_with_gradients("gpu", *arguments)
     folded = _trunk_with_gradients("tpu", *arguments)
-  for (path, expected), found in zip(
+  for (path, expected), actual in zip(
     jax.tree.leaves_with_path(plain), jax.tree.leaves(folded), strict=True
   ):
     name = jax.tree_util.keystr(path)
     scale = max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * scale, err_msg=name)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale, err_msg=name)
 
 
 def test_on_a_tpu_the_fold_holds_from_the_stem_to_the_first_stride():
@@ -269,7 +269,7 @@ def test_on_a_tpu_the_fold_holds_from_the_stem_to_the_first_stride():
   assert not issubclass(kinds[3], folded.Folded)
 
 
-def test_a_folded_map_is_not_convolved_in_a_way_the_fold_does_not_cover():
+def test_a_convolution_that_the_fold_does_not_cover_is_refused():
   x = folded.stem(jnp.ones((1, 2, 8, 8, 3)), jnp.ones((1, 3, 3, 3, 4)))
   with pytest.raises(ValueError, match=r"by \(1, 5, 5\).*unfold it first"):
     convolution.convolve(x, jnp.ones((1, 5, 5, 4, 4)), (1, 1, 1), (0, 2, 2))

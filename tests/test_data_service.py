@@ -14,12 +14,14 @@ import time
 import numpy as np
 import pytest
 
-from hybrid_video.datasets import records, service
+from hybrid_video import errors
+from hybrid_video.datasets import records, service, service_client
+from hybrid_video.sampling.clip_settings import ClipSettings
 import input_pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "hybrid_video.datasets.service"]
-SETTINGS = input_pipeline.ClipSettings(frames=8, crop=32)
+SETTINGS = ClipSettings(frames=8, crop=32)
 
 
 def _start(*words):
@@ -27,7 +29,7 @@ def _start(*words):
 
 
 def _ready(server):
-  """The address that a server tells when it is ready."""
+  """The address that a server prints when it is ready."""
   line = server.stdout.readline()
   assert " ready: " in line, line
   return line.split()[2]
@@ -59,7 +61,7 @@ class Service:
 
 
 def _seconds(server):
-  """Processor time that a server has taken; infinite where the system does not tell."""
+  """Processor time that a server has taken; infinite where the system does not say."""
   stat = pathlib.Path(f"/proc/{server.pid}/stat")
   if not stat.exists():
     return float("inf")
@@ -75,11 +77,10 @@ def running():
     _end(server)
 
 
-def _batches(found, *, steps, first_step=0, batch_size=8, address=""):
-  places = np.arange(len(found))
+def _batches(stored, *, steps, first_step=0, batch_size=8, address=""):
   return input_pipeline.training_batches(
-    found,
-    places,
+    stored,
+    np.arange(len(stored)),
     SETTINGS,
     batch_size=batch_size,
     first_step=first_step,
@@ -107,7 +108,7 @@ def test_a_service_gives_the_same_batches_in_the_same_order(made_records, runnin
   assert not caplog.records, "the service did not send every step"
   # 32 videos: an epoch is four batches.
   for i in range(0, 40, 4):
-    epoch = np.concatenate([batch["places"] for batch in served[i : i + 4]])
+    epoch = np.concatenate([batch["video_ids"] for batch in served[i : i + 4]])
     assert sorted(epoch.tolist()) == list(range(len(made_records)))
   for worker, idle in zip(running.workers, before, strict=True):
     assert idle == float("inf") or _seconds(worker) > idle + 0.1, "a worker did nothing"
@@ -127,13 +128,13 @@ def test_damage_that_a_worker_meets_names_the_file(made_records, running, tmp_pa
   data = bytearray(shard.read_bytes())
   data[int(made_records.offset[5] + made_records.length[5] // 2)] ^= 4
   shard.write_bytes(data)
-  found = dataclasses.replace(made_records, folder=str(folder), shards=(str(shard),))
+  damaged = dataclasses.replace(made_records, folder=str(folder), shards=(str(shard),))
   with pytest.raises(records.RecordsError, match=rf"{shard.name}.*{made_records.names[5]}"):
-    list(_batches(found, steps=8, address=running.address))
+    list(_batches(damaged, steps=8, address=running.address))
 
 
 def test_a_worker_that_is_killed_costs_no_step(made_records, running, monkeypatch, caplog):
-  monkeypatch.setattr(input_pipeline, "_SILENT_SECONDS", 2.0)
+  monkeypatch.setattr(service_client, "_SILENT_SECONDS", 2.0)
   lost = _start(
     "--worker",
     f"--dispatcher_address={running.address}",
@@ -151,13 +152,13 @@ def test_a_worker_that_is_killed_costs_no_step(made_records, running, monkeypatc
   lost.wait()
   lost.stdout.close()
   assert _assert_same(batches, plain) == steps - done
-  told = [record.getMessage() for record in caplog.records]
-  made = [line for line in told if "made here" in line]
-  assert 0 < len(made) < steps // 2, told
+  messages = [record.getMessage() for record in caplog.records]
+  made = [line for line in messages if "made here" in line]
+  assert 0 < len(made) < steps // 2, messages
 
 
 def test_a_service_without_workers_leaves_the_work_to_the_run(made_records, monkeypatch, caplog):
-  monkeypatch.setattr(input_pipeline, "_SILENT_SECONDS", 0.5)
+  monkeypatch.setattr(service_client, "_SILENT_SECONDS", 0.5)
   dispatcher = _start("--dispatcher", "--port=0")
   address = f"localhost:{_ready(dispatcher).rpartition(':')[2]}"
   batches = _batches(made_records, steps=3, address=address)
@@ -166,19 +167,19 @@ def test_a_service_without_workers_leaves_the_work_to_the_run(made_records, monk
   assert _end(dispatcher) == 0
 
 
-def test_an_address_where_nothing_listens_is_told_within_seconds(made_records, monkeypatch):
+def test_an_address_where_nothing_listens_is_reported_within_seconds(made_records, monkeypatch):
   monkeypatch.setattr(service, "REACH_SECONDS", 0.5)
   with socket.create_server(("localhost", 0)) as free:
     port = free.getsockname()[1]
   begun = time.monotonic()
   with pytest.raises(service.ServiceError, match=rf"localhost:{port}.*--dispatcher --port={port}"):
     _batches(made_records, steps=3, address=f"grpc://localhost:{port}")
-  with pytest.raises(service.ServiceError, match="no data service is reached"):
+  with pytest.raises(service.ServiceError, match=r"no data service answered within 0\.5 s"):
     service.start_worker(0, f"localhost:{port}", "")
   assert time.monotonic() - begun < 5
 
 
-def test_a_workers_address_is_told_from_the_dispatchers(made_records, running):
+def test_a_workers_address_is_not_taken_for_the_dispatchers(made_records, running):
   with pytest.raises(service.ServiceError, match="the address of its dispatcher"):
     list(_batches(made_records, steps=3, address=running.worker_addresses[0]))
 
@@ -186,42 +187,46 @@ def test_a_workers_address_is_told_from_the_dispatchers(made_records, running):
 @pytest.mark.parametrize(
   "address", ["", "host", "host:", ":5050", "host:0", "host:99999", "http://host:5050", "h:5o"]
 )
-def test_what_is_no_address_is_refused(address):
-  with pytest.raises(service.ServiceError, match="expected HOST:PORT"):
+def test_a_malformed_address_is_refused(address):
+  with pytest.raises(service.ServiceError, match="expected HOST:PORT") as error:
     service.host_and_port(address)
+  assert isinstance(error.value, errors.UserError)
 
 
-def test_addresses_are_taken_apart():
+def test_addresses_are_split_into_host_and_port():
   assert service.host_and_port("grpc://host.domain:5050") == ("host.domain", 5050)
   assert service.host_and_port("10.0.0.2:1") == ("10.0.0.2", 1)
   assert service.host_and_port("[::1]:65535") == ("::1", 65535)
 
 
 @pytest.mark.parametrize("host", ["", "127.0.0.1"])
-def test_a_port_that_is_taken_is_refused(host):
+def test_a_port_in_use_is_refused(host):
   with (
     socket.create_server((host, 0)) as taken,
-    pytest.raises(service.ServiceError, match=f"Port {taken.getsockname()[1]} cannot be taken"),
+    pytest.raises(service.ServiceError, match=f"Port {taken.getsockname()[1]} is unavailable"),
   ):
     service.start_dispatcher(taken.getsockname()[1], "")
 
 
 @pytest.mark.parametrize(
-  ("words", "told"),
+  ("words", "message"),
   [
     ([], "one of the arguments --dispatcher --worker is required"),
     (["--dispatcher", "--worker"], "not allowed with argument"),
     (["--worker"], "--worker needs --dispatcher_address"),
-    (["--worker", "--dispatcher_address=h:1", "--work_dir=x"], "--work_dir is the dispatcher's"),
-    (["--dispatcher", "--worker_address=h"], "are a worker's"),
+    (
+      ["--worker", "--dispatcher_address=h:1", "--work_dir=x"],
+      "--work_dir is for the dispatcher only",
+    ),
+    (["--dispatcher", "--worker_address=h"], "are for workers only"),
     (["--dispatcher", "--port=70000"], "--port is 70000"),
   ],
 )
-def test_a_command_line_that_makes_no_sense_is_refused(words, told, capsys):
+def test_a_command_line_that_makes_no_sense_is_refused(words, message, capsys):
   with pytest.raises(SystemExit) as ended:
     service.main(words)
   assert ended.value.code == 2
-  assert told in capsys.readouterr().err
+  assert message in capsys.readouterr().err
 
 
 def test_an_interrupted_dispatcher_ends_at_once_and_another_goes_on(tmp_path):
@@ -235,7 +240,7 @@ def test_an_interrupted_dispatcher_ends_at_once_and_another_goes_on(tmp_path):
   assert _end(second, signal.SIGTERM) == 0
 
 
-def test_the_command_needs_no_accelerators_library():
+def test_the_command_imports_neither_jax_nor_tensorflow_before_it_needs_them():
   # TensorFlow looks for JAX by itself; the command brings neither before it has to.
   code = (
     "import sys, hybrid_video.datasets.service\n"

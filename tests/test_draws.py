@@ -41,7 +41,7 @@ def test_neighbouring_indices_are_independent():
 def test_purposes_and_seeds_have_streams_of_their_own():
   streams = [_drawn(purpose, 2**31) for purpose in Purpose]
   streams += [_drawn(Purpose.WINDOW, 2**31, seed=seed) for seed in (1, 2, 2**40, -1)]
-  # The same numbers would also show shifted, where streams were parts of one sequence.
+  # The same numbers would also show shifted, if streams were sections of one sequence.
   together = np.corrcoef(np.stack(streams + [np.roll(s, 1) for s in streams]))
   assert np.abs(together - np.eye(len(together))).max() < 0.03
   shared = [len(np.intersect1d(a, b)) for i, a in enumerate(streams) for b in streams[:i]]

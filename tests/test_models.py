@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import demo, hmdb51, hmdb51_small
-from hybrid_video import models
+from hybrid_video import experiment, models
 from hybrid_video.models import layers, perceiver, video_resnet
 
 NARROW = {
@@ -32,27 +32,28 @@ PARAMETERS = {
 }
 
 
-def counts(model_config, num_classes: int) -> tuple[int, ...]:
-  options = model_config.to_dict()
+def counts(config, num_classes: int) -> tuple[int, ...]:
+  of = experiment.from_config(config)
   model = nnx.eval_shape(
-    lambda: models.create(options.pop("name"), num_classes=num_classes, **options)
+    lambda: models.create(
+      of.model.name, num_classes=num_classes, dtype=of.model.dtype, **of.model_options
+    )
   )
   return tuple(models.parameter_counts(models.split(model)[1]).values())
 
 
 @pytest.mark.parametrize("row", hmdb51.ROWS)
 def test_every_row_of_the_study_has_its_exact_parameter_count(row):
-  assert counts(hmdb51.get_config(row).model, 51) == PARAMETERS[row]
+  assert counts(hmdb51.get_config(row), 51) == PARAMETERS[row]
 
 
 def test_the_small_configurations_have_their_parameter_counts():
-  assert counts(hmdb51_small.get_config().model, 51) == (491_918, 253_838, 3_443, 749_199)
-  assert counts(demo.get_config().model, 8) == (31_278, 71_822, 648, 103_748)
+  assert counts(hmdb51_small.get_config(), 51) == (491_918, 253_838, 3_443, 749_199)
+  assert counts(demo.get_config(), 8) == (31_278, 71_822, 648, 103_748)
 
 
 def test_the_baseline_of_400_classes_is_torchvisions():
-  config = hmdb51.get_config("baseline").model
-  assert counts(config, 400) == (31_300_125, 0, 205_200, 31_505_325)
+  assert counts(hmdb51.get_config("baseline"), 400) == (31_300_125, 0, 205_200, 31_505_325)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,8 @@ def test_the_baseline_of_400_classes_is_torchvisions():
 )
 def test_the_other_video_resnets_have_their_exact_parameter_counts(name, num_classes, cnn, total):
   model = nnx.eval_shape(lambda: models.create(name, num_classes=num_classes))
-  found = models.parameter_counts(models.split(model)[1])
-  assert (found["cnn"], found["total"]) == (cnn, total)
+  parameters = models.parameter_counts(models.split(model)[1])
+  assert (parameters["cnn"], parameters["total"]) == (cnn, total)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_odd_sizes_round_up():
   assert out.shape == (1, 2, 2, 3, 32)
 
 
-def test_one_place_gives_the_same_initial_values_and_another_seed_others():
+def test_one_seed_gives_the_same_initial_values_and_another_seed_others():
   def leaves(seed):
     model = models.create("hybrid", num_classes=3, seed=seed, **NARROW)
     return jax.tree.leaves(models.split(model)[1])
@@ -196,7 +197,7 @@ def test_self_attention_alone_reads_the_tokens_without_positions():
   )
 
 
-def test_bfloat16_arithmetic_stays_near_float32_and_keeps_parameters_wide():
+def test_bfloat16_arithmetic_stays_near_float32_and_parameters_stay_float32():
   wide = _randomised()
   narrow = _randomised(dtype="bfloat16")
   assert {leaf.dtype for leaf in jax.tree.leaves(models.split(narrow)[1])} == {jnp.dtype("float32")}
@@ -211,17 +212,17 @@ def test_dropout_follows_its_key_and_is_off_in_evaluation():
   graphdef, *state = models.split(model)
 
   @jax.jit
-  def logits(key):
+  def logits(state, key):
     return nnx.merge(graphdef, *state)(_clips(), rngs=nnx.Rngs(dropout=jax.random.key(key)))
 
-  np.testing.assert_array_equal(logits(0), logits(0))
-  assert not np.allclose(logits(0), logits(1))
+  np.testing.assert_array_equal(logits(state, 0), logits(state, 0))
+  assert not np.allclose(logits(state, 0), logits(state, 1))
   model.eval()
   # No key is asked for.
   assert _logits(model, _clips()).shape == (2, 3)
 
 
-def test_batch_norm_keeps_the_unbiased_variance_and_normalises_with_the_biased_one():
+def test_batch_norm_stores_the_unbiased_variance_and_normalizes_with_the_biased_one():
   x = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 2, 5)).astype(np.float32)
   norm = layers.BatchNorm(5, epsilon=1e-3, momentum=0.9)
   norm.scale[...], norm.bias[...] = jnp.arange(1.0, 6.0), jnp.arange(5.0)
@@ -236,14 +237,14 @@ def test_batch_norm_keeps_the_unbiased_variance_and_normalises_with_the_biased_o
   assert np.allclose(np.diff(norm(jnp.asarray(x)) - expected, axis=0), 0, atol=1e-3)
 
 
-def test_fourier_positions_are_sines_cosines_and_the_place_of_each_axis():
-  found = perceiver.fourier_positions((2, 1, 3), bands=2, max_freq=10.0)
-  assert found.shape == (6, perceiver.fourier_channels(2)) == (6, 15)
-  # Cell (1, 0, 2): places 1, -1 (an axis of one cell) and 1; frequencies 1 and 5.
-  for axis, place in enumerate((1.0, -1.0, 1.0)):
-    angles = np.pi * np.array([1.0, 5.0]) * place
-    expected = [*np.sin(angles), *np.cos(angles), place]
-    np.testing.assert_allclose(found[5, 5 * axis : 5 * axis + 5], expected, atol=1e-6)
+def test_fourier_positions_are_sines_cosines_and_the_position_on_each_axis():
+  positions = perceiver.fourier_positions((2, 1, 3), bands=2, max_freq=10.0)
+  assert positions.shape == (6, perceiver.fourier_channels(2)) == (6, 15)
+  # Cell (1, 0, 2): coordinates 1, -1 (an axis of one cell) and 1; frequencies 1 and 5.
+  for axis, coordinate in enumerate((1.0, -1.0, 1.0)):
+    angles = np.pi * np.array([1.0, 5.0]) * coordinate
+    expected = [*np.sin(angles), *np.cos(angles), coordinate]
+    np.testing.assert_allclose(positions[5, 5 * axis : 5 * axis + 5], expected, atol=1e-6)
 
 
 def test_the_mid_width_keeps_the_parameters_of_a_full_convolution():
@@ -272,5 +273,5 @@ def test_the_mid_width_keeps_the_parameters_of_a_full_convolution():
   ],
 )
 def test_options_that_do_not_fit_are_refused_in_words(name, options, message):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(models.ModelError, match=message):
     nnx.eval_shape(lambda: models.create(name, num_classes=5, **options))

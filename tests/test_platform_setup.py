@@ -22,11 +22,12 @@ _SETTINGS = (
   "jax_cpu_enable_async_dispatch",
 )
 
-# A process that trains and evaluates a narrow model; it tells what it compiled, and how many pages
+# A process that trains and evaluates a narrow model; it prints what it compiled, and how many pages
 # of memory a program took that needs 256 MiB each time, at least.
 _PROCESS = """
 import functools, json, resource
-from hybrid_video import compilation, models, optimizers, platform_setup, steps
+from hybrid_video import compilation, models, optimizers, platform_setup, sharding, state, steps
+from hybrid_video.tasks import classification
 import jax, numpy as np
 
 def page_faults(call):
@@ -35,22 +36,23 @@ def page_faults(call):
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 folder = platform_setup.keep_compiled_programs()
-kept = platform_setup.keep_freed_memory()
+keeps_memory = platform_setup.keep_freed_memory()
 largest = jax.jit(lambda x: jax.lax.optimization_barrier(x + x[:, None]).max(0))
 x = np.ones(8192, np.float32)
 faults = min(page_faults(lambda: largest(x)) for _ in range(6))
-with compilation.counted() as found:
+with compilation.counted() as compiled:
   build = functools.partial(models.create, "r2plus1d_18", num_classes=3, blocks=1, width=4)
-  network = steps.make_network(build, (0.5,) * 3, (0.2,) * 3)
+  task = classification.make(build, (0.5,) * 3, (0.2,) * 3)
   optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings())
-  state = steps.init_state(network, optimizer)
-  step = functools.partial(steps.train_step, network=network, optimizer=optimizer)
+  mesh = sharding.make_mesh(jax.devices())
+  started = state.create(optimizer, mesh, *task.initial_variables())
+  step = functools.partial(steps.train_step, task=task, optimizer=optimizer)
   clips = np.zeros((2, 4, 16, 16, 3), np.uint8)
-  batch = {"clips": clips, "labels": np.array([0, 2]), "flips": np.array([True, False])}
-  state, parts = jax.jit(step, donate_argnums=0)(state, batch, np.float32(0.1), np.uint32(0))
+  batch = {"clips": clips, "labels": np.array([0, 2]), "mirrored": np.array([True, False])}
+  _, sums = jax.jit(step, donate_argnums=0)(started, batch, np.float32(0.1), np.uint32(0))
   print(json.dumps({
-    "folder": str(folder), "kept": kept, "faults": faults, "loss": float(parts["loss"]),
-    **found.as_numbers(),
+    "folder": str(folder), "keeps_memory": keeps_memory, "faults": faults, "loss": float(sums["loss"]),
+    **compiled.as_numbers(),
   }))
 """
 
@@ -70,7 +72,7 @@ def _process(cache_home: pathlib.Path, **environment: str) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_second_process_reads_what_the_first_compiled_and_mends_what_is_damaged(tmp_path):
+def test_a_second_process_reads_what_the_first_compiled_and_fixes_what_is_damaged(tmp_path):
   first = _process(tmp_path)
   folder = pathlib.Path(first["folder"])
   assert folder.is_relative_to(tmp_path / "hybrid_video" / "xla")
@@ -86,12 +88,12 @@ def test_a_second_process_reads_what_the_first_compiled_and_mends_what_is_damage
   assert third["from_cache"] == third["programs"] == first["programs"]
   if platform.libc_ver()[0] == "glibc":
     # The array between has 65,536 pages of 4 KiB.
-    assert third["kept"] and third["faults"] < 6_000
+    assert third["keeps_memory"] and third["faults"] < 6_000
 
 
 @pytest.fixture
 def settings(monkeypatch):
-  """JAX's settings of the cache, as they were afterwards; nothing is compiled in between."""
+  """Restores JAX's cache settings after the test; nothing is compiled in between."""
   before = {name: jax.config.values[name] for name in _SETTINGS}
   for name in _SETTINGS:
     monkeypatch.delenv(name.upper(), raising=False)
@@ -114,18 +116,20 @@ def test_the_folder_is_the_owners_alone_in_the_users_cache(tmp_path, monkeypatch
   assert folder.parent == tmp_path / "home" / ".cache" / "hybrid_video" / "xla"
 
 
-def test_hosts_of_other_processors_have_folders_of_their_own(tmp_path, monkeypatch, settings):
+def test_each_kind_of_processor_has_a_folder_of_its_own(tmp_path, monkeypatch, settings):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  found = set()
+  folders = set()
   for flags in ("sse4_2 avx2", "sse4_2 avx2 avx512f", "sse4_2 avx2"):
-    told = f"processor : 0\nmodel name : A\nflags : {flags}\ncpu MHz : {len(found)}\n"
-    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, told=told, **__: told)
+    info = f"processor : 0\nmodel name : A\nflags : {flags}\ncpu MHz : {len(folders)}\n"
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, info=info, **__: info)
     jax.config.update("jax_compilation_cache_dir", None)
-    found.add(platform_setup.keep_compiled_programs())
-  assert len(found) == 2
+    folders.add(platform_setup.keep_compiled_programs())
+  assert len(folders) == 2
 
 
-def test_a_folder_named_by_the_user_stays_and_so_does_a_no(tmp_path, monkeypatch, settings):
+def test_the_users_own_folder_or_switching_the_cache_off_takes_precedence(
+  tmp_path, monkeypatch, settings
+):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   jax.config.update("jax_compilation_cache_dir", "/elsewhere")
   assert platform_setup.keep_compiled_programs() is None
@@ -137,7 +141,7 @@ def test_a_folder_named_by_the_user_stays_and_so_does_a_no(tmp_path, monkeypatch
   assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_that_cannot_be_is_a_warning_and_no_more(tmp_path, monkeypatch, settings, logged):
+def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path, monkeypatch, settings, logged):
   (tmp_path / "file").write_text("mine")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
   assert platform_setup.keep_compiled_programs() is None
@@ -146,7 +150,7 @@ def test_a_folder_that_cannot_be_is_a_warning_and_no_more(tmp_path, monkeypatch,
   assert "JAX_COMPILATION_CACHE_DIR" in logged.text
 
 
-def test_half_written_programs_go_and_whole_ones_are_read_only_once(
+def test_half_written_programs_are_removed_and_whole_ones_read_only_once(
   tmp_path, monkeypatch, settings, logged
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -168,12 +172,12 @@ def test_half_written_programs_go_and_whole_ones_are_read_only_once(
   assert read == []
 
 
-def test_an_accelerators_process_keeps_the_allocator_as_it_is(monkeypatch, settings):
+def test_with_an_accelerator_the_allocator_is_not_changed(monkeypatch, settings):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(platform_setup.ctypes, "CDLL", lambda name: pytest.fail("touched"))
   assert platform_setup.keep_freed_memory() is False
 
 
-def test_a_system_without_glibc_is_no_failure(monkeypatch, settings):
+def test_a_system_without_glibc_is_not_a_failure(monkeypatch, settings):
   monkeypatch.setattr(platform_setup.ctypes, "CDLL", lambda name: object())
   assert platform_setup.keep_freed_memory() is False

@@ -72,7 +72,7 @@ def _task():
     "hybrid",
     num_classes=4,
     seed=0,
-    cnn_blocks=2,
+    cnn_blocks=1,
     cnn_width=4,
     latents=4,
     width=16,
@@ -93,7 +93,7 @@ def _batch():
   }
 
 
-def _two_steps(task, fsdp):
+def _two_steps(task, fsdp=2):
   """The loss before the first step and after it, and the state after both."""
   mesh = sharding.make_mesh(fsdp=fsdp)
   optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(name="adamw"))
@@ -110,15 +110,35 @@ def _two_steps(task, fsdp):
   return losses, state
 
 
-def test_a_state_split_in_two_gives_the_losses_of_a_copied_one(monkeypatch):
-  # The model is small; so that its arrays are split at all, the threshold is too.
+@pytest.fixture
+def split_small_arrays(monkeypatch):
+  """Lowers the size from which arrays are split: the tests' model has only small ones."""
   monkeypatch.setattr(sharding, "_SMALLEST_SPLIT", 64)
+
+
+def test_a_state_split_in_two_gives_the_losses_of_a_copied_one(split_small_arrays):
   task = _task()
   copied_losses, copied = _two_steps(task, fsdp=1)
   split_losses, split = _two_steps(task, fsdp=2)
   np.testing.assert_allclose(split_losses, copied_losses, rtol=2e-4)
+  assert copied_losses[0] != copied_losses[1]
   assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(copied))
-  for part in ("params", "opt_state"):
-    divided = [leaf for leaf in jax.tree.leaves(split[part]) if "fsdp" in leaf.sharding.spec]
+  for name in ("params", "opt_state"):
+    divided = [leaf for leaf in jax.tree.leaves(split[name]) if "fsdp" in leaf.sharding.spec]
     assert divided
     assert all(2 * leaf.addressable_shards[0].data.size == leaf.size for leaf in divided)
+
+
+def test_a_new_state_lies_as_its_description_says_and_holds_the_initial_values(split_small_arrays):
+  task, mesh = _task(), sharding.make_mesh(fsdp=2)
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(name="adamw"))
+  params, batch_stats = task.initial_variables()
+  state = training_state.create(optimizer, mesh, params, batch_stats)
+  described = training_state.abstract(task, optimizer, mesh)
+  assert jax.tree.structure(state) == jax.tree.structure(described)
+  for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(described), strict=True):
+    assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype)
+    assert leaf.sharding == wanted.sharding == sharding.state_sharding(leaf.shape, mesh)
+  for name, initial in (("params", params), ("batch_stats", batch_stats)):
+    for leaf, value in zip(jax.tree.leaves(state[name]), jax.tree.leaves(initial), strict=True):
+      np.testing.assert_array_equal(leaf, value)

@@ -5,7 +5,7 @@ normalized clips, and labels as shares where they are mixed or smoothed.
 
 What happens to a clip follows from the step's key and the clip's row in the global batch alone, so
 that neither the number of devices nor a resumed run changes it, and is the same for all its frames.
-The order is timm's: RandAugment, colour jitter, normalisation, erasing, MixUp or CutMix.
+The order is timm's: RandAugment, colour jitter, normalization, erasing, MixUp or CutMix.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class AugmentationSettings(Settings):
   """What is done to training clips. By default, nothing.
 
   Attributes:
-    label_smoothing: the part of a label that is spread over all classes.
+    label_smoothing: the share of a label that is spread over all classes.
     mixup, cutmix: alpha of each one's Beta(alpha, alpha); 0 is off.
     mix_probability: of mixing a batch at all.
     mix_switch: probability of CutMix instead of MixUp where both are on.
@@ -139,7 +139,7 @@ def jitter(clip: Array, key: Array, settings: AugmentationSettings) -> Array:
 def augment_clip(
   clip: Array, key: Array, settings: AugmentationSettings, normalize: Callable[[Array], Array]
 ) -> Array:
-  """All that concerns a clip by itself.
+  """Everything that is done to one clip alone.
 
   Args:
     clip: uint8 `[T, H, W, 3]`.

@@ -59,9 +59,9 @@ def adjust_hue(clip: Array, turn: Array | float) -> Array:
     (green - blue) / divisor,
     jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
   )
-  place = jnp.array([5.0, 3.0, 1.0]) + sixths[..., None] + 6.0 * turn
-  place = jnp.mod(place, 6.0)
-  share = jnp.clip(jnp.minimum(place, 4.0 - place), 0.0, 1.0)
+  position = jnp.array([5.0, 3.0, 1.0]) + sixths[..., None] + 6.0 * turn
+  position = jnp.mod(position, 6.0)
+  share = jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
   return jnp.round(value[..., None] - chroma[..., None] * share).astype(jnp.uint8)
 
 
@@ -105,8 +105,8 @@ def _equalize_frame(frame: Array) -> Array:
   table = jnp.minimum((step // 2 + seen - counts) // jnp.maximum(step, 1), 255)
   table = jnp.where(step > 0, table, jnp.arange(_LEVELS))
   halves = table.astype(jnp.float32).reshape(channels, 16, 16)
-  found = jnp.sum(jnp.einsum("nch,chl->ncl", upper, halves) * lower, axis=-1)
-  return found.astype(jnp.uint8).reshape(frame.shape)
+  equalized = jnp.sum(jnp.einsum("nch,chl->ncl", upper, halves) * lower, axis=-1)
+  return equalized.astype(jnp.uint8).reshape(frame.shape)
 
 
 def equalize(clip: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Random erasing: a box of noise, or of nothing, at the same place in all frames of a clip.
+"""Random erasing: a box of noise, or of zeros, at the same position in all frames of a clip.
 
 In: a normalized clip float32 `[T, H, W, 3]` and a key. Out: a clip of the same shape and type.
 Source: https://arxiv.org/abs/1708.04896 in timm's form, with VideoMAE's box through all frames.

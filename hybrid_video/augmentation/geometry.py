@@ -45,7 +45,7 @@ def translation(x: Array | float, y: Array | float) -> Movement:
 
 
 def move(clip: Array, movement: Movement, fill: int = FILL) -> Array:
-  """Moves every frame alike, bilinear; what comes from outside the frame gets the level `fill`.
+  """Moves every frame alike, bilinear; pixels from outside the frame get the level `fill`.
 
   Source: Pillow's `Image.transform` with `AFFINE` and `BILINEAR`, whose edge pixels are repeated
   for half a pixel and whose levels are truncated.
@@ -57,7 +57,7 @@ def move(clip: Array, movement: Movement, fill: int = FILL) -> Array:
   inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
   left, top = jnp.floor(from_x - 0.5), jnp.floor(from_y - 0.5)
   share_x, share_y = from_x - 0.5 - left, from_y - 0.5 - top
-  # One row a place with all its frames and channels: a few thousand reads of neighbouring bytes
+  # One row a pixel with all its frames and channels: a few thousand reads of neighbouring bytes
   # instead of half a million of single ones.
   rows = clip.transpose(1, 2, 0, 3).reshape(height * width, frames * channels)
 

@@ -23,14 +23,14 @@ def draw_weights(
   probability: float,
   switch: float,
 ) -> Array:
-  """What each pixel keeps of its own clip; the rest comes from the partner.
+  """The weight of its own clip in each pixel; the rest is the partner's.
 
   Args:
     key: of this step.
     height, width: of the frames, in pixels.
     mixup, cutmix: alpha of each one's Beta(alpha, alpha); 0 is never.
     probability: of mixing at all.
-    switch: of CutMix instead of MixUp where both may be.
+    switch: of CutMix instead of MixUp where both are on.
 
   Returns:
     float32 `[H, W]`: the same number everywhere for MixUp, 0 in a box and 1 outside for CutMix.
@@ -66,7 +66,7 @@ def soft_labels(labels: Array, num_classes: int, *, own: Array | float, smoothin
     labels: class ids.
     num_classes: columns.
     own: the share of a clip's own label; the rest goes to its partner's.
-    smoothing: the part that is spread evenly over all classes.
+    smoothing: the share that is spread evenly over all classes.
   """
   hard = jax.nn.one_hot(labels, num_classes)
   mixed = own * hard + (1.0 - own) * hard[::-1]

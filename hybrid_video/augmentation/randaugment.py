@@ -4,7 +4,7 @@ In: one clip uint8 `[T, H, W, 3]` and a key. Out: a clip of the same shape and t
 
 Operations and their ranges are those of timm's "increasing" set ("rand-m7-n4-mstd0.5-inc1" with its
 defaults), as VideoMAE's fine-tuning has them: https://arxiv.org/abs/1909.13719 with magnitudes that
-always do more when they are larger. Frames move bilinearly and uncovered places turn grey, 128.
+always do more when they are larger. Frames move bilinearly and uncovered areas turn grey, 128.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ OPERATIONS: dict[str, Callable[[Array, Array, Array], Array]] = {
 def draw(
   key: Array, layers: int, magnitude: float, std: float, probability: float
 ) -> tuple[Array, Array, Array]:
-  """What happens to a clip.
+  """Draws the operations of one clip.
 
   Args:
     key: of this clip.
@@ -75,23 +75,23 @@ def draw(
     probability: of applying each operation.
 
   Returns:
-    For every layer, `[layers]`: the operation's place in `OPERATIONS` or -1 for none, the magnitude
+    For every layer, `[layers]`: the operation's index in `OPERATIONS` or -1 for none, the magnitude
     as a share of the largest (0 to 1), and the sign (-1 or 1).
   """
   which, whether, how_much, sign = jax.random.split(key, 4)
-  places = jax.random.randint(which, (layers,), 0, len(OPERATIONS))
-  places = jnp.where(jax.random.bernoulli(whether, probability, (layers,)), places, -1)
+  indices = jax.random.randint(which, (layers,), 0, len(OPERATIONS))
+  indices = jnp.where(jax.random.bernoulli(whether, probability, (layers,)), indices, -1)
   magnitudes = magnitude + std * jax.random.normal(how_much, (layers,))
   shares = jnp.clip(magnitudes / MAX_MAGNITUDE, 0.0, 1.0)
-  return places, shares, jax.random.rademacher(sign, (layers,), jnp.float32)
+  return indices, shares, jax.random.rademacher(sign, (layers,), jnp.float32)
 
 
-def apply(clip: Array, places: Array, shares: Array, signs: Array) -> Array:
+def apply(clip: Array, indices: Array, shares: Array, signs: Array) -> Array:
   """Applies what `draw` gave, one layer after the other."""
   branches = [lambda clip, share, sign: clip, *OPERATIONS.values()]
 
   def layer(clip: Array, drawn: tuple[Array, Array, Array]) -> tuple[Array, None]:
-    place, share, sign = drawn
-    return jax.lax.switch(place + 1, branches, clip, share, sign), None
+    index, share, sign = drawn
+    return jax.lax.switch(index + 1, branches, clip, share, sign), None
 
-  return jax.lax.scan(layer, clip, (places, shares, signs))[0]
+  return jax.lax.scan(layer, clip, (indices, shares, signs))[0]

@@ -7,9 +7,9 @@ worker, which makes their batches; each prints one line when it is ready and run
     python -m hybrid_video.datasets.service --worker --dispatcher_address=HOST:5050
 
 One dispatcher and any number of workers serve a run that has `--config.data_service=grpc://HOST:5050`.
-Workers read the records themselves, so the records' folder has to have the same path on every one of
-them: a shared file system, or gs://. The servers ask nobody who they are and run what they are sent:
-their ports are for a private network alone.
+Workers read the records themselves, so the records' folder needs the same path on all of them: a
+shared file system, or gs://. The servers authenticate nobody and run what they are sent: open their
+ports on a private network only.
 
 Source: Audibert et al., "tf.data service: A Case for Disaggregating ML Input Data Processing",
 SoCC 2023.
@@ -28,7 +28,7 @@ from typing import Any
 from hybrid_video import errors
 
 DEFAULT_PORT = 5050
-# A dispatcher is asked for this long before it counts as not reachable: it may be starting.
+# A dispatcher may still be starting: only after this long does it count as unreachable.
 REACH_SECONDS = 10.0
 _RETRY_SECONDS = 0.2
 
@@ -38,18 +38,18 @@ class ServiceError(errors.UserError):
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-  """The parts of `HOST:PORT` or `grpc://HOST:PORT`; an IPv6 host stands in brackets.
+  """Host and port of `HOST:PORT` or `grpc://HOST:PORT`; an IPv6 host stands in brackets.
 
   Raises:
-    ServiceError: it is of another form.
+    ServiceError: the address has another form.
   """
   protocol, _, rest = address.rpartition("://")
   host, _, port = rest.rpartition(":")
   known = protocol in ("", "grpc") and host and port.isascii() and port.isdigit()
   if not known or not 0 < int(port) < 2**16:
     raise ServiceError(
-      f"{address!r} is no address of a data service: expected HOST:PORT or grpc://HOST:PORT, such as "
-      f"grpc://10.0.0.2:{DEFAULT_PORT}."
+      f"{address!r} is not the address of a data service: expected HOST:PORT or grpc://HOST:PORT, "
+      f"such as grpc://10.0.0.2:{DEFAULT_PORT}."
     )
   return host.removeprefix("[").removesuffix("]"), int(port)
 
@@ -57,7 +57,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 def check_reachable(address: str) -> None:
   """Waits up to `REACH_SECONDS` until something listens at an address.
 
-  TensorFlow's own client tries for an hour, and says nothing that a user would see.
+  TensorFlow's own client tries for an hour and shows the user nothing.
 
   Args:
     address: `HOST:PORT` or `grpc://HOST:PORT`.
@@ -73,7 +73,7 @@ def check_reachable(address: str) -> None:
     except OSError as error:
       if isinstance(error, socket.gaierror) or time.monotonic() + _RETRY_SECONDS > end:
         raise ServiceError(
-          f"{address}: no data service is reached there within {REACH_SECONDS:g} s "
+          f"{address}: no data service answered within {REACH_SECONDS:g} s "
           f"({error.strerror or error}). Start its dispatcher, `python -m "
           f"hybrid_video.datasets.service --dispatcher --port={port}`, on that host, or correct the "
           "address."
@@ -84,7 +84,7 @@ def check_reachable(address: str) -> None:
 
 
 def _check_port(port: int) -> None:
-  # The servers share a port that is taken rather than refuse it, and each gets half of the calls.
+  # The servers would share a port that is in use, and each would get half of the calls.
   family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
   try:
     socket.create_server(
@@ -92,8 +92,8 @@ def _check_port(port: int) -> None:
     ).close()
   except OSError as error:
     raise ServiceError(
-      f"Port {port} cannot be taken ({error.strerror}): something else listens there, or it is not "
-      "yours to take. Name another with --port."
+      f"Port {port} is unavailable ({error.strerror}): another program listens there, or this user "
+      "may not open it. Choose another with --port."
     ) from error
 
 
@@ -102,14 +102,14 @@ def start_dispatcher(port: int, work_dir: str) -> Any:
 
   Args:
     port: where it listens; 0 is any free one.
-    work_dir: where it notes its state, so that another dispatcher with the same folder goes on after
-      it; "" is nowhere.
+    work_dir: folder where it saves its state, so that another dispatcher with the same folder can
+      continue; "" saves nothing.
 
   Returns:
-    The `tf.data.experimental.service.DispatchServer`, which runs as long as it is held.
+    The `tf.data.experimental.service.DispatchServer`, which runs as long as the object lives.
 
   Raises:
-    ServiceError: the port is taken, or the folder cannot serve.
+    ServiceError: the port is unavailable, or the folder cannot be used.
   """
   _check_port(port)
   import tensorflow as tf
@@ -125,7 +125,7 @@ def start_dispatcher(port: int, work_dir: str) -> Any:
     )
   except (tf.errors.OpError, RuntimeError) as error:
     raise ServiceError(
-      f"The dispatcher does not start on port {port} with the work_dir {work_dir!r}: {error}"
+      f"The dispatcher did not start on port {port} with the work_dir {work_dir!r}: {error}"
     ) from error
 
 
@@ -139,10 +139,10 @@ def start_worker(port: int, dispatcher_address: str, worker_address: str) -> Any
       machine's own name.
 
   Returns:
-    The `tf.data.experimental.service.WorkerServer`, which runs as long as it is held.
+    The `tf.data.experimental.service.WorkerServer`, which runs as long as the object lives.
 
   Raises:
-    ServiceError: the port is taken, or the dispatcher is not reached.
+    ServiceError: the port is unavailable, or the dispatcher does not answer.
   """
   check_reachable(dispatcher_address)
   _check_port(port)
@@ -150,19 +150,19 @@ def start_worker(port: int, dispatcher_address: str, worker_address: str) -> Any
 
   service = tf.data.experimental.service
   host = worker_address or socket.gethostname()
-  # `[::1]` is a host alone, `[::1]:5051` is one with a port.
-  named = ":" in host.rpartition("]")[2]
+  # `[::1]` is a host alone, `[::1]:5051` has a port.
+  has_port = ":" in host.rpartition("]")[2]
   try:
     return service.WorkerServer(
       service.WorkerConfig(
         dispatcher_address=dispatcher_address.rpartition("://")[2],
-        worker_address=host if named else f"{host}:%port%",
+        worker_address=host if has_port else f"{host}:%port%",
         port=port,
         dispatcher_timeout_ms=round(1000 * REACH_SECONDS),
       )
     )
   except (tf.errors.OpError, RuntimeError) as error:
-    raise ServiceError(f"The worker does not start on port {port}: {error}") from error
+    raise ServiceError(f"The worker did not start on port {port}: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,14 +175,20 @@ def _parser() -> argparse.ArgumentParser:
   role.add_argument("--dispatcher", action="store_true", help="hand out steps")
   role.add_argument("--worker", action="store_true", help="make batches")
   parser.add_argument(
-    "--port", type=int, help=f"where to listen; the dispatcher's is {DEFAULT_PORT}, a worker's any"
+    "--port",
+    type=int,
+    help=f"where to listen; default: {DEFAULT_PORT} for the dispatcher, any for a worker",
   )
   parser.add_argument(
-    "--work_dir", default="", help="the dispatcher's notes, from which its successor goes on"
+    "--work_dir",
+    default="",
+    help="where the dispatcher saves its state, so that a restarted one continues",
   )
   parser.add_argument("--dispatcher_address", default="", help="HOST:PORT, for a worker")
   parser.add_argument(
-    "--worker_address", default="", help="HOST under which others reach this worker; its own name"
+    "--worker_address",
+    default="",
+    help="HOST under which others reach this worker; the default is its own name",
   )
   return parser
 
@@ -197,14 +203,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit code.
   """
   parser = _parser()
-  asked = parser.parse_args(argv)
-  if asked.worker and not asked.dispatcher_address:
+  args = parser.parse_args(argv)
+  if args.worker and not args.dispatcher_address:
     parser.error("--worker needs --dispatcher_address=HOST:PORT")
-  if asked.worker and asked.work_dir:
-    parser.error("--work_dir is the dispatcher's")
-  if asked.dispatcher and (asked.dispatcher_address or asked.worker_address):
-    parser.error("--dispatcher_address and --worker_address are a worker's")
-  port = asked.port if asked.port is not None else DEFAULT_PORT if asked.dispatcher else 0
+  if args.worker and args.work_dir:
+    parser.error("--work_dir is for the dispatcher only")
+  if args.dispatcher and (args.dispatcher_address or args.worker_address):
+    parser.error("--dispatcher_address and --worker_address are for workers only")
+  port = args.port if args.port is not None else DEFAULT_PORT if args.dispatcher else 0
   if not 0 <= port < 2**16:
     parser.error(f"--port is {port}: expected 0 to 65535")
   stopped = threading.Event()
@@ -212,25 +218,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(number, lambda *_: stopped.set())
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  # These servers read and decode: an accelerator of their machine is others'.
+  # These servers only read and decode: their machine's accelerator stays free for others.
   os.environ["CUDA_VISIBLE_DEVICES"] = ""
   try:
-    if asked.dispatcher:
-      server = start_dispatcher(port, asked.work_dir)
+    if args.dispatcher:
+      server = start_dispatcher(port, args.work_dir)
       role, address = (
         "Dispatcher",
         f"grpc://{socket.gethostname()}:{server.target.rpartition(':')[2]}",
       )
     else:
-      server = start_worker(port, asked.dispatcher_address, asked.worker_address)
-      role, address = "Worker", f"{server._address} of {asked.dispatcher_address}"
+      server = start_worker(port, args.dispatcher_address, args.worker_address)
+      role, address = "Worker", f"{server._address} of {args.dispatcher_address}"
   except ServiceError as error:
     sys.exit(f"Error: {error}")
   print(f"{role} ready: {address}", flush=True)
-  # Python runs handlers in this thread, but the signal may reach one of TensorFlow's and wake none.
+  # Python runs handlers in this thread, but the signal may reach a thread of TensorFlow's and
+  # not wake this one.
   while not stopped.wait(1):
     pass
-  # Its own end would wait for calls that are under way, such as a client's for the next batch.
+  # A normal exit would wait for calls in progress, such as a client's for the next batch.
   os._exit(0)
 
 

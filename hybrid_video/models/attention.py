@@ -47,8 +47,8 @@ def choose(query: Array, key: Array, devices: Sequence[jax.Device], *, masked: b
 
   `FUSED`, cuDNN's kernel, never writes the scores `[B, heads, N, M]` to memory. It takes 16-bit
   numbers and heads of up to 128 channels, a multiple of 8. It gains nothing where a query has no
-  more scores than channels. Masks it takes only as a bias of the scores' whole size, with a gradient
-  of that size: what it is there to avoid.
+  more scores than channels. It takes masks only as a bias of the scores' full size, with a gradient
+  of that size: the very memory that it exists to save.
 
   On a TPU, scores computed again in the backward pass (`RECOMPUTED`) take half the memory at about
   the same cycles, and one head's scores at a time (`HEAD_BY_HEAD`) stay in the fast memory. JAX's
@@ -83,7 +83,7 @@ def attend(
   query: Array,
   key: Array,
   value: Array,
-  kept: Array | None = None,
+  visible: Array | None = None,
   *,
   dropout: Callable[[Array], Array] | None = None,
   form: str | None = None,
@@ -94,7 +94,7 @@ def attend(
     query: `[B, N, heads, D]`.
     key: `[B, M, heads, D]`.
     value: `[B, M, heads, D]`.
-    kept: bool `[B, M]`; a key outside it has no weight anywhere. At least one a clip is kept.
+    visible: bool `[B, M]`; a hidden key has no weight anywhere. At least one a clip is visible.
     dropout: takes the weights, float32 `[B, heads, N, M]`, and drops some of them.
     form: one of `FORMS`; the default is what `choose` says for the `target`.
 
@@ -102,14 +102,14 @@ def attend(
     `[B, N, heads, D]`, in the dtype of the values.
 
   Raises:
-    ValueError: a form there is none of, or one that takes no mask; shapes or dtypes that do not
-      fit together (the message is JAX's).
+    ValueError: an unknown form, or one that takes no mask; shapes or dtypes that do not fit
+      together (the message is JAX's).
   """
   if dropout is not None:
-    return _attend_with_dropout(query, key, value, kept, dropout)
+    return _attend_with_dropout(query, key, value, visible, dropout)
   if form is None:
-    form = choose(query, key, target.devices(), masked=kept is not None)
-  mask = None if kept is None else kept[:, None, None, :]
+    form = choose(query, key, target.devices(), masked=visible is not None)
+  mask = None if visible is None else visible[:, None, None, :]
   if form == PLAIN:
     return _plain(query, key, value, mask)
   if form == RECOMPUTED:
@@ -119,8 +119,8 @@ def attend(
   if form == FUSED and mask is None:
     return _fused(query, key, value)
   raise ValueError(
-    f"Attention {'under a mask ' if kept is not None else ''}has no form {form!r}: take one of "
-    f"{', '.join(f for f in FORMS if kept is None or f != FUSED)}, or None for the best one."
+    f"Attention {'under a mask ' if visible is not None else ''}has no form {form!r}: take one of "
+    f"{', '.join(f for f in FORMS if visible is None or f != FUSED)}, or None for the best one."
   )
 
 
@@ -162,13 +162,13 @@ def _fused(query: Array, key: Array, value: Array) -> Array:
 
 
 def _attend_with_dropout(
-  query: Array, key: Array, value: Array, kept: Array | None, dropout: Callable[[Array], Array]
+  query: Array, key: Array, value: Array, visible: Array | None, dropout: Callable[[Array], Array]
 ) -> Array:
   """The formula itself: JAX's own attention drops no weights."""
   wide = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
   scores = scores / math.sqrt(query.shape[-1])
-  if kept is not None:
-    scores = jnp.where(kept[:, None, None, :], scores, _MASKED_SCORE)
+  if visible is not None:
+    scores = jnp.where(visible[:, None, None, :], scores, _MASKED_SCORE)
   weights = dropout(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, value)

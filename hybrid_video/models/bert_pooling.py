@@ -1,7 +1,7 @@
 """Late temporal modelling: a transformer's CLS token pools a CNN's features over time.
 
-In: normalised clips `[B, T, H, W, 3]`, or their spatially averaged features `[B, T', D]`. Out: logits
-`[B, classes]`, or the pooled features `[B, D]`.
+In: normalized clips `[B, T, H, W, 3]`, or their spatially averaged features `[B, T', D]`. Out:
+logits `[B, classes]`, or the pooled features `[B, D]`.
 
 Source: Kalfaoglu et al. 2020 (arXiv:2008.01232): BERT in place of the mean over time.
 """
@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import errors
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, Linear, normal, xavier_uniform
+from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.video_resnet import FULL_WIDTH, Numerics, Trunk
 
 LEARNED_STD = 0.02
 DEFAULT_FRAMES = 16
 
 
-def draw_kept_keys(key: Array, shape: tuple[int, ...], key_keep: float) -> Array:
-  """Which tokens may be attended to in one training step: bool `[B, T']`, each with `key_keep`.
+def draw_visible_keys(key: Array, shape: tuple[int, ...], key_keep: float) -> Array:
+  """Which tokens may be attended to in one training step: bool `[B, T']`, chance `key_keep` each.
 
-  The CLS token is not among them: `BertPooling.attend` keeps it always.
+  The CLS token is not among them: in `BertPooling.attend` it is always visible.
   """
   return jax.random.bernoulli(key, key_keep, shape)
 
@@ -44,7 +44,7 @@ class LayerNorm(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x: Array) -> Array:
-    """Normalises `[..., D]`, D at least 2."""
+    """Normalizes `[..., D]`, D at least 2."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     std = wide.std(-1, keepdims=True, ddof=1)
@@ -66,36 +66,36 @@ class SelfAttention(nnx.Module):
     self.dropout = nnx.Dropout(dropout)
     self.heads = heads
 
-  def __call__(self, x: Array, kept: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
-    """`[B, N, D]` to `[B, N, D]`; a key outside `kept`, bool `[B, N]`, has no weight anywhere."""
+  def __call__(self, x: Array, visible: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+    """`[B, N, D]` to `[B, N, D]`; a key outside `visible`, bool `[B, N]`, has no weight."""
     query, key, value = (
       y.reshape(*y.shape[:2], self.heads, -1) for y in (self.to_q(x), self.to_k(x), self.to_v(x))
     )
     dropping = self.dropout.rate > 0 and not self.dropout.deterministic
     dropout = functools.partial(self.dropout, rngs=rngs) if dropping else None
-    out = attend(query, key, value, kept, dropout=dropout)
+    out = attend(query, key, value, visible, dropout=dropout)
     return self.to_out(out.reshape(*out.shape[:2], -1))
 
 
 class BertPooling(nnx.Module):
-  """One pre-norm transformer block over [CLS, tokens]; what becomes of CLS is the pooled feature.
+  """One pre-norm transformer block over [CLS, tokens]; its output for CLS is the pooled feature.
 
   In training each token is hidden from attention with the chance 1 - `key_keep`, the same ones from
   all heads and queries; the CLS token never is. There is no loss on hidden tokens.
 
   Args:
     width: channels of a token, a multiple of `heads`.
-    max_tokens: positions that are learned, beside that of the CLS token.
+    max_tokens: positions that are learned, besides that of the CLS token.
     heads: attention heads.
     multiplier: the feed-forward's widening.
     dropout: rate after the positions, on the attention's shares, after attention, within and after
       the feed-forward, and after the block.
-    key_keep: chance of a token to be seen in a training step.
+    key_keep: chance that a token is visible in a training step.
     dtype: of the arithmetic; parameters are float32, norms and softmax run in it.
     rng: source of the initial values.
 
   Raises:
-    UserError: counts or chances that make no sense; the message says which.
+    ModelError: counts or chances out of range; the message says which.
 
   Source: section 3 of arXiv:2008.01232; mask, norm and initial values as in its published code.
   """
@@ -113,14 +113,14 @@ class BertPooling(nnx.Module):
     rng: np.random.Generator,
   ):
     if heads < 1 or width % heads:
-      raise errors.UserError(
+      raise ModelError(
         f"{width} channels do not divide evenly among {heads} attention heads: choose heads that "
         "divide the width."
       )
     if max_tokens < 1:
-      raise errors.UserError(f"max_tokens={max_tokens}: BERT pooling needs at least 1 token.")
+      raise ModelError(f"max_tokens={max_tokens}: BERT pooling needs at least 1 token.")
     if not 0.0 < key_keep <= 1.0:
-      raise errors.UserError(
+      raise ModelError(
         f"key_keep={key_keep} is not a chance above 0 and up to 1; 1 turns masking off."
       )
     self.cls = nnx.Param(LEARNED_STD * normal(rng, (1, width)))
@@ -140,43 +140,43 @@ class BertPooling(nnx.Module):
     """Tokens `[B, T', D]` in the order of time to pooled features `[B, D]`.
 
     Raises:
-      UserError: more tokens than positions, another width, or training without a dropout key.
+      ModelError: more tokens than positions, another width, or training without a dropout key.
     """
-    kept = None
+    visible = None
     if not self.deterministic and self.key_keep < 1.0:
       if rngs is None:
-        raise errors.UserError(
-          "BERT pooling in training masks keys at random and found no rngs: pass "
+        raise ModelError(
+          "BERT pooling in training masks keys at random and was given no rngs: pass "
           "rngs=nnx.Rngs(dropout=key), or call model.eval() first."
         )
-      kept = draw_kept_keys(rngs.dropout(), tokens.shape[:2], self.key_keep)
-    return self.attend(tokens, kept, rngs)[:, 0]
+      visible = draw_visible_keys(rngs.dropout(), tokens.shape[:2], self.key_keep)
+    return self.attend(tokens, visible, rngs)[:, 0]
 
-  def attend(self, tokens: Array, kept: Array | None, rngs: nnx.Rngs | None = None) -> Array:
+  def attend(self, tokens: Array, visible: Array | None, rngs: nnx.Rngs | None = None) -> Array:
     """The block's output for [CLS, tokens], `[B, 1 + T', D]`, under an explicit mask.
 
     Args:
       tokens: `[B, T', D]`, at most `max_tokens` of them.
-      kept: bool `[B, T']`, false where no query may attend; None to see all.
+      visible: bool `[B, T']`, false where no query may attend; None to see all.
       rngs: source of dropout's keys, in training.
 
     Raises:
-      UserError: more tokens than positions, or another width.
+      ModelError: more tokens than positions, or another width.
     """
     batch, count, channels = tokens.shape
     width = self.cls[...].shape[-1]
     if count > self.max_tokens or channels != width:
-      raise errors.UserError(
+      raise ModelError(
         f"BERT pooling got {count} tokens of {channels} channels and has learned positions for up "
-        f"to {self.max_tokens} of {width}: feed clips of the length it was built for, or build it "
-        "anew."
+        f"to {self.max_tokens} of {width}: give it clips of the length it was built for, or build "
+        "it for these."
       )
     cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (batch, 1, width))
     x = jnp.concatenate([cls, tokens.astype(self.dtype)], axis=1)
     x = self.dropout(x + self.positions[: 1 + count].astype(self.dtype), rngs=rngs)
-    if kept is not None:
-      kept = jnp.concatenate([jnp.ones((batch, 1), bool), kept], axis=1)
-    x = x + self.dropout(self.self_attention(self.norm1(x), kept, rngs), rngs=rngs)
+    if visible is not None:
+      visible = jnp.concatenate([jnp.ones((batch, 1), bool), visible], axis=1)
+    x = x + self.dropout(self.self_attention(self.norm1(x), visible, rngs), rngs=rngs)
     hidden = jax.nn.gelu(self.expand(self.norm2(x)), approximate=True)
     x = x + self.dropout(self.contract(self.dropout(hidden, rngs=rngs)), rngs=rngs)
     return self.dropout(x, rngs=rngs)
@@ -186,7 +186,7 @@ class BertClassifier(nnx.Module):
   """A video ResNet's trunk, the mean over space, BERT pooling over time, dropout, a linear head.
 
   Args:
-    num_classes: classes the head tells apart.
+    num_classes: width of the logits.
     architecture, blocks, width: of the trunk, see `video_resnet.Trunk`.
     frames: frames of a clip; they fix the number of tokens. None is 16.
     dropout: rate before the head; 0.8 is the published one.
@@ -196,7 +196,7 @@ class BertClassifier(nnx.Module):
     rng: source of the initial values.
 
   Raises:
-    UserError: options that do not fit together; the message says which.
+    ModelError: options that do not fit together; the message says which.
   """
 
   def __init__(
@@ -219,7 +219,7 @@ class BertClassifier(nnx.Module):
   ):
     frames = DEFAULT_FRAMES if frames is None else frames
     if frames < 1:
-      raise errors.UserError(f"frames={frames}: a clip has at least 1 frame.")
+      raise ModelError(f"frames={frames}: a clip has at least 1 frame.")
     numerics = Numerics(dtype, remat, freeze_statistics)
     self.cnn = Trunk(architecture, blocks=blocks, width=width, numerics=numerics, rng=rng)
     self.attention = BertPooling(
@@ -239,14 +239,14 @@ class BertClassifier(nnx.Module):
     self.frames = frames
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
-    """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`.
+    """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`.
 
     Raises:
-      UserError: clips that give another number of tokens than `frames` do.
+      ModelError: clips that give another number of tokens than `frames` do.
     """
     features = self.cnn(clips)
     if features.shape[1] != self.attention.max_tokens:
-      raise errors.UserError(
+      raise ModelError(
         f"Clips of {clips.shape[1]} frames give {features.shape[1]} tokens, the model has learned "
         f"{self.attention.max_tokens} positions for clips of {self.frames} frames: sample clips of "
         f"{self.frames} frames or build the model with frames={clips.shape[1]}."

@@ -53,14 +53,14 @@ def _count(jaxpr: Any) -> int:
 
 def _inner(parameters: dict[str, Any]) -> list[Any]:
   """The programs within an equation: of a jit, a custom derivative, a rematerialisation."""
-  found = []
+  programs = []
   for value in parameters.values():
     for item in value if isinstance(value, list | tuple) else (value,):
       if hasattr(item, "eqns"):
-        found.append(item)
+        programs.append(item)
       elif hasattr(item, "jaxpr") and hasattr(item.jaxpr, "eqns"):
-        found.append(item.jaxpr)
-  return found
+        programs.append(item.jaxpr)
+  return programs
 
 
 def of_model(name: str, clip: tuple[int, int, int], num_classes: int, **options: Any) -> int:
@@ -71,6 +71,9 @@ def of_model(name: str, clip: tuple[int, int, int], num_classes: int, **options:
     clip: frames, height and width.
     num_classes: width of the logits.
     **options: the model's own.
+
+  Raises:
+    ModelError: an unknown name or option, or options that do not fit together.
   """
   model = nnx.eval_shape(lambda: models.create(name, num_classes=num_classes, **options))
   model.eval()

@@ -1,6 +1,6 @@
 """The hybrid: an R(2+1)D trunk gives tokens, Perceiver attention reads them, a head classifies.
 
-In: normalised clips `[B, T, H, W, 3]`. Out: logits `[B, classes]`.
+In: normalized clips `[B, T, H, W, 3]`. Out: logits `[B, classes]`.
 """
 
 from typing import Any
@@ -9,9 +9,9 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import errors
 from hybrid_video.models import perceiver
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
+from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.video_resnet import Numerics, Trunk
 
 POOLS = ("cls", "mean")
@@ -21,19 +21,19 @@ def _check_blocks(
   token_width: int, cross_blocks: int, self_blocks: int, width: int, use_cls: bool
 ) -> None:
   if cross_blocks < 0 or self_blocks < 0 or cross_blocks + self_blocks == 0:
-    raise errors.UserError(
+    raise ModelError(
       f"{cross_blocks} cross and {self_blocks} self attention blocks: at least one is needed; "
       "for none use the model 'r2plus1d_18'."
     )
   if cross_blocks and self_blocks % cross_blocks:
-    raise errors.UserError(
+    raise ModelError(
       f"{self_blocks} self attention blocks do not divide evenly among {cross_blocks} cross "
       "attention blocks."
     )
   if use_cls and not self_blocks:
-    raise errors.UserError("A CLS token needs a self attention block; use pool='mean'.")
+    raise ModelError("A CLS token needs a self attention block; use pool='mean'.")
   if not cross_blocks and width != token_width:
-    raise errors.UserError(
+    raise ModelError(
       f"Without cross attention the blocks work on the tokens' own {token_width} channels: set "
       f"the attention width to {token_width} instead of {width}."
     )
@@ -43,9 +43,9 @@ class AttentionStack(nnx.Module):
   """`cross_blocks` groups of one cross attention and an equal share of the self attention.
 
   With cross attention, learned latents (normal, std 1) read the tokens and their Fourier
-  positions; without, the tokens themselves go through the self blocks, bare of positions. The CLS
-  token, if any, joins in front of the first self block and stays in the array from there on. With
-  `tie_groups` the first group has its own weights and all later ones share a second set.
+  positions; without, the tokens themselves go through the self blocks, without positions. A CLS
+  token, if there is one, is put in front of the others before the first self block and stays there.
+  With `tie_groups` the first group has its own weights and all later ones share a second set.
   """
 
   def __init__(
@@ -144,28 +144,28 @@ class Hybrid(nnx.Module):
   """R(2+1)D-18 cut after `cnn_blocks`, Perceiver attention over its feature map, a head.
 
   Args:
-    num_classes: classes the head tells apart.
+    num_classes: width of the logits.
     cnn: architecture of the trunk, see `video_resnet.ARCHITECTURES`.
-    cnn_blocks: residual blocks kept, 1 to 8.
+    cnn_blocks: residual blocks of the trunk that are used, from the first: 1 to 8.
     cnn_width: channels of the first stage; 64 is the published network.
     remat, freeze_statistics: of the trunk, see `video_resnet.Numerics`.
     cross_blocks: cross attention blocks; each begins a group.
     self_blocks: self attention blocks in all, shared evenly among the groups.
     pool: "cls" or "mean". The mean is over latents, and over the CLS token where `use_cls`.
-    use_cls: whether a CLS token takes part; by default just where the pool reads it.
+    use_cls: whether a CLS token takes part; by default only if the pool reads it.
     latents: number of learned latents.
     width: channels of a latent.
     cross_heads, self_heads, head_dim: attention heads, and channels of one.
     multiplier: the feed-forward's widening.
     bands, max_freq: see `perceiver.fourier_positions`.
-    tie_groups: whether the groups after the first share one set of weights, which tells from three
-      groups on.
+    tie_groups: whether the groups after the first share one set of weights, which makes a
+      difference from three groups on.
     dropout: rate after every attention and feed-forward.
     dtype: of the arithmetic; parameters and statistics stay float32.
     rng: source of the initial values.
 
   Raises:
-    UserError: where the counts do not fit together; the message says which.
+    ModelError: counts or options that do not fit together; the message says which.
   """
 
   def __init__(
@@ -195,10 +195,10 @@ class Hybrid(nnx.Module):
     rng: np.random.Generator,
   ):
     if pool not in POOLS:
-      raise errors.UserError(f"pool={pool!r} is none of {', '.join(POOLS)}.")
+      raise ModelError(f"pool={pool!r} is none of {', '.join(POOLS)}.")
     use_cls = pool == "cls" if use_cls is None else use_cls
     if pool == "cls" and not use_cls:
-      raise errors.UserError("pool='cls' reads the CLS token, so use_cls cannot be False.")
+      raise ModelError("pool='cls' reads the CLS token, so use_cls cannot be False.")
     numerics = Numerics(dtype, remat, freeze_statistics)
     self.cnn = Trunk(cnn, blocks=cnn_blocks, width=cnn_width, numerics=numerics, rng=rng)
     self.attention = AttentionStack(
@@ -223,7 +223,7 @@ class Hybrid(nnx.Module):
     self.pool = pool
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
-    """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`."""
+    """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`."""
     return self.classify(self.attention(self.cnn(clips), rngs))
 
   def classify(self, x: Array) -> Array:

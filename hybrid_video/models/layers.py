@@ -96,7 +96,7 @@ def add(x: Map, y: Map) -> Map:
 
 
 def _moments(x: Map) -> tuple[Array, Array, int]:
-  """Mean and biased variance over all places `[C]`, in at least float32, and how many places."""
+  """Mean and biased variance over all positions `[C]`, at least float32, and their number."""
   if isinstance(x, Folded):
     count, wide, total = x.pixels, widen(folded.clear_phantoms(x)), folded.total
   else:
@@ -110,9 +110,9 @@ def _moments(x: Map) -> tuple[Array, Array, int]:
 
 
 class BatchNorm(nnx.Module):
-  """Batch normalisation over every axis but the last, with PyTorch's meaning of the statistics.
+  """Batch normalization over every axis but the last, with PyTorch's meaning of the statistics.
 
-  In training the batch's biased variance normalises, and its unbiased variance enters the running
+  In training the batch's biased variance normalizes, and its unbiased variance enters the running
   one (flax's own layer keeps the biased one there). Under `jax.jit` over a sharded batch the
   statistics are those of the whole global batch, not of one device's share.
 
@@ -147,21 +147,22 @@ class BatchNorm(nnx.Module):
     return self._scale_and_shift(self.mean[...], self.var[...])
 
   def __call__(self, x: Map) -> Map:
-    """Normalises `[..., C]`; updates the running statistics unless frozen or in `model.eval()`."""
+    """Normalizes `[..., C]`; updates the running statistics unless frozen or in `model.eval()`."""
     if self.use_running_average or self.frozen:
       scale, shift = self.fixed_scale_and_shift()
     else:
       mean, var, count = _moments(x)
       unbiased = var * (count / max(count - 1, 1))
-      self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
-      self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+      # Not `[...] =`, which would write into the host array that a fresh model holds.
+      self.mean.set_value(self.momentum * self.mean[...] + (1 - self.momentum) * mean)
+      self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * unbiased)
       scale, shift = self._scale_and_shift(mean, var)
     x = x.astype(self.dtype)
     return folded.scale_and_shift(x, scale, shift) if isinstance(x, Folded) else x * scale + shift
 
 
 class LayerNorm(nnx.Module):
-  """Layer normalisation over the last axis, computed in float32."""
+  """Layer normalization over the last axis, computed in float32."""
 
   def __init__(self, features: int, epsilon: float = 1e-5, *, dtype: DType = jnp.float32):
     self.scale = nnx.Param(np.ones((features,), np.float32))
@@ -170,7 +171,7 @@ class LayerNorm(nnx.Module):
     self.dtype = dtype
 
   def __call__(self, x: Array) -> Array:
-    """Normalises `[..., D]`."""
+    """Normalizes `[..., D]`."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     var = jnp.square(centred).mean(-1, keepdims=True)

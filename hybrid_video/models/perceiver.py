@@ -1,4 +1,4 @@
-"""The Perceiver's parts: Fourier positions, cross attention into latents, self attention.
+"""The Perceiver's building blocks: Fourier positions, cross attention into latents, self attention.
 
 In: tokens `[B, M, C]`. Out: latents `[B, N, D]`.
 
@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import errors
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear
+from hybrid_video.models.model_error import ModelError
 
 
 def fourier_channels(bands: int, axes: int = 3) -> int:
-  """Channels that `fourier_positions` gives: a sine and a cosine a band, and the place itself."""
+  """Channels that `fourier_positions` gives: a sine and a cosine a band, and the coordinate."""
   return axes * (2 * bands + 1)
 
 
@@ -29,7 +29,7 @@ def fourier_positions(
   """Fourier features of every cell of a grid, row-major.
 
   Each axis runs from -1 to 1 (a single cell lies at -1); `bands` frequencies lie evenly between
-  1 and max_freq / 2. Channels an axis: sines, cosines, the place.
+  1 and max_freq / 2. Channels an axis: sines, cosines, the coordinate.
 
   Args:
     sizes: cells along each axis, for a video (T', H', W').
@@ -41,7 +41,7 @@ def fourier_positions(
     float32 `[prod(sizes), len(sizes) * (2 * bands + 1)]`.
 
   Raises:
-    UserError: `max_freq` has not one value an axis.
+    ModelError: `max_freq` does not have one value for each axis.
   """
   if max_freq is None:
     resolved: list[float] = [max(size, 2) for size in sizes]
@@ -50,13 +50,13 @@ def fourier_positions(
   else:
     resolved = [max_freq] * len(sizes)
   if len(resolved) != len(sizes):
-    raise errors.UserError(
+    raise ModelError(
       f"max_freq={max_freq} has {len(resolved)} values for a grid of {len(sizes)} axes: give one "
-      "number, one an axis, or None for the grid's own."
+      "number, one for each axis, or None for the grid's own."
     )
   scales = np.pi * np.stack([np.linspace(1.0, freq / 2, bands) for freq in resolved])
-  places = [np.linspace(-1.0, 1.0, size) for size in sizes]
-  grid = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)[..., None]
+  coordinates = [np.linspace(-1.0, 1.0, size) for size in sizes]
+  grid = np.stack(np.meshgrid(*coordinates, indexing="ij"), axis=-1)[..., None]
   angles = grid * scales
   features = np.concatenate([np.sin(angles), np.cos(angles), grid], axis=-1)
   return features.reshape(int(np.prod(sizes)), -1).astype(np.float32)

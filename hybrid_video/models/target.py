@@ -18,9 +18,10 @@ _traced_for: contextvars.ContextVar[Sequence[jax.Device] | None] = contextvars.C
 def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
   """Within it, functions are traced for these devices instead of JAX's own.
 
-  For compiling ahead of time for devices that are not there; and, with no device at all, for the
-  plain form of everything: 3-D convolutions, and attention whose products can be counted. What has
-  been traced with the same shapes before stays as it is: use a fresh `jax.jit`.
+  For compiling ahead of time for devices that this machine does not have; and, with no device at
+  all, for the plain form of everything: 3-D convolutions, and attention whose products can be
+  counted. A function that was traced with the same shapes before is not traced again: use a fresh
+  `jax.jit`.
   """
   token = _traced_for.set(devices)
   try:
@@ -31,8 +32,8 @@ def traced_for(devices: Sequence[jax.Device]) -> Iterator[None]:
 
 def devices() -> Sequence[jax.Device]:
   """The devices to choose for: of JAX's own, this process's."""
-  found = _traced_for.get()
-  return jax.local_devices() if found is None else found
+  given = _traced_for.get()
+  return jax.local_devices() if given is None else given
 
 
 def platform() -> str:
@@ -42,5 +43,5 @@ def platform() -> str:
 
 def device_count() -> int:
   """How many there are, over all processes."""
-  found = _traced_for.get()
-  return jax.device_count() if found is None else len(found)
+  given = _traced_for.get()
+  return jax.device_count() if given is None else len(given)

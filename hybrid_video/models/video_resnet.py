@@ -1,7 +1,8 @@
 """Video ResNets: R(2+1)D, R3D and MC3, as a trunk that can be cut and as classifiers.
 
-In: normalised clips `[B, T, H, W, 3]`. Out: a feature map `[B, T', H', W', C]` (the trunk, cut after
-any of its blocks) or logits `[B, classes]` (the classifiers; R(2+1)D-18 is the study's baseline).
+In: normalized clips `[B, T, H, W, 3]`. Out: a feature map `[B, T', H', W', C]` (the trunk, cut
+after any of its blocks) or logits `[B, classes]` (the classifiers; R(2+1)D-18 is the study's
+baseline).
 
 Source: Tran et al. 2018 (arXiv:1711.11248), in the form of torchvision's video models; the 34-layer
 network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561).
@@ -30,6 +31,7 @@ from hybrid_video.models.layers import (
   relu,
   widen,
 )
+from hybrid_video.models.model_error import ModelError
 
 FACTORISED, FULL, SPATIAL = "factorised", "full", "spatial"
 STEM_MID_CHANNELS_AT_64 = 45
@@ -38,7 +40,7 @@ FULL_WIDTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """What tells one video ResNet from another.
+  """How one video ResNet differs from another.
 
   Attributes:
     blocks: residual blocks in each of the four stages.
@@ -145,7 +147,7 @@ class Conv2Plus1D(nnx.Module):
 
   def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
-    # In evaluation; in training the backward pass needs what lies between.
+    # Only in evaluation: in training the backward pass needs the map between the two.
     if self.norm.use_running_average and not isinstance(x, Folded):
       x = x.astype(self.spatial.dtype)
       spatial, temporal = (
@@ -297,27 +299,27 @@ class Trunk(nnx.Module):
 
     Args:
       architecture: one of `ARCHITECTURES`.
-      blocks: residual blocks kept; None is all.
+      blocks: residual blocks that are used, from the first; None is all.
       width: channels of the first stage; 64 is the published network.
       numerics: how it computes.
       rng: source of the initial values.
 
     Raises:
-      UserError: no such architecture, or a cut or width it does not have.
+      ModelError: no such architecture, or a cut or width that it does not have.
     """
     if architecture not in ARCHITECTURES:
       near = errors.nearest(architecture, ARCHITECTURES, count=1, cutoff=0.0)
-      raise errors.UserError(
+      raise ModelError(
         f"There is no video ResNet {architecture!r}.{near} Known: {', '.join(ARCHITECTURES)}."
       )
     plan = ARCHITECTURES[architecture]
     blocks = plan.depth if blocks is None else blocks
     if not 1 <= blocks <= plan.depth:
-      raise errors.UserError(
+      raise ModelError(
         f"{architecture} can be cut after 1 to {plan.depth} blocks, not after {blocks}."
       )
     if width < 1:
-      raise errors.UserError(f"The network's width is at least 1 channel, not {width}.")
+      raise ModelError(f"The network's width is at least 1 channel, not {width}.")
     shared: dict[str, Any] = {
       "norms": _Norms(plan, numerics),
       "dtype": numerics.dtype,
@@ -350,7 +352,7 @@ class Trunk(nnx.Module):
     ]
 
   def frames_out(self, frames: int) -> int:
-    """Frames of the feature map for a clip of so many frames."""
+    """Frames of the feature map for a clip of `frames` frames."""
     for _ in range(self.temporal_halvings):
       frames = -(-frames // 2)
     return frames
@@ -360,25 +362,25 @@ class Trunk(nnx.Module):
     return self.outputs(clips)[-1]
 
   def outputs(self, clips: Array) -> list[Array]:
-    """Every output on the way: of the stem and of each block, the last being the feature map.
+    """The outputs of the stem and of each block; the last one is the feature map.
 
     Raises:
-      UserError: the clips are no RGB clips `[B, T, H, W, 3]`, or hold no frame or pixel.
+      ModelError: not RGB clips `[B, T, H, W, 3]`, or clips without a frame or pixel.
     """
     if clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
-      raise errors.UserError(
+      raise ModelError(
         f"Clips of shape {tuple(clips.shape)}: expected [B, T, H, W, 3] with at least one frame "
         "and pixel."
       )
-    # Names that a profile and the compiler's account of costs are read by.
+    # Profiles and the compiler's cost reports show these names.
     with jax.named_scope("stem"):
       x = self.stem(clips)
-    found = [x]
+    maps = [x]
     for name, block in self.blocks():
       with jax.named_scope(name):
         x = _rematerialised(block, x) if self.remat else block(x)
-      found.append(x)
-    return [convolution.unfold(x) for x in found]
+      maps.append(x)
+    return [convolution.unfold(x) for x in maps]
 
 
 class VideoResNet(nnx.Module):
@@ -408,6 +410,6 @@ class VideoResNet(nnx.Module):
     self.head.bias[...] = np.zeros((num_classes,), np.float32)
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
-    """Clips `[B, T, H, W, 3]` (normalised) to float32 logits `[B, classes]`."""
+    """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`."""
     features = widen(self.cnn(clips)).mean((1, 2, 3))
     return self.head(self.dropout(features, rngs=rngs))

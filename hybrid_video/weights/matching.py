@@ -124,7 +124,7 @@ def _architecture(
     keys: of the trunk's arrays.
     key_of: the key of a row of a trunk.
     ours: the model's architecture, which is taken where several fit alike.
-    taps: extent in time of the first kernel of stage 2, which tells MC3 from R3D: their keys are
+    taps: extent in time of the first kernel of stage 2, which separates MC3 from R3D: their keys are
       the same.
   """
   keys = set(keys)

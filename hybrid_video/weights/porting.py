@@ -243,6 +243,16 @@ def _convert(
   return None if missing or others else row.to_ours([state_dict[key] for key in row.keys], shape)
 
 
+def _nameless(table: Table, ours: Mapping[Target, Any], fresh: tuple[str, ...]) -> list[str]:
+  """The arrays of the model that should be filled and that the table has no key for."""
+  named = {row.target for row in table.rows}
+  return [
+    f"{'.'.join(target[1])} {tuple(leaf.shape)}"
+    for target, leaf in ours.items()
+    if target not in named and target[1][0] not in fresh
+  ]
+
+
 def port(
   state_dict: Mapping[str, np.ndarray],
   table: Table,
@@ -291,12 +301,7 @@ def port(
     if first is not array and not np.array_equal(first, array):
       mismatches.differing += row.keys
   mismatches.unknown = {key: a.shape for key, a in state_dict.items() if key not in known}
-  named = {row.target for row in table.rows}
-  mismatches.nameless += [
-    f"{'.'.join(target[1])} {tuple(leaf.shape)}"
-    for target, leaf in ours.items()
-    if target not in named and target[1][0] not in fresh
-  ]
+  mismatches.nameless = _nameless(table, ours, fresh)
   mismatches.check(table, source)
   return Ported(
     _filled(params, "params", arrays),

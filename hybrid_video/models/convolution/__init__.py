@@ -22,7 +22,7 @@ Triple = tuple[int, int, int]
 DIRECT, POINTWISE, FOLDED = "direct", "pointwise", "folded"
 TWO_DIMENSIONAL, WINOGRAD = "two_dimensional", "winograd"
 
-# A TPU's matrix unit has so many lanes: two pixels' channels have to fit.
+# Lanes of a TPU's matrix unit: two pixels' channels have to fit.
 _LANES = 128
 
 # Winograd's mixed kernels are made and read once: more of them than this for every tile, and that
@@ -42,7 +42,7 @@ def _is_temporal(kernel: Array, strides: Triple, padding: Triple) -> bool:
 
 def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...]:
   """The forms that a convolution can take."""
-  found = [DIRECT]
+  forms = [DIRECT]
   unit = strides == (1, 1, 1)
   if kernel.shape[:3] == (1, 1, 1) and padding == (0, 0, 0):
     return DIRECT, POINTWISE
@@ -53,16 +53,16 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
     and padding == tuple(size // 2 for size in sizes)
     and 2 * kernel.shape[-1] <= _LANES
   ):
-    found.append(FOLDED)
+    forms.append(FOLDED)
   if _is_spatial(kernel, strides, padding):
-    found.append(TWO_DIMENSIONAL)
+    forms.append(TWO_DIMENSIONAL)
     if kernel.shape[1:3] == (3, 3) and unit and padding == (0, 1, 1):
-      found.append(WINOGRAD)
+      forms.append(WINOGRAD)
   elif _is_temporal(kernel, strides, padding):
-    found.append(TWO_DIMENSIONAL)
+    forms.append(TWO_DIMENSIONAL)
     if kernel.shape[0] == 3 and unit and padding == (1, 0, 0):
-      found.append(WINOGRAD)
-  return tuple(found)
+      forms.append(WINOGRAD)
+  return tuple(forms)
 
 
 def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: str) -> str:
@@ -71,8 +71,8 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: 
   TPUs and GPUs have kernels of their own for 3-D convolutions. A TPU folds what leaves the stem, and
   all convolutions until the next stride in space keep the fold. On a CPU the factorised ones run in
   two dimensions, and by Winograd's algorithm where there are many pixels for the channels; not in
-  bfloat16, whose eight bits do not bear the mixing, nor on several devices, whose shares of a batch
-  its loop would gather.
+  bfloat16, whose eight bits are too few for the mixing, nor on several devices, because its loop
+  would gather their shares of a batch.
   """
   possible = lowerings(kernel, strides, padding)
   if platform == "tpu" and FOLDED in possible and kernel.shape[-2] == 3:
@@ -103,7 +103,7 @@ def convolve(
     strides: steps along (T, H, W).
     padding: zeros on both sides of (T, H, W).
     lowering: one of `lowerings`; the default is what `choose` says for the `target`. A folded map
-      has but one.
+      has only one.
 
   Returns:
     `[B, T', H', W', D]`, folded if the lowering or the map was and the convolution keeps it.
@@ -166,7 +166,7 @@ def fuses(x: Array, spatial: Array, temporal: Array, strides: Triple) -> bool:
 
 
 def fused(x: Array, spatial: Array, temporal: Array, scale: Array, shift: Array) -> Array:
-  """A convolution in space, scale, shift and ReLU, and one in time, with nothing in memory between.
+  """A convolution in space, scale, shift and ReLU, and one in time, all without leaving the cache.
 
   Args:
     x: feature map `[B, T, H, W, C]`.

@@ -1,4 +1,4 @@
-"""Feature maps with pairs of neighbouring columns folded into channels: how a TPU likes 64 of them.
+"""Feature maps with pairs of neighbouring columns folded into channels, for TPUs.
 
 In: clips `[B, T, H, W, 3]` or folded maps. Out: folded maps, or plain ones.
 A TPU's matrix unit pads channels to 128, so 64 of them waste half of it and half of the memory's
@@ -6,8 +6,8 @@ traffic; a pair of pixels fills it. Two neighbouring outputs of a 3-wide convolu
 exactly two pairs, if the input's pairs start one column off the output's. So the alignment alternates
 from one such convolution to the next, and a residual block of two ends as it began.
 
-Kernels are the plain ones, `[kt, kh, kw, C, D]`; they are folded in the graph, and their gradients
-unfold by themselves.
+Kernels are the plain ones, `[kt, kh, kw, C, D]`; they are folded in the graph, and automatic
+differentiation unfolds their gradients.
 """
 
 from collections.abc import Callable
@@ -45,14 +45,14 @@ class Fold:
 
   @property
   def has_phantoms(self) -> bool:
-    """Whether some pair holds a column that is not there: -1, or `width`."""
+    """Whether some pair holds a column that does not exist: -1, or `width`."""
     return self.shift == 1 or self.width % 2 == 1
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Folded:
-  """A feature map `[B, T, H, W, C]` in pairs of columns. What phantoms hold is of no meaning.
+  """A feature map `[B, T, H, W, C]` in pairs of columns. The values of phantoms mean nothing.
 
   Attributes:
     pairs: `[B, T, H, pairs, 2 C]`.
@@ -69,7 +69,7 @@ class Folded:
 
   @property
   def pixels(self) -> int:
-    """Places of the map, phantoms left out: B T H W."""
+    """Pixels of the map without phantoms: B T H W."""
     batch, frames, height = self.pairs.shape[:3]
     return batch * frames * height * self.layout.width
 
@@ -101,7 +101,7 @@ def clear_phantoms(x: Folded) -> Array:
 
 
 def total(values: Array) -> Array:
-  """Sums over all places of pairs `[B, T, H, pairs, 2 C]`, whose phantoms are zeros: `[C]`."""
+  """Sums over all positions of pairs `[B, T, H, pairs, 2 C]`, whose phantoms are zeros: `[C]`."""
   return values.sum(range(values.ndim - 1)).reshape(2, -1).sum(0)
 
 

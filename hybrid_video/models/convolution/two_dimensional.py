@@ -49,9 +49,9 @@ def _spatial_forward(
 
 
 def _spatial_backward(
-  strides: tuple[int, int], padding: tuple[int, int], kept: tuple[Array, Array], dy: Array
+  strides: tuple[int, int], padding: tuple[int, int], residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-  x, kernel = kept
+  x, kernel = residuals
   _, pull_x = jax.vjp(lambda x: _convolve(x, kernel, strides, padding), x)
   height, width, channels, out = kernel.shape
   rows, columns = (
@@ -65,8 +65,8 @@ def _spatial_backward(
     frames, dy = chunk
     side_by_side = jnp.concatenate([frames[:, :, column] for column in columns], -1)
     flat = dy.reshape(-1, out)
-    parts = [side_by_side[:, row].reshape(-1, width * channels).T @ flat for row in rows]
-    return total + jnp.stack(parts), None
+    of_rows = [side_by_side[:, row].reshape(-1, width * channels).T @ flat for row in rows]
+    return total + jnp.stack(of_rows), None
 
   x_chunks, dy_chunks = (a.reshape(-1, count, *a.shape[1:]) for a in (padded, dy))
   start = jnp.zeros((height, width * channels, out), dy.dtype)
@@ -89,9 +89,9 @@ def _temporal_forward(
 
 
 def _temporal_backward(
-  stride: int, padding: int, kept: tuple[Array, Array], dy: Array
+  stride: int, padding: int, residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-  x, kernel = kept
+  x, kernel = residuals
   _, pull_x = jax.vjp(lambda x: _convolve(x, kernel[:, None], (stride, 1), (padding, 0)), x)
   padded = jnp.pad(x, ((0, 0), (padding, padding), (0, 0), (0, 0)))
   flat = dy.reshape(-1, dy.shape[-1])

@@ -81,17 +81,17 @@ ROWS = cook_toom((0.0, 1.0, -1.0))
 COLUMNS = FRAMES = cook_toom((0.0, 1.0, -1.0, 0.5, -2.0))
 
 
-def _mix(weights: np.ndarray, parts: Sequence[Array]) -> Array:
+def _mix(weights: np.ndarray, values: Sequence[Array]) -> Array:
   terms = [
-    part if weight == 1 else weight.astype(part.dtype) * part
-    for weight, part in zip(weights, parts, strict=True)
+    value if weight == 1 else weight.astype(value.dtype) * value
+    for weight, value in zip(weights, values, strict=True)
     if weight
   ]
   return functools.reduce(jnp.add, terms)
 
 
 def _phases(x: Array, axis: int, step: int, count: int, tiles: int) -> list[Array]:
-  """For each of `count` places of a tile, that of every tile: x[k], x[k + step], ..."""
+  """For each of `count` positions in a tile, that position of every tile: x[k], x[k + step], ..."""
   return [lax.slice_in_dim(x, k, k + step * (tiles - 1) + 1, step, axis=axis) for k in range(count)]
 
 
@@ -102,24 +102,24 @@ def _interleave(phases: Sequence[Array], axis: int) -> Array:
 
 
 def _mix_inputs(x: Array, axis: int, by: Transforms) -> list[Array]:
-  """The n mixed values of every tile along an axis of `m tiles + 2` places."""
+  """The n mixed values of every tile along an axis of `m tiles + 2` positions."""
   tiles = (x.shape[axis] - 2) // by.outputs
   phases = _phases(x, axis, by.outputs, by.products, tiles)
   return [_mix(row, phases) for row in by.input]
 
 
 def _mix_inputs_adjoint(mixed: Sequence[Array], axis: int, by: Transforms) -> Array:
-  """The adjoint of `_mix_inputs`: where tiles overlap, what comes from both is added."""
-  parts = [_mix(column, mixed) for column in by.input.T]
+  """The adjoint of `_mix_inputs`: where tiles overlap, both contributions are added."""
+  inputs = [_mix(column, mixed) for column in by.input.T]
 
-  def padded(part: Array, before: int, after: int) -> Array:
-    widths = [(0, 0, 0)] * part.ndim
+  def padded(x: Array, before: int, after: int) -> Array:
+    widths = [(0, 0, 0)] * x.ndim
     widths[axis] = (before, after, 0)
-    return lax.pad(part, jnp.zeros((), part.dtype), widths)
+    return lax.pad(x, jnp.zeros((), x.dtype), widths)
 
-  phases = [padded(part, 0, 1) for part in parts[: by.outputs]]
-  for k, part in enumerate(parts[by.outputs :]):
-    phases[k] = phases[k] + padded(part, 1, 0)
+  phases = [padded(x, 0, 1) for x in inputs[: by.outputs]]
+  for k, overlap in enumerate(inputs[by.outputs :]):
+    phases[k] = phases[k] + padded(overlap, 1, 0)
   whole = _interleave(phases, axis)
   return lax.slice_in_dim(whole, 0, by.outputs * mixed[0].shape[axis] + 2, axis=axis)
 
@@ -145,7 +145,7 @@ def _padding(size: int, by: Transforms) -> tuple[int, int, int]:
 
 
 def _mix_taps(taps: Sequence[Array], by: Transforms) -> list[Array]:
-  """The n mixed taps of three, as separate arrays: a loop would copy its part out at every round."""
+  """The n mixed taps of three, as separate arrays: a loop would copy a slice in every round."""
   return [_mix(row, taps) for row in by.kernel]
 
 
@@ -231,8 +231,8 @@ def _spatial_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
   return spatial(x, kernel), (x, kernel)
 
 
-def _spatial_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-  x, kernel = kept
+def _spatial_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+  x, kernel = residuals
   height, width = x.shape[1:3]
   mixed_kernel = _mix_spatial_kernel(kernel)
   split = _spatial_chunks(x, _TILES_AT_ONCE_BACKWARD)
@@ -288,8 +288,8 @@ def _temporal_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
   return temporal(x, kernel), (x, kernel)
 
 
-def _temporal_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-  x, kernel = kept
+def _temporal_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+  x, kernel = residuals
   batch, frames, pixels, channels = x.shape
   mixed_taps = _mix_taps(list(kernel), FRAMES)
   strip = _largest_divisor(pixels, _PIXELS_AT_ONCE)
@@ -305,15 +305,15 @@ def _temporal_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arr
   def step(i: Array, carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
     sums, dx = carry
     covered = jnp.pad(take(dy, i), ((0, after - 1), (0, 0), (0, 0)))
-    of_products = [_flat(part) for part in _mix_outputs_adjoint(covered, 0, FRAMES)]
+    of_products = [_flat(product) for product in _mix_outputs_adjoint(covered, 0, FRAMES)]
     of_mixed = [
-      (part @ matrix.T).reshape(tiles, strip, channels)
-      for part, matrix in zip(of_products, mixed_taps, strict=True)
+      (product @ matrix.T).reshape(tiles, strip, channels)
+      for product, matrix in zip(of_products, mixed_taps, strict=True)
     ]
-    part = _mix_inputs_adjoint(of_mixed, 0, FRAMES)[1 : frames + 1]
+    of_strip = _mix_inputs_adjoint(of_mixed, 0, FRAMES)[1 : frames + 1]
     mixed = _mix_inputs(jnp.pad(take(x, i), ((before, after), (0, 0), (0, 0))), 0, FRAMES)
     sums = [total + _flat(a).T @ b for total, a, b in zip(sums, mixed, of_products, strict=True)]
-    return sums, lax.dynamic_update_slice(dx, part[None], at(i))
+    return sums, lax.dynamic_update_slice(dx, of_strip[None], at(i))
 
   zeros = [jnp.zeros(kernel.shape[1:], x.dtype)] * FRAMES.products
   sums, dx = lax.fori_loop(0, batch * strips, step, (zeros, jnp.zeros_like(x)))
@@ -343,7 +343,7 @@ def fused(
 ) -> Array:
   """A convolution in space, scale, shift and ReLU, and a convolution in time, at stride 1.
 
-  What lies between the two never leaves the cache.
+  The map between the two never leaves the cache.
 
   Args:
     x: `[B, T, H, W, C]`.
@@ -368,12 +368,12 @@ def fused(
   def step(i: Array, y: Array) -> Array:
     band = lax.dynamic_slice(padded, at(i), (clips, frames, rows + 2, width, channels))
     band = band.reshape(-1, *band.shape[2:])
-    # Into the cache, where all mixing reads it.
+    # Copied into the cache, where all mixing reads it.
     band = lax.optimization_barrier(jnp.pad(band, (none, none, (left, right), none)))
     between = _convolve_tiles(band, mixed_kernel)[:, :, :width]
     between = jax.nn.relu(between * scale + shift)
-    part = temporal(between.reshape(clips, frames, rows * width, -1), temporal_kernel)
-    return lax.dynamic_update_slice(y, part.reshape(clips, frames, rows, width, -1), at(i))
+    out = temporal(between.reshape(clips, frames, rows * width, -1), temporal_kernel)
+    return lax.dynamic_update_slice(y, out.reshape(clips, frames, rows, width, -1), at(i))
 
   y = jnp.zeros((batch, frames, bands * rows, width, temporal_kernel.shape[-1]), x.dtype)
   return lax.fori_loop(0, batch // clips * bands, step, y)[:, :, :height]
