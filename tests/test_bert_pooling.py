@@ -81,11 +81,11 @@ def test_a_clip_with_every_token_masked_still_has_its_cls_token_and_nothing_else
 
 
 def test_training_masks_by_the_drawn_keys_and_keeps_four_fifths():
-  kept = bert_pooling.draw_kept_keys(jax.random.key(0), (4000, 8), 0.8)
-  assert abs(float(kept.mean()) - 0.8) < 0.01
-  assert (np.abs(np.asarray(kept.mean(0)) - 0.8) < 0.03).all()
+  visible = bert_pooling.draw_visible_keys(jax.random.key(0), (4000, 8), 0.8)
+  assert abs(float(visible.mean()) - 0.8) < 0.01
+  assert (np.abs(np.asarray(visible.mean(0)) - 0.8) < 0.03).all()
   # Tokens are masked one by one, not clip by clip.
-  assert abs(float((kept.sum(1) == 8).mean()) - 0.8**8) < 0.03
+  assert abs(float((visible.sum(1) == 8).mean()) - 0.8**8) < 0.03
 
   # What training draws is what it uses: a token's gradient vanishes as often as it is masked.
   pooling = _pooling(8, dropout=0.0)
