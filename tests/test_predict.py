@@ -4,13 +4,13 @@ import csv
 import json
 import shutil
 
-from conftest import REAL_CLIPS, made_experiment, run_training, small_demo
+from conftest import REAL_CLIPS, run_training
 import jax
 import numpy as np
 import pytest
 
 import hybrid_video
-from hybrid_video import checkpoints, export, loading, models, predict
+from hybrid_video import checkpoints, experiment, export, loading, models, predict, weights
 from hybrid_video.checkpoints import CheckpointError
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.experiment import Experiment
@@ -187,7 +187,7 @@ def test_another_run_starts_from_a_trained_model(finished, exported, tmp_path, k
   }[kind]
   other = config.copy_and_resolve_references()
   other.init_from = str(source)
-  other.optimizer.learning_rate = 0.0
+  other.optimizer.learning_rate = other.optimizer.warmup_epochs = 0.0
   other.epochs = 0.1
   other.evaluate_shuffled = False
   other.clip.flip = True
@@ -203,11 +203,9 @@ def test_another_run_starts_from_a_trained_model(finished, exported, tmp_path, k
 
 def test_a_head_of_other_classes_starts_fresh_when_a_run_starts_from_another(finished):
   _, workdir, _ = finished
-  from hybrid_video import weights
-
   saved = loading.read(workdir)
-  chosen = saved.description.experiment
-  model = models.create("hybrid", num_classes=3, seed=5, **chosen.model_options)
+  options = saved.description.experiment.model_options
+  model = models.create("hybrid", num_classes=3, seed=5, **options)
   fresh = models.split(model)[1]
   ported = weights.load_trees(
     model, saved.params, saved.batch_stats, source="a run", replace_head=True
@@ -224,15 +222,21 @@ def test_a_head_of_other_classes_starts_fresh_when_a_run_starts_from_another(fin
     weights.load_trees(model, saved.params, saved.batch_stats, source="a run", replace_head=False)
 
 
-def test_a_pretraining_model_has_no_classes_to_predict(tmp_path):
-  chosen = made_experiment()
-  config = small_demo(tmp_path, tmp_path)
-  config.model.name = "videomae_small_pretraining"
+def test_a_pretraining_model_has_no_classes_to_predict():
+  config = experiment.default_config()
+  experiment.use_model(
+    config,
+    "videomae_small_pretraining",
+    width=16,
+    depth=1,
+    heads=2,
+    decoder_width=8,
+    decoder_depth=1,
+    decoder_heads=2,
+  )
   config.clip.crop = 32
-  from hybrid_video import experiment
-
-  chosen = experiment.from_config(config)
-  description = checkpoints.Description(chosen, ("a",))
+  config.model.mask_ratio = 0.5
+  description = checkpoints.Description(experiment.from_config(config), ("a",))
   params, batch_stats = models.split(loading.build(description))[1:]
   saved = checkpoints.SavedModel(description, params, batch_stats, 3, "runs/pretraining")
   with pytest.raises(predict.PredictionError, match=r"init_from=runs/pretraining"):

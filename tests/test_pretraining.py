@@ -76,7 +76,8 @@ def test_no_masked_pixel_reaches_a_prediction(task):
   _, visible, masked = task.prepare(batch, jax.random.key(3))
   model = task.merge(params, batch_stats)
   clips = jnp.asarray(batch["clips"], jnp.float32) / 255
-  gradient = jax.grad(lambda clips: jnp.square(model(clips, visible, masked)).sum())(clips)
+  squares = jax.jit(jax.grad(lambda clips: jnp.square(model(clips, visible, masked)).sum()))
+  gradient = squares(clips)
   # Patches of 2 frames by 16 by 16 pixels, in the order (time, row, column).
   moved = np.abs(gradient).reshape(3, 2, 2, 2, 16, 2, 16, 3).sum((2, 4, 6, 7)).reshape(3, 8)
   for clip in range(3):
@@ -88,9 +89,10 @@ def test_the_loss_is_a_sum_that_is_divided_once(task):
   params, batch_stats = task.initial_variables()
   batch = _batch(4)
   prepared = task.prepare(batch, jax.random.key(3))
-  sums, _ = task.loss(params, batch_stats, prepared, jax.random.key(0))
+  loss = jax.jit(task.loss)
+  sums, _ = loss(params, batch_stats, prepared, jax.random.key(0))
   halves = [
-    task.loss(params, batch_stats, [part[rows] for part in prepared], jax.random.key(0))[0]
+    loss(params, batch_stats, [part[rows] for part in prepared], jax.random.key(0))[0]
     for rows in (slice(0, 2), slice(2, 4))
   ]
   assert float(sums["count"]) == 4
@@ -101,10 +103,9 @@ def test_evaluations_masks_follow_from_the_clip_and_not_from_the_batch(task):
   params, batch_stats = task.initial_variables()
   batch = _batch(4)
   indices = np.array([5, 6, 7, 8], np.int32)
-  whole = task.outputs(params, batch_stats, {"clips": batch["clips"], "clip_indices": indices})[
-    "loss"
-  ]
-  turned = task.outputs(
+  outputs = jax.jit(task.outputs)
+  whole = outputs(params, batch_stats, {"clips": batch["clips"], "clip_indices": indices})["loss"]
+  turned = outputs(
     params, batch_stats, {"clips": batch["clips"][::-1], "clip_indices": indices[::-1]}
   )["loss"]
   np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5)
