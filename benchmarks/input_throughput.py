@@ -12,11 +12,14 @@ turn by turn in one run, so that what else the machine does falls on all of them
 - libjpeg-turbo: nothing but decoding the very frames that our clips take, from memory, whole, one
   process a core. No pipeline on JPEG frames can be faster than it.
 
+- tfds, grain: the same records through TFDS and tf.data, and the same frames in an array_record file
+  through grain (`library_readers.py`), random crop.
+
 Then the memory of the process over many clips, and the bytes and the error of stored frames at
 several JPEG qualities, against the decoded and scaled video.
 
 The last line is one JSON object; `ratio_per_core` is ours / videos, `ratio_to_jpeg_limit` is ours /
-libjpeg-turbo, both medians over the turns.
+libjpeg-turbo, `ratio_to_tfds` and `ratio_to_grain` ours / theirs, all medians over the turns.
 """
 
 import argparse
@@ -30,6 +33,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,6 +44,8 @@ import av  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 import simplejpeg  # noqa: E402
+
+from benchmarks import library_readers  # noqa: E402
 
 FRAMES, SECONDS, HEIGHT, WIDTH, CROP = 16, 2.0, 128, 171, 112
 QUALITIES = (50, 60, 70, 75, 80, 85, 90, 95)
@@ -63,11 +69,11 @@ def clip_of_video(path: str, rng: np.random.Generator) -> np.ndarray:
       if frame.time >= begin + SECONDS:
         break
       window.append(frame.to_ndarray(format="rgb24"))
-  chosen = [window[i] for i in np.linspace(0, len(window) - 1, FRAMES).astype(int)]
+  sampled = [window[i] for i in np.linspace(0, len(window) - 1, FRAMES).astype(int)]
   top, left = int(rng.integers(HEIGHT - CROP + 1)), int(rng.integers(WIDTH - CROP + 1))
   small = [
     np.asarray(Image.fromarray(frame).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR))
-    for frame in chosen
+    for frame in sampled
   ]
   return np.stack([frame[top : top + CROP, left : left + CROP] for frame in small])
 
@@ -170,9 +176,8 @@ def stored_quality(paths: list[str]) -> list[dict[str, float]]:
   return rows
 
 
-def main() -> None:
-  """Measures and prints."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   default = ROOT / "tests" / "data" / "hmdb51"
   parser.add_argument("--videos", default=str(default), help="folder of video files, at any depth")
   parser.add_argument("--cores", type=int, default=os.cpu_count(), help="processes and threads")
@@ -181,7 +186,156 @@ def main() -> None:
   parser.add_argument("--memory_clips", type=int, default=10_000, help="0 leaves memory out")
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--quality", type=int, default=75, help="JPEG quality of the records")
-  arguments = parser.parse_args()
+  return parser.parse_args()
+
+
+def _store(paths: list[str], arguments: argparse.Namespace, folder: str) -> Any:
+  """The videos as stored records."""
+  from hybrid_video.datasets import builder, listing, splits
+  from hybrid_video.decoding import storing
+
+  scale = storing.StoredScale(HEIGHT, WIDTH, arguments.quality)
+  videos = [
+    listing.Video(
+      f"{i:03d} {pathlib.Path(path).name}", str(i % 2), str(i), (splits.TRAIN,), pathlib.Path(path)
+    )
+    for i, path in enumerate(paths)
+  ]
+  return builder.build(listing.make("throughput", arguments.videos, videos), folder, scale)
+
+
+def _our_batches(records: Any, mode: str, batch_size: int) -> Any:
+  from hybrid_video.sampling import clip_settings
+  import input_pipeline
+
+  settings = clip_settings.ClipSettings(
+    frames=FRAMES, window_seconds=SECONDS, crop=CROP, crop_mode=mode
+  )
+  return input_pipeline.training_batches(
+    records,
+    np.arange(len(records)),
+    settings,
+    batch_size=batch_size,
+    first_step=0,
+    steps=10**9,
+    seed=0,
+  )
+
+
+def _jpeg_clips(records: Any) -> list[list[bytes]]:
+  """What libjpeg-turbo gets: frames of the windows that the pipeline takes."""
+  rng = np.random.default_rng(0)
+  clips = []
+  video_ids = np.arange(len(records))
+  for video_id in np.tile(video_ids, -(-64 // len(video_ids))).tolist():
+    length = min(records.num_frames[video_id], round(SECONDS * records.fps[video_id]))
+    start = int(rng.integers(records.num_frames[video_id] - length + 1))
+    frames = np.linspace(start, start + length - 1, FRAMES).astype(int)
+    clips.append(records.read_frames(video_id, frames))
+  return clips
+
+
+def _rate(batches: Any, seconds: float) -> float:
+  """Clips a second of an endless iterator."""
+  # What stands ready does not count: it was made before the clock started.
+  for _ in range(6):
+    next(batches)
+  count, started = 0, time.perf_counter()
+  while time.perf_counter() - started < seconds:
+    batch = next(batches)
+    count += len(batch["clips"] if isinstance(batch, dict) else batch)
+  return count / (time.perf_counter() - started)
+
+
+def _sources(records: Any, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
+  """Endless batches by name: ours in every crop mode, and the libraries'."""
+  size = arguments.batch_size
+  sources: dict[str, Any] = {
+    f"ours, {words} crop": _our_batches(records, mode, size)
+    for mode, words in (
+      ("random", "random"),
+      ("multi_scale", "multi-scale"),
+      ("random_resized", "random resized"),
+    )
+  }
+  clip: dict[str, Any] = {"frames": FRAMES, "seconds": SECONDS, "crop": CROP, "batch_size": size}
+  sources["tfds"] = library_readers.tfds_batches(records, **clip)
+  if library_readers.has_grain():
+    path = library_readers.write_array_record(records, folder)
+    for name, joined in (("grain", False), ("grain, our decoding", True)):
+      sources[name] = library_readers.grain_batches(
+        records, path, threads=arguments.cores, joined=joined, **clip
+      )
+  else:
+    print("grain is not installed, and left out: pip install -r benchmarks/requirements.txt")
+  return sources
+
+
+def _turns(
+  paths: list[str], records: Any, arguments: argparse.Namespace, folder: str
+) -> dict[str, np.ndarray]:
+  """Clips a second and core of each way, one a turn."""
+  cores = arguments.cores
+  videos = Processes(_videos_worker, [(paths, seed) for seed in range(cores)])
+  jpeg = Processes(_jpeg_worker, [(_jpeg_clips(records),)] * cores)
+  sources = _sources(records, arguments, folder)
+  turns: dict[str, list[float]] = {}
+  print(
+    f"{len(records)} videos, {cores} cores, {arguments.turns} turns of {arguments.seconds:g} s each"
+  )
+  for turn in range(arguments.turns):
+    measured = {"videos (PyAV)": videos.rate(arguments.seconds)}
+    for name, source in sources.items():
+      measured[name] = _rate(source, arguments.seconds)
+      if name == "ours, random crop":
+        measured["libjpeg-turbo alone"] = jpeg.rate(arguments.seconds)
+    for name, rate in measured.items():
+      turns.setdefault(name, []).append(rate / cores)
+    line = ", ".join(f"{name} {rate / cores:.0f}" for name, rate in measured.items())
+    print(f"turn {turn + 1} of {arguments.turns}, clips/s a core: {line}", flush=True)
+  videos.close()
+  jpeg.close()
+  for name, source in sources.items():
+    if name.startswith("ours"):
+      source.close()
+  return {name: np.array(rates) for name, rates in turns.items()}
+
+
+def _memory(records: Any, arguments: argparse.Namespace) -> list[float]:
+  """The process's memory in MiB after each tenth of many clips."""
+  memory: list[float] = []
+  if not arguments.memory_clips:
+    return memory
+  source, done = _our_batches(records, "random", arguments.batch_size), 0
+  for batch in source:
+    done += len(batch["clips"])
+    if done >= (len(memory) + 1) * arguments.memory_clips / 10:
+      memory.append(resident_mib())
+    if done >= arguments.memory_clips:
+      break
+  source.close()
+  tenths = " ".join(f"{value:.0f}" for value in memory)
+  print(f"\nMemory (anonymous, MiB) over {done} clips, each tenth: {tenths}")
+  return memory
+
+
+def _print_tables(turns: dict[str, np.ndarray], quality: list[dict[str, float]]) -> None:
+  base, limit = turns["videos (PyAV)"], turns["libjpeg-turbo alone"]
+  print(f"\n{'':28s}{'clips/s a core':>16s}{'x videos':>10s}{'x libjpeg-turbo':>17s}")
+  for name, rate in turns.items():
+    ratios = np.median(rate / base), np.median(rate / limit)
+    print(f"{name:28s}{np.median(rate):16.0f}{ratios[0]:10.1f}{ratios[1]:17.2f}")
+  print(f"\n{'JPEG quality':>12s}{'bytes a frame':>15s}{'PSNR mean':>11s}{'least':>8s}")
+  for row in quality:
+    print(
+      f"{row['quality']:12d}{row['bytes_a_frame']:15d}{row['psnr_mean_db']:11.2f}"
+      f"{row['psnr_least_db']:8.2f}"
+    )
+
+
+def main() -> None:
+  """Measures, and prints the tables and the JSON object."""
+  arguments = _arguments()
   cores = arguments.cores
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
@@ -192,124 +346,27 @@ def main() -> None:
   )
   if not paths:
     sys.exit(f"{arguments.videos}: no {' or '.join(SUFFIXES)} file. Name a folder with --videos.")
-
-  from hybrid_video.datasets import builder, listing, splits
-  from hybrid_video.decoding import storing
-  from hybrid_video.sampling import clip_settings
-  import input_pipeline
-
-  scale = storing.StoredScale(HEIGHT, WIDTH, arguments.quality)
-  listed = listing.make(
-    "throughput",
-    arguments.videos,
-    [
-      listing.Video(f"{i:03d} {pathlib.Path(p).name}", str(i % 2), str(i), (splits.TRAIN,), pathlib.Path(p))
-      for i, p in enumerate(paths)
-    ],
-  )  # fmt: skip
   with tempfile.TemporaryDirectory() as folder:
-    found = builder.build(listed, folder, scale)
-    video_ids = np.arange(len(found))
-    settings = {
-      mode: clip_settings.ClipSettings(
-        frames=FRAMES, window_seconds=SECONDS, crop=CROP, crop_mode=mode
-      )
-      for mode in clip_settings.CROPS
-    }
-
-    def batches(mode: str):
-      return input_pipeline.training_batches(
-        found,
-        video_ids,
-        settings[mode],
-        batch_size=arguments.batch_size,
-        first_step=0,
-        steps=10**9,
-        seed=0,
-      )
-
-    # What libjpeg-turbo gets: frames of the windows that the pipeline takes.
-    rng = np.random.default_rng(0)
-    clips = []
-    for video_id in np.tile(video_ids, -(-64 // len(video_ids))):
-      length = min(found.num_frames[video_id], round(SECONDS * found.fps[video_id]))
-      start = int(rng.integers(found.num_frames[video_id] - length + 1))
-      clips.append(
-        found.read_frames(int(video_id), np.linspace(start, start + length - 1, FRAMES).astype(int))
-      )
-    videos = Processes(_videos_worker, [(paths, seed) for seed in range(cores)])
-    jpeg = Processes(_jpeg_worker, [(clips,)] * cores)
-    sources = {mode: batches(mode) for mode in settings}
-    for source in sources.values():
-      for _ in range(4):
-        next(source)
-
-    def ours(mode: str, seconds: float) -> float:
-      # What stands ready does not count: it was made before the clock started.
-      for _ in range(6):
-        next(sources[mode])
-      count, started = 0, time.perf_counter()
-      while time.perf_counter() - started < seconds:
-        count += len(next(sources[mode])["clips"])
-      return count / (time.perf_counter() - started)
-
-    turns: dict[str, list[float]] = {}
-    print(
-      f"{len(found)} videos, {cores} cores, {arguments.turns} turns of {arguments.seconds:g} s each"
-    )
-    for turn in range(arguments.turns):
-      seconds = arguments.seconds
-      measured = {
-        "videos (PyAV)": videos.rate(seconds),
-        "ours, random crop": ours("random", seconds),
-        "libjpeg-turbo alone": jpeg.rate(seconds),
-        "ours, multi-scale crop": ours("multi_scale", seconds / 2),
-        "ours, random resized crop": ours("random_resized", seconds / 2),
-      }
-      for name, rate in measured.items():
-        turns.setdefault(name, []).append(rate / cores)
-      line = ", ".join(f"{name} {rate / cores:.0f}" for name, rate in measured.items())
-      print(f"turn {turn + 1} of {arguments.turns}, clips/s a core: {line}", flush=True)
-    videos.close()
-    jpeg.close()
-    for source in sources.values():
-      source.close()
-
-    base, limit = (np.array(turns[n]) for n in ("videos (PyAV)", "libjpeg-turbo alone"))
-    print(f"\n{'':28s}{'clips/s a core':>16s}{'x videos':>10s}{'x libjpeg-turbo':>17s}")
-    for name, rates in turns.items():
-      rate = np.array(rates)
-      ratios = np.median(rate / base), np.median(rate / limit)
-      print(f"{name:28s}{np.median(rate):16.0f}{ratios[0]:10.1f}{ratios[1]:17.2f}")
-
-    memory: list[float] = []
-    if arguments.memory_clips:
-      source, done = batches("random"), 0
-      for batch in source:
-        done += len(batch["clips"])
-        if done >= (len(memory) + 1) * arguments.memory_clips / 10:
-          memory.append(resident_mib())
-        if done >= arguments.memory_clips:
-          break
-      source.close()
-      told = " ".join(f"{value:.0f}" for value in memory)
-      print(f"\nMemory (anonymous, MiB) over {done} clips, each tenth: {told}")
-    bytes_a_frame = found.record_bytes / int(found.num_frames.sum())
-
+    records = _store(paths, arguments, folder)
+    turns = _turns(paths, records, arguments, folder)
+    memory = _memory(records, arguments)
+    bytes_a_frame = records.record_bytes / int(records.num_frames.sum())
   quality = stored_quality(paths)
-  print(f"\n{'JPEG quality':>12s}{'bytes a frame':>15s}{'PSNR mean':>11s}{'least':>8s}")
-  for row in quality:
-    print(
-      f"{row['quality']:12d}{row['bytes_a_frame']:15d}{row['psnr_mean_db']:11.2f}"
-      f"{row['psnr_least_db']:8.2f}"
-    )
-  ratio = np.array(turns["ours, random crop"])
+  _print_tables(turns, quality)
+  ours = turns["ours, random crop"]
+
+  def ratio_to(name: str, digits: int) -> float | None:
+    return round(float(np.median(ours / turns[name])), digits) if name in turns else None
+
   outcome = {
-    "ratio_per_core": round(float(np.median(ratio / base)), 2),
-    "ratio_to_jpeg_limit": round(float(np.median(ratio / limit)), 3),
+    "ratio_per_core": ratio_to("videos (PyAV)", 2),
+    "ratio_to_jpeg_limit": ratio_to("libjpeg-turbo alone", 3),
+    "ratio_to_tfds": ratio_to("tfds", 2),
+    "ratio_to_grain": ratio_to("grain", 2),
+    "ratio_to_grain_with_our_decoding": ratio_to("grain, our decoding", 2),
     "clips_per_second_per_core": {n: round(float(np.median(r)), 1) for n, r in turns.items()},
     "cores": cores,
-    "videos": len(found),
+    "videos": len(paths),
     "stored_bytes_a_frame": round(bytes_a_frame),
     "jpeg_quality": arguments.quality,
     "memory_growth_mib": round(memory[-1] - memory[1], 1) if memory else None,
