@@ -109,8 +109,8 @@ def _expected(field: dataclasses.Field, kind: str) -> str:
     "at_most": "up to {:g}",
     "below": "below {:g}",
   }
-  told = [words[name].format(limits[name]) for name in words if limits.get(name) is not None]
-  return " ".join([kind, *told])
+  bounds = [words[name].format(limits[name]) for name in words if limits.get(name) is not None]
+  return " ".join([kind, *bounds])
 
 
 def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:

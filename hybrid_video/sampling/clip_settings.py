@@ -52,7 +52,7 @@ class ClipSettings(Sampling):
   Attributes:
     crop_mode: how the square is cut out. "random": a square of `crop` pixels anywhere.
       "multi_scale": sides drawn from `scales` times the shorter stored side, no more than one step
-      apart, at one of 13 places, resized (TSN's way). "random_resized": a box of a share of the
+      apart, at one of 13 positions, resized (TSN's way). "random_resized": a box of a share of the
       area from `area` and an aspect ratio from `aspect` (log-uniform), anywhere, resized.
     scales: of "multi_scale", descending.
     area: of "random_resized", least and most share of the frame.
