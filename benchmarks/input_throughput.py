@@ -12,19 +12,21 @@ turn by turn in one run, so that what else the machine does falls on all of them
 - libjpeg-turbo: nothing but decoding the very frames that our clips take, from memory, whole, one
   process a core. No pipeline on JPEG frames can be faster than it.
 
-- tfds, grain: the same records through TFDS and tf.data, and the same frames in an array_record file
-  through grain (`library_readers.py`), random crop.
+- TFDS, tf.data, grain: the same records through TFDS and through tf.data alone, and the same frames in
+  an array_record file through grain (`library_readers.py`), random crop.
 
 Then the memory of the process over many clips, and the bytes and the error of stored frames at
 several JPEG qualities, against the decoded and scaled video.
 
 The last line is one JSON object; `ratio_per_core` is ours / videos, `ratio_to_jpeg_limit` is ours /
-libjpeg-turbo, `ratio_to_tfds` and `ratio_to_grain` ours / theirs, all medians over the turns.
+libjpeg-turbo, `ratio_to_tfds`, `ratio_to_tf_data` and `ratio_to_grain` ours / theirs (grain's faster
+way), all medians over the turns.
 """
 
 import argparse
 from collections.abc import Callable
 import contextlib
+import functools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -50,6 +52,7 @@ from benchmarks import library_readers  # noqa: E402
 FRAMES, SECONDS, HEIGHT, WIDTH, CROP = 16, 2.0, 128, 171, 112
 QUALITIES = (50, 60, 70, 75, 80, 85, 90, 95)
 SUFFIXES = (".avi", ".mp4")
+WARM_UP_SECONDS = 2.0
 
 
 def clip_of_video(path: str, rng: np.random.Generator) -> np.ndarray:
@@ -235,23 +238,33 @@ def _jpeg_clips(records: Any) -> list[list[bytes]]:
   return clips
 
 
-def _rate(batches: Any, seconds: float) -> float:
-  """Clips a second of an endless iterator."""
-  # What stands ready does not count: it was made before the clock started.
-  for _ in range(6):
+def _rate(make: Callable[[], Any], seconds: float) -> float:
+  """Clips a second of a source's endless batches, which are made for this turn alone.
+
+  So no source fills its buffers while another one is measured.
+  """
+  batches = make()
+  # Until its own tuning has settled, and what was made before the clock started is used up.
+  started = time.perf_counter()
+  while time.perf_counter() - started < WARM_UP_SECONDS:
     next(batches)
   count, started = 0, time.perf_counter()
   while time.perf_counter() - started < seconds:
     batch = next(batches)
     count += len(batch["clips"] if isinstance(batch, dict) else batch)
-  return count / (time.perf_counter() - started)
+  rate = count / (time.perf_counter() - started)
+  if hasattr(batches, "close"):
+    batches.close()
+  return rate
 
 
-def _sources(records: Any, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-  """Endless batches by name: ours in every crop mode, and the libraries'."""
+def _sources(
+  records: Any, arguments: argparse.Namespace, folder: str
+) -> dict[str, Callable[[], Any]]:
+  """What makes endless batches, by name: ours in every crop mode, and the libraries'."""
   size = arguments.batch_size
-  sources: dict[str, Any] = {
-    f"ours, {words} crop": _our_batches(records, mode, size)
+  sources: dict[str, Callable[[], Any]] = {
+    f"ours, {words} crop": functools.partial(_our_batches, records, mode, size)
     for mode, words in (
       ("random", "random"),
       ("multi_scale", "multi-scale"),
@@ -259,15 +272,22 @@ def _sources(records: Any, arguments: argparse.Namespace, folder: str) -> dict[s
     )
   }
   clip: dict[str, Any] = {"frames": FRAMES, "seconds": SECONDS, "crop": CROP, "batch_size": size}
-  sources["tfds"] = library_readers.tfds_batches(records, **clip)
-  if library_readers.has_grain():
-    path = library_readers.write_array_record(records, folder)
-    for name, joined in (("grain", False), ("grain, our decoding", True)):
-      sources[name] = library_readers.grain_batches(
-        records, path, threads=arguments.cores, joined=joined, **clip
-      )
-  else:
+  sources["TFDS"] = functools.partial(library_readers.tfds_batches, records, **clip)
+  sources["tf.data"] = functools.partial(library_readers.tf_data_batches, records, **clip)
+  if not library_readers.has_grain():
     print("grain is not installed, and left out: pip install -r benchmarks/requirements.txt")
+    return sources
+  path = library_readers.write_array_record(records, folder)
+  for decoding, joined in (("", False), (", our decoding", True)):
+    for way in ("threads", "processes"):
+      sources[f"grain, {way}{decoding}"] = functools.partial(
+        library_readers.grain_batches,
+        records,
+        path,
+        joined=joined,
+        **clip,
+        **{way: arguments.cores},
+      )
   return sources
 
 
@@ -295,9 +315,6 @@ def _turns(
     print(f"turn {turn + 1} of {arguments.turns}, clips/s a core: {line}", flush=True)
   videos.close()
   jpeg.close()
-  for name, source in sources.items():
-    if name.startswith("ours"):
-      source.close()
   return {name: np.array(rates) for name, rates in turns.items()}
 
 
@@ -321,10 +338,10 @@ def _memory(records: Any, arguments: argparse.Namespace) -> list[float]:
 
 def _print_tables(turns: dict[str, np.ndarray], quality: list[dict[str, float]]) -> None:
   base, limit = turns["videos (PyAV)"], turns["libjpeg-turbo alone"]
-  print(f"\n{'':28s}{'clips/s a core':>16s}{'x videos':>10s}{'x libjpeg-turbo':>17s}")
+  print(f"\n{'':32s}{'clips/s a core':>16s}{'x videos':>10s}{'x libjpeg-turbo':>17s}")
   for name, rate in turns.items():
     ratios = np.median(rate / base), np.median(rate / limit)
-    print(f"{name:28s}{np.median(rate):16.0f}{ratios[0]:10.1f}{ratios[1]:17.2f}")
+    print(f"{name:32s}{np.median(rate):16.0f}{ratios[0]:10.1f}{ratios[1]:17.2f}")
   print(f"\n{'JPEG quality':>12s}{'bytes a frame':>15s}{'PSNR mean':>11s}{'least':>8s}")
   for row in quality:
     print(
@@ -355,15 +372,20 @@ def main() -> None:
   _print_tables(turns, quality)
   ours = turns["ours, random crop"]
 
-  def ratio_to(name: str, digits: int) -> float | None:
-    return round(float(np.median(ours / turns[name])), digits) if name in turns else None
+  def ratio_to(digits: int, *names: str) -> float | None:
+    """To the fastest of these that was measured."""
+    rates = [turns[name] for name in names if name in turns]
+    return round(min(float(np.median(ours / rate)) for rate in rates), digits) if rates else None
 
+  decoding = ", our decoding"
+  grain = ("grain, threads", "grain, processes")
   outcome = {
-    "ratio_per_core": ratio_to("videos (PyAV)", 2),
-    "ratio_to_jpeg_limit": ratio_to("libjpeg-turbo alone", 3),
-    "ratio_to_tfds": ratio_to("tfds", 2),
-    "ratio_to_grain": ratio_to("grain", 2),
-    "ratio_to_grain_with_our_decoding": ratio_to("grain, our decoding", 2),
+    "ratio_per_core": ratio_to(2, "videos (PyAV)"),
+    "ratio_to_jpeg_limit": ratio_to(3, "libjpeg-turbo alone"),
+    "ratio_to_tfds": ratio_to(2, "TFDS"),
+    "ratio_to_tf_data": ratio_to(2, "tf.data"),
+    "ratio_to_grain": ratio_to(2, *grain),
+    "ratio_to_grain_with_our_decoding": ratio_to(2, *(name + decoding for name in grain)),
     "clips_per_second_per_core": {n: round(float(np.median(r)), 1) for n, r in turns.items()},
     "cores": cores,
     "videos": len(paths),
