@@ -230,7 +230,7 @@ def run(
   videos = find_videos(named)
   predictor = Predictor(saved)
   names = predictor.class_names
-  log.info("%d videos, %d classes, model %s", len(videos), len(names), saved.source)
+  log.info("Videos: %d, classes: %d, model: %s", len(videos), len(names), saved.source)
   workdir.mkdir(parents=True, exist_ok=True)
   predictions: list[Prediction] = []
   started = time.monotonic()
