@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 MODES = ("train", "evaluate", "predict", "export", "inspect")
 # Modes that use the experiment of a checkpoint if no config is named.
 _CONFIG_OPTIONAL = ("evaluate", "predict", "export")
-# Where the configs are in an installed package.
-_SHIPPED = pathlib.Path(__file__).parent / "_configs"
+# An installed package holds the configs and the input pipeline under names that clash with nobody's; an
+# editable installation uses the files themselves.
+_PACKAGE = pathlib.Path(__file__).parent
+_EDITABLE = not (_PACKAGE / "_configs").is_dir()
+_CONFIGS = _PACKAGE.parent / "configs" if _EDITABLE else _PACKAGE / "_configs"
 _ISSUES = "This is a bug; please report it with the lines above and the command."
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -55,7 +58,7 @@ def _shipped_config(argument: str) -> str:
   if name.lstrip("-") != "config" or not equals:
     return argument
   path, colon, options = value.partition(":")
-  installed = _SHIPPED / pathlib.PurePath(path).name
+  installed = _CONFIGS / pathlib.PurePath(path).name
   if pathlib.Path(path).exists() or not installed.is_file():
     return argument
   return f"{name}={installed}{colon}{options}"
@@ -191,4 +194,4 @@ def start(pipeline_module: str) -> None:
 
 def installed() -> None:
   """The entry point of the installed command `hybrid-video`."""
-  start("hybrid_video_input_pipeline")
+  start("input_pipeline" if _EDITABLE else "hybrid_video_input_pipeline")

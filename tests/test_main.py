@@ -33,6 +33,20 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
   )
 
 
+def test_the_installed_command_finds_the_configs_from_any_folder(tmp_path):
+  code = "from hybrid_video import command; command.installed()"
+  arguments = ["--config=configs/demo.py", "--config.epoch=3", f"--workdir={tmp_path}"]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *arguments],
+    cwd=tmp_path,
+    env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert 'Did you mean "epochs"' in done.stderr
+
+
 @pytest.mark.parametrize(
   ("arguments", "expected"),
   [
