@@ -237,6 +237,21 @@ def test_batch_norm_stores_the_unbiased_variance_and_normalizes_with_the_biased_
   assert np.allclose(np.diff(norm(jnp.asarray(x)) - expected, axis=0), 0, atol=1e-3)
 
 
+def test_a_fresh_batch_norm_trains_inside_a_compiled_function():
+  x = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 2, 5)).astype(np.float32)
+  fresh, eager = layers.BatchNorm(5), layers.BatchNorm(5)
+
+  @jax.jit
+  def mean_after(x):
+    inside = nnx.merge(*nnx.split(fresh), copy=True)
+    inside(x)
+    return inside.mean[...]
+
+  eager(jnp.asarray(x))
+  np.testing.assert_allclose(mean_after(x), eager.mean[...], rtol=1e-5)
+  assert not np.any(fresh.mean[...])
+
+
 def test_fourier_positions_are_sines_cosines_and_the_position_on_each_axis():
   positions = perceiver.fourier_positions((2, 1, 3), bands=2, max_freq=10.0)
   assert positions.shape == (6, perceiver.fourier_channels(2)) == (6, 15)
