@@ -49,7 +49,7 @@ def _video_models() -> Any:
 
 
 class Peer:
-  """torchvision's network, its optimiser and clips that already lie on the device."""
+  """torchvision's network, its optimizer and clips that already lie on the device."""
 
   def __init__(
     self,
@@ -94,7 +94,7 @@ class Peer:
     }
 
   def _clips(self, clips: np.ndarray, layout: str) -> Any:
-    """uint8 `[B, T, H, W, 3]` to normalised float32 `[B, 3, T, H, W]` on the device."""
+    """uint8 `[B, T, H, W, 3]` to normalized float32 `[B, 3, T, H, W]` on the device."""
     pixels = torch.from_numpy(clips).to(self._device).float() / 255
     mean, std = (torch.tensor(of, device=self._device) for of in (self._mean, self._std))
     pixels = (pixels - mean) / std

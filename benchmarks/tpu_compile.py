@@ -8,7 +8,7 @@ chips of the topology, from uint8 clips to the updated parameters (SGD with mome
 
 - plain: the network as a port would have it, every convolution a 3-D one on `[B, T, H, W, C]`.
 - ours: what `hybrid_video.models.convolution` chooses for a TPU. Both compute the same function
-  (tests/test_convolution.py), from the same code, parameters and optimiser.
+  (tests/test_convolution.py), from the same code, parameters and optimizer.
 
 `estimated_cycles`, which the compiler writes beside each operation it schedules, are summed. They are
 a model, not a measurement: they count tiles, windows and memory traffic of an operation, but neither

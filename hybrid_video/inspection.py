@@ -262,7 +262,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
     pipeline: makes batches of clips.
 
   Returns:
-    {"page": path of the page, "summary": what `data_summary.summarise` gives}.
+    {"page": path of the page, "summary": what `data_summary.summarize` gives}.
 
   Raises:
     UserError: there is no such split, a stored record is damaged, a clip does not fit, or several
@@ -275,7 +275,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
   results.make_folder(workdir)
   records = preparation.load_records(experiment, workdir)
   split, share = experiment.split, experiment.validation_share
-  summary = data_summary.summarise(records, split, share)
+  summary = data_summary.summarize(records, split, share)
   log.info("%s", data_summary.text(summary))
   lists = splits.list_indices(records, split, share)
   sheets = [

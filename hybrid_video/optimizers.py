@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules by name, from plain numbers.
+"""Optimizers and learning-rate schedules by name, from plain numbers.
 
 In: settings and the length of training. Out: an optax transformation for a learning rate of one, and
 the learning rate of each step, worked out on the host: it enters the compiled step as a number, so
@@ -53,7 +53,7 @@ class OptimizerSettings(Settings):
 
 
 class OptimizerError(errors.UserError):
-  """Optimiser settings that do not fit the model or the length of training."""
+  """Optimizer settings that do not fit the model or the length of training."""
 
 
 def _trained_or_frozen(params: Any, freeze: tuple[str, ...]) -> Any:

@@ -140,7 +140,7 @@ def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
   splits.select(records, split, "test")
   if not experiment.allow_missing:
     splits.check_training_classes(records, split)
-  log.info("%s", data_summary.text(data_summary.summarise(records, split, share)))
+  log.info("%s", data_summary.text(data_summary.summarize(records, split, share)))
   missing = [*records.missing, *records.broken]
   if missing:
     log.warning("%d listed videos are missing or broken, which the settings allow", len(missing))

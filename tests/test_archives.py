@@ -141,7 +141,7 @@ def test_a_class_archive_without_a_folder_of_its_own_gets_one(folder):
     ("x.rar", zip_of),
   ],
 )
-def test_other_formats_are_recognised_by_their_first_bytes_and_may_contain_archives(
+def test_other_formats_are_recognized_by_their_first_bytes_and_may_contain_archives(
   folder, name, make
 ):
   files = {"ä/a b.txt": b"text", "class.rar": archive({"c.avi": b"clip"}), "empty.txt": b""}

@@ -52,7 +52,7 @@ def small_records(**changes) -> records.Records:
 
 
 def test_videos_lists_and_classes_are_counted():
-  summary = data_summary.summarise(small_records(), 1)
+  summary = data_summary.summarize(small_records(), 1)
   assert summary["videos"] == {"listed": 9, "stored": 6, "missing": 2, "broken": 1, "unlisted": 1}
   assert summary["lists"] == {"train": 3, "validation": 0, "test": 2, "unused": 1}
   ape, bear, cat = summary["classes"]
@@ -62,7 +62,7 @@ def test_videos_lists_and_classes_are_counted():
 
 
 def test_lengths_and_sizes_are_those_counted_by_hand():
-  summary = data_summary.summarise(small_records(), 1)
+  summary = data_summary.summarize(small_records(), 1)
   # Seconds: 1, 2, 3, 2, 5, 0.5.
   assert summary["frames"] == 215
   assert summary["hours"] == pytest.approx(13.5 / 3600)
@@ -82,12 +82,12 @@ def test_lengths_and_sizes_are_those_counted_by_hand():
 
 
 def test_a_video_longer_than_every_bin_is_counted():
-  summary = data_summary.summarise(small_records(num_frames=np.full(6, 10**6)), 1)
+  summary = data_summary.summarize(small_records(num_frames=np.full(6, 10**6)), 1)
   assert summary["seconds_histogram"][-1] == {"from": 3600.0, "below": None, "videos": 6}
 
 
 def test_groups_in_both_lists_are_a_leak_that_is_reported():
-  summary = data_summary.summarise(small_records(), 1)
+  summary = data_summary.summarize(small_records(), 1)
   assert summary["groups"] == {
     "stored": 4,
     "in_lists": 3,
@@ -106,18 +106,18 @@ def test_validation_takes_whole_groups_out_of_training_and_hides_no_leak():
     assert sorted([*lists["train"], *lists["validation"]]) == [0, 2, 3]
     train, validation = (set(index.groups[lists[name]]) for name in ("train", "validation"))
     assert not train & validation
-    summary = data_summary.summarise(index, 1, share)
+    summary = data_summary.summarize(index, 1, share)
     assert summary["groups"]["in_train_and_test"] == 1
     assert summary["groups"]["validation"] == len(validation)
 
 
 def test_a_split_that_does_not_exist_is_refused():
   with pytest.raises(errors.UserError, match="no split 3"):
-    data_summary.summarise(small_records(), 3)
+    data_summary.summarize(small_records(), 3)
 
 
 def test_the_summary_survives_json():
-  summary = data_summary.summarise(small_records(), 1, 0.3)
+  summary = data_summary.summarize(small_records(), 1, 0.3)
   assert json.loads(json.dumps(summary)) == summary
 
 
@@ -126,7 +126,7 @@ def test_the_text_says_what_is_wrong_in_few_lines_and_prints_anywhere():
   codes = np.zeros((6, 1), np.int64)
   codes[5] = 2
   for index in (small_records(), small_records(split_codes=codes)):
-    text = data_summary.text(data_summary.summarise(index, 1, 0.001))
+    text = data_summary.text(data_summary.summarize(index, 1, 0.001))
     assert len(text.splitlines()) <= 15
     assert all(len(line) < 400 for line in text.splitlines())
     text.encode("ascii")
@@ -185,7 +185,7 @@ def strip(count=3, title="wave", size=(20, 30)) -> figures.Strip:
 
 
 def written(folder, sheets=(), **changes):
-  page = data_page.write(folder, data_summary.summarise(small_records(**changes), 1), sheets)
+  page = data_page.write(folder, data_summary.summarize(small_records(**changes), 1), sheets)
   return page, Page(page.read_text())
 
 

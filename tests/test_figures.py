@@ -121,7 +121,7 @@ def test_a_model_without_classes_has_a_loss_curve_alone(tmp_path):
 @pytest.mark.parametrize(
   ("predicted", "title", "colour"),
   [
-    ("wave", "wave, recognised", figures.INK),
+    ("wave", "wave, recognized", figures.INK),
     ("golf", "wave, predicted golf", figures.ORANGE),
     ("", "wave", figures.INK),
   ],

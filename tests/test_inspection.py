@@ -137,7 +137,7 @@ def test_mirrored_draws_are_the_others_turned_around(sheets):
     np.testing.assert_array_equal(after.frames, expected)
 
 
-def test_normalising_and_back_changes_no_pixel(sheets):
+def test_normalizing_and_back_changes_no_pixel(sheets):
   # Smoothing alone sends clips through the device's augmentation without changing them.
   smoothed = sheets(augmentation={"label_smoothing": 0.2})["augmented"]
   for before, after in zip(frames_of(sheets()["augmented"]), frames_of(smoothed), strict=True):

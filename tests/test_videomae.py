@@ -189,7 +189,7 @@ def test_each_clips_loss_is_its_own():
   np.testing.assert_allclose(losses, [0.0, 4.0], rtol=1e-5)
 
 
-def test_targets_are_the_masked_patches_normalised_by_channel_in_pixels():
+def test_targets_are_the_masked_patches_normalized_by_channel_in_pixels():
   pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
   masked = jnp.full((2, 1), 5)
   targets = videomae_pretraining.patch_targets(jnp.asarray(pixels), masked).reshape(2, 512, 3)

@@ -52,7 +52,7 @@ def _count(jaxpr: Any) -> int:
 
 
 def _inner(parameters: dict[str, Any]) -> list[Any]:
-  """The programs within an equation: of a jit, a custom derivative, a rematerialisation."""
+  """The programs within an equation: of a jit, a custom derivative, a rematerialization."""
   programs = []
   for value in parameters.values():
     for item in value if isinstance(value, list | tuple) else (value,):

@@ -272,7 +272,7 @@ class Block(nnx.Module):
     return relu(add(y, x))
 
 
-_rematerialised: Any = nnx.remat(Block.__call__)
+_rematerialized: Any = nnx.remat(Block.__call__)
 
 
 class Trunk(nnx.Module):
@@ -378,7 +378,7 @@ class Trunk(nnx.Module):
     maps = [x]
     for name, block in self.blocks():
       with jax.named_scope(name):
-        x = _rematerialised(block, x) if self.remat else block(x)
+        x = _rematerialized(block, x) if self.remat else block(x)
       maps.append(x)
     return [convolution.unfold(x) for x in maps]
 

@@ -49,7 +49,7 @@ def write(folder: pathlib.Path, summary: dict[str, Any], pictures: Sequence[Shee
 
   Args:
     folder: made if need be.
-    summary: what `data_summary.summarise` gives.
+    summary: what `data_summary.summarize` gives.
     pictures: the contact sheets, in order.
 
   Returns:

@@ -26,7 +26,7 @@ _FRAMES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768
 _SHOWN = 3
 
 
-def summarise(records: Records, split: int, validation_share: float = 0.0) -> dict[str, Any]:
+def summarize(records: Records, split: int, validation_share: float = 0.0) -> dict[str, Any]:
   """Counts what a data set holds, from its index alone.
 
   Args:
@@ -203,7 +203,7 @@ def warnings(summary: dict[str, Any]) -> list[str]:
       f"{groups['in_train_and_test']:,} of {amount(groups['in_lists'], 'group')} in the lists {verb} "
       "videos in both the training and the test list: "
       f"{groups['test_videos_in_shared']:,} of {amount(summary['lists']['test'], 'test video')} may "
-      "be recognised by people and scenery. The lists are used as they are."
+      "be recognized by people and scenery. The lists are used as they are."
     )
   if videos["broken"]:
     lines.append(f"{amount(videos['broken'], 'listed video')} cannot be decoded.")

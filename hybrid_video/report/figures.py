@@ -291,7 +291,7 @@ def contact_sheet(
     title, wrong = true_name, False
     if predicted_name:
       wrong = true_name != predicted_name
-      title += f", predicted {predicted_name}" if wrong else ", recognised"
+      title += f", predicted {predicted_name}" if wrong else ", recognized"
     labels = [f"frame {index}" for index in indices]
     strips.append(Strip(title, clip[indices], labels, wrong=wrong))
   sheet(path, strips)

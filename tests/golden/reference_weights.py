@@ -31,5 +31,5 @@ def state_dict(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def clips(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-  """Normalised clips, float32 `[B, T, H, W, 3]`, as random as they come."""
+  """Normalized clips, float32 `[B, T, H, W, 3]`, as random as they come."""
   return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
