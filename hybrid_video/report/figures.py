@@ -136,7 +136,7 @@ def learning_curves(
       axes.axhline(100 * chance, color=MUTED, linestyle=":", label=chance_label)
       axes.set_ylabel("top-1 (%)")
       axes.set_ylim(0, 102)
-      axes.legend(frameon=False, loc="best")
+      axes.legend(facecolor="white", edgecolor="none", framealpha=1, loc="best")
     for axes in (loss, *accuracy):
       axes.set_xlabel("epoch")
       axes.set_xlim(0, end * 1.02)
