@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     message = str(error.__cause__ or error).replace("\\n", " ").replace("\\'", "'").strip()
   else:
     return rest
+  unknown = re.fullmatch(r"""["']+([\w.]+)["']+""", message)
+  if unknown:
+    message = (
+      f"there is no setting called {unknown[1]}. hybrid_video/experiment.py has them all, with their "
+      "meanings."
+    )
   if message.startswith("''"):
     message = message[1:-1]
   if "Traceback" in message:

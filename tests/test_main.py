@@ -52,6 +52,7 @@ def test_the_installed_command_finds_the_configs_from_any_folder(tmp_path):
   [
     (["--config=configs/demo.py", "--config.epoch=3"], 'Did you mean "epochs"'),
     (["--config=configs/demo.py", "--config.model.latent=3"], 'Did you mean "latents"'),
+    (["--config=configs/demo.py", "--config.model.tubelet=3"], "no setting called tubelet"),
     (["--config=configs/demo.py", "--config.epochs=many"], "could not convert string to float"),
     (
       ["--config=configs/hmdb51.py:cnn8_cros1_self6", "--workdir=x"],
