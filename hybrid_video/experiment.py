@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 from hybrid_video import errors, models
 from hybrid_video.augmentation import AugmentationSettings
-from hybrid_video.decoding.storing import StoredScale
+from hybrid_video.decoding.storing import DecodingLimits, StoredScale
 from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
 from hybrid_video.settings import SettingError, Settings, setting
@@ -126,8 +126,11 @@ class Experiment(Settings):
     split: official split, from 1.
     validation_share: share of the training list's groups that become the validation list.
     data_service: address of a tf.data service dispatcher; "" is this process.
-    stored: at which size frames are stored. Width 0 keeps the aspect ratio, with the height the
-      short side's.
+    stored: at which size frames are stored. Width 0 keeps every shape, with the height the short
+      side's; otherwise videos of another shape keep theirs too, unless they are stretched.
+    decoding: what decoding a video may take.
+    hash_whole_files: whether changed files are told by all of their bytes, and not by their size, time
+      and ends.
     clip: training clips.
     evaluation: evaluation clips; frames, window and crop are the training clip's unless set.
     augmentation: on the device, the same for all frames of a clip, on top of crop and mirroring.
@@ -163,6 +166,8 @@ class Experiment(Settings):
   validation_share: float = setting(0.0, at_least=0, below=1)
   data_service: str = setting("")
   stored: StoredScale = setting(StoredScale)
+  decoding: DecodingLimits = setting(DecodingLimits)
+  hash_whole_files: bool = setting(False)
   clip: ClipSettings = setting(ClipSettings)
   evaluation: EvaluationSettings = setting(EvaluationSettings)
   augmentation: AugmentationSettings = setting(AugmentationSettings)
@@ -213,6 +218,9 @@ class Experiment(Settings):
     """
     values = dict(values)
     values["model"] = ModelSettings.resolve(values["model"], {})
+    if "stretch" not in values["stored"]:
+      # Before there was a choice, every video was stretched.
+      values["stored"] = {**values["stored"], "stretch": True}
     return cls.from_mapping(values)
 
 

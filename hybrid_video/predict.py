@@ -125,7 +125,8 @@ class Predictor:
 
     A broken video gives a prediction without probabilities; the others are predicted.
     """
-    stored = worker_pool.store_videos(videos, self.experiment.stored)
+    experiment = self.experiment
+    stored = worker_pool.store_videos(videos, experiment.stored, limits=experiment.decoding)
     order: collections.deque[_Pending] = collections.deque()
     with contextlib.closing(stored):
       clips = self._clips(videos, stored, order)

@@ -7,6 +7,9 @@ splits; and its index, `Records`.
 Videos are stored in record files of `SHARD_VIDEOS`. A record file counts when its index lies beside
 it, which is written last; the folder counts as a data set when TFDS's metadata is there, which is
 written after all record files. So an interrupted build loses nothing and is not taken for whole.
+
+A video is known by the content of its file. What an earlier build has stored of the same content, in
+whatever list, is taken from there: only what is new or has changed is decoded.
 """
 
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import shutil
 import time
 from typing import Any
@@ -29,14 +33,16 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from hybrid_video import errors, files
-from hybrid_video.datasets import hmdb51, kinetics, listing, ucf101
+from hybrid_video.datasets import file_identity, hmdb51, kinetics, listing, ucf101
 from hybrid_video.datasets import records as stored
+from hybrid_video.datasets.file_identity import Content
+from hybrid_video.datasets.stored_before import Place, StoredBefore
 from hybrid_video.decoding import worker_pool
-from hybrid_video.decoding.storing import StoredScale, StoredVideo
+from hybrid_video.decoding.storing import DecodingLimits, StoredScale, StoredVideo, file_digest
 
 # The one stored TFDS split: every video once. ("all" is a reserved word there.)
 SPLIT = "videos"
-VERSION = "2.0.0"
+VERSION = "3.0.0"
 SHARD_VIDEOS = 64
 _LEFTOVER_SECONDS = 24 * 60 * 60
 _PUBLISHED = {"hmdb51": hmdb51, "ucf101": ucf101, "kinetics": kinetics}
@@ -56,10 +62,11 @@ class StorageError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """A record file: its path, the videos it is to hold, and what tells them from others."""
+  """A record file: its path, the videos it is to hold, their files' contents, and their digest."""
 
   path: str
   videos: Sequence[listing.Video]
+  contents: Sequence[Content]
   digest: str
 
 
@@ -71,6 +78,8 @@ def build(
   allow_missing: bool = False,
   missing_allowed: Collection[str] = (),
   workers: int | None = None,
+  limits: DecodingLimits | None = None,
+  hash_whole_files: bool = False,
 ) -> stored.Records:
   """Decodes and stores what is not stored yet, and gives the index.
 
@@ -82,6 +91,9 @@ def build(
     allow_missing: whether listed videos may be missing or broken.
     missing_allowed: names of those that may be.
     workers: decoding processes; the default is one a core.
+    limits: what decoding a file may take.
+    hash_whole_files: whether a file's content is told by all of its bytes, and not by its size, its
+      time and its ends.
 
   Raises:
     MissingVideosError: videos are missing or broken and not allowed to be. Missing ones are reported
@@ -92,16 +104,22 @@ def build(
   source = str(listed.folder)
   missing = [video.name for video in listed.videos if video.path is None]
   check_missing(missing, allow_missing, missing_allowed, source, "are missing")
-  folder, shards = _layout(listed, records_dir, scale)
+  contents = _contents(listed, hash_whole_files)
+  folder, shards = _layout(listed, records_dir, scale, contents)
   indices = _read_indices(folder, shards)
   todo = []
   for shard in shards:
     index = indices[shard.path]
-    # A broken file that is not allowed may have been fixed since, at the same size.
-    if not index or _not_allowed(index["broken_names"], allow_missing, missing_allowed):
+    # A broken file that is not allowed may have become readable since, as it is.
+    if (
+      not index
+      or _not_allowed(index["broken_names"], allow_missing, missing_allowed)
+      or (not hash_whole_files and not _is_current(shard, index))
+    ):
       todo.append(shard)
   if todo:
-    indices |= _store(todo, folder, listed, scale, workers)
+    decoder = _Decoder(scale, workers, limits)
+    indices |= _store(todo, folder, listed, scale, decoder)
   whole = {path: index for path, index in indices.items() if index is not None}
   records = stored.merge(
     whole,
@@ -114,7 +132,7 @@ def build(
   )
   if not _info_path(folder).exists():
     with _explained(folder, "written"):
-      _write_metadata(records, features(listed, scale), whole)
+      _write_metadata(records, features(listed, records), whole)
   what = _reasons(records.broken)
   check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
@@ -163,20 +181,21 @@ def _reasons(broken: Mapping[str, str]) -> str:
 # Where records lie.
 
 
-def _entry(video: listing.Video) -> bytes:
-  """What tells a video from another: all that is listed of it, and its file's size in bytes.
+def _contents(listed: listing.Listing, whole: bool) -> dict[str, Content]:
+  """The content of each video's file, by the video's name.
 
   Raises:
-    MissingVideosError: its file has gone since it was listed.
+    ContentError: a file has gone since it was listed.
   """
-  try:
-    size = video.path.stat().st_size if video.path else None
-  except OSError as error:
-    raise MissingVideosError(
-      f"{errors.printable(video.path or '')}: the listed video cannot be read ({error.strerror}). "
-      "Check the data folder and run the same command again."
-    ) from error
-  known = (video.name, video.label, video.group, video.codes, sorted(video.tags.items()), size)
+  available = {video.name: video.path for video in listed.videos if video.path}
+  contents = file_identity.contents_of(list(available.values()), whole=whole)
+  return dict(zip(available, contents, strict=True))
+
+
+def _entry(video: listing.Video, content: Content | None) -> bytes:
+  """What tells a video from another: all that is listed of it, and its file's content."""
+  file = content and (content.size, content.digest)
+  known = (video.name, video.label, video.group, video.codes, sorted(video.tags.items()), file)
   return repr(known).encode("utf-8", "surrogateescape")
 
 
@@ -191,7 +210,7 @@ def _digest(entries: Iterable[bytes], scale: StoredScale) -> str:
 def records_folder(listed: listing.Listing, records_dir: str, scale: StoredScale) -> str:
   """Where the records of a listing lie: `RECORDS_DIR/DATASET/SCALE-DIGEST/VERSION`.
 
-  The name holds a digest of the lists and of the files' names and sizes, so that records made of
+  The name holds a digest of the lists and of the files' names and contents, so that records made of
   other files are never taken for these.
 
   Args:
@@ -199,25 +218,25 @@ def records_folder(listed: listing.Listing, records_dir: str, scale: StoredScale
     records_dir: folder of all records.
     scale: size and quality of stored frames.
   """
-  return _folder(listed.dataset, records_dir, scale, map(_entry, listed.videos))
+  return _layout(listed, records_dir, scale, _contents(listed, whole=False))[0]
 
 
-def _folder(dataset: str, records_dir: str, scale: StoredScale, entries: Iterable[bytes]) -> str:
+def _scales_folder(dataset: str, records_dir: str) -> str:
   # Not a pathlib path: records may lie on gs:// or another remote file system.
-  root = os.path.expanduser(records_dir or "~/tensorflow_datasets")
-  return os.path.join(root, dataset, f"{scale.name}-{_digest(entries, scale)[:12]}", VERSION)
+  return os.path.join(os.path.expanduser(records_dir or "~/tensorflow_datasets"), dataset)
 
 
 def _layout(
-  listed: listing.Listing, records_dir: str, scale: StoredScale
+  listed: listing.Listing, records_dir: str, scale: StoredScale, contents: Mapping[str, Content]
 ) -> tuple[str, list[_Shard]]:
   """The folder of the records and the record files in it.
 
   Raises:
     StorageError: the folder is on a file system that is not known.
   """
-  entries = {video.name: _entry(video) for video in listed.videos}
-  folder = _folder(listed.dataset, records_dir, scale, entries.values())
+  entries = {video.name: _entry(video, contents.get(video.name)) for video in listed.videos}
+  name = f"{scale.name}-{_digest(entries.values(), scale)[:12]}"
+  folder = os.path.join(_scales_folder(listed.dataset, records_dir), name, VERSION)
   try:
     epath.Path(folder)
   except KeyError as error:
@@ -232,8 +251,41 @@ def _layout(
     videos = available[i * SHARD_VIDEOS : (i + 1) * SHARD_VIDEOS]
     name = f"{listed.dataset}-{SPLIT}.tfrecord-{i:05d}-of-{count:05d}"
     digest = _digest([entries[video.name] for video in videos], scale)
-    shards.append(_Shard(os.path.join(folder, name), videos, digest))
+    of_files = [contents[video.name] for video in videos]
+    shards.append(_Shard(os.path.join(folder, name), videos, of_files, digest))
   return folder, shards
+
+
+def _earlier_folders(folder: str, scale: StoredScale) -> list[str]:
+  """The folders of a data set's records at one scale, the one that is to be written among them."""
+  dataset = epath.Path(folder).parent.parent
+  if not dataset.exists():
+    return []
+  names = sorted(path.name for path in dataset.iterdir() if path.name.startswith(f"{scale.name}-"))
+  return [os.path.join(str(dataset), name, VERSION) for name in names]
+
+
+def _is_current(shard: _Shard, index: Index) -> bool:
+  """Whether the files of a record file's videos are still those that it was made of.
+
+  Their sizes and ends are. A file that was written since is read to the end; if it is the same, its
+  new time is noted.
+  """
+  rows = {name: row for row, name in enumerate(index["names"].tolist())}
+  modified = index["file_modified"].copy()
+  for video, content in zip(shard.videos, shard.contents, strict=True):
+    row = rows.get(_text(video.name))
+    if row is None or content.modified == modified[row]:
+      continue
+    assert video.path is not None
+    if file_digest(video.path) != index["file_digest"][row]:
+      return False
+    modified[row] = content.modified
+  if not np.array_equal(modified, index["file_modified"]):
+    # Records that may only be read stay as they are.
+    with contextlib.suppress(*_FILE_ERRORS):
+      stored.write_shard_index(shard.path, {**index, "file_modified": modified})
+  return True
 
 
 def _info_path(folder: str) -> epath.Path:
@@ -267,23 +319,39 @@ def _explained(folder: str, what: str) -> Iterator[None]:
 # Storing.
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decoder:
+  """How videos are decoded: the scale, the number of processes and the limits of each."""
+
+  scale: StoredScale
+  workers: int | None = None
+  limits: DecodingLimits | None = None
+
+  def decode(self, paths: Sequence[pathlib.Path]) -> Generator[StoredVideo | str, None, None]:
+    """The videos of files in order, each decoded or the reason why not."""
+    results = worker_pool.store_videos(paths, self.scale, self.workers, limits=self.limits)
+    with contextlib.closing(results):
+      for _, result in results:
+        yield result
+
+
 def _store(
   shards: Sequence[_Shard],
   folder: str,
   listed: listing.Listing,
   scale: StoredScale,
-  workers: int | None,
+  decoder: _Decoder,
 ) -> dict[str, Index | None]:
   """Decodes the videos of some record files, writes these one by one, and gives their indices."""
-  described = features(listed, scale)
-  videos = [video for shard in shards for video in shard.videos]
+  described = _features(listed.class_names, listed.num_splits, (None, None))
   total = sum(video.path is not None for video in listed.videos)
   indices: dict[str, Index | None] = {}
   with _explained(folder, "written"):
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
+    before = StoredBefore(_earlier_folders(folder, scale))
     _info_path(folder).unlink(missing_ok=True)
-    with contextlib.closing(_decoded(videos, scale, workers, total)) as results:
+    with contextlib.closing(_results(shards, before, decoder, total)) as results:
       for shard in shards:
         _write_shard(shard, results, listed, described)
         index = stored.read_shard_index(shard.path, shard.digest)
@@ -303,29 +371,43 @@ def _remove_leftovers(folder: str) -> None:
           path.unlink(missing_ok=True)
 
 
-def _decoded(
-  videos: Sequence[listing.Video], scale: StoredScale, workers: int | None, total: int
+def _results(
+  shards: Sequence[_Shard], before: StoredBefore, decoder: _Decoder, total: int
 ) -> Generator[StoredVideo | str, None, None]:
-  """The videos in order, each decoded or the reason why not, with a bar that counts them."""
-  paths = [video.path for video in videos if video.path]
-  results = worker_pool.store_videos(paths, scale, workers)
+  """The videos of record files in order, each stored or the reason why not, with a bar.
+
+  What is stored before is taken from there.
+  """
+  files = [
+    (video.path, before.find(video.path, content))
+    for shard in shards
+    for video, content in zip(shard.videos, shard.contents, strict=True)
+    if video.path is not None
+  ]
+  results = decoder.decode([path for path, place in files if place is None])
   broken = 0
   with (
     contextlib.closing(results),
     tqdm.tqdm(
       total=total,
-      initial=total - len(videos),
+      initial=total - len(files),
       unit=" videos",
       desc="Decoding videos",
       dynamic_ncols=True,
     ) as progress,
   ):
-    for _, result in results:
+    for path, place in files:
+      result = next(results) if place is None else _taken(place, path, decoder)
       progress.update()
       if isinstance(result, str):
         broken += 1
         progress.set_postfix(broken=broken)
       yield result
+
+
+def _taken(place: Place, path: pathlib.Path, decoder: _Decoder) -> StoredVideo | str:
+  """A video from where it is stored, or decoded again if it is damaged there."""
+  return place.read() or next(decoder.decode([path]))
 
 
 def _write_shard(
@@ -338,7 +420,7 @@ def _write_shard(
   index = stored.ShardIndex()
   # Two runs may build at once: both write the same file, each under a name of its own.
   with files.whole_file(shard.path) as part, tf.io.TFRecordWriter(os.fspath(part)) as writer:
-    for video in shard.videos:
+    for video, content in zip(shard.videos, shard.contents, strict=True):
       result = next(results)
       if isinstance(result, str):
         index.broken[video.name] = result
@@ -354,7 +436,20 @@ def _write_shard(
       serialized = _serialize(example, described)
       writer.write(serialized)
       known["labels"] = known.pop("label")
-      index.add(serialized, result.frames, names=name, groups=group, **known)
+      index.add(
+        serialized,
+        result.frames,
+        names=name,
+        groups=group,
+        shown_height=result.shown_size[0],
+        shown_width=result.shown_size[1],
+        notes=json.dumps(dict(result.notes)),
+        file_size=content.size,
+        file_modified=content.modified,
+        file_ends=content.digest,
+        file_digest=result.file_digest,
+        **known,
+      )
   index.write(shard.path, shard.digest)
 
 
@@ -372,18 +467,26 @@ def _text(name: str) -> str:
 # What TFDS reads.
 
 
-def features(listed: listing.Listing, scale: StoredScale) -> tfds.features.FeaturesDict:
-  """The features of a record, in TFDS's form."""
-  shape = (None, scale.height, scale.width, 3) if scale.width else (None, None, None, 3)
+def features(listed: listing.Listing, records: stored.Records) -> tfds.features.FeaturesDict:
+  """The features of a record, in TFDS's form, with the size of frames if it is one."""
+  heights, widths = {*records.height.tolist()}, {*records.width.tolist()}
+  one_size = len(heights) == len(widths) == 1
+  size = (heights.pop(), widths.pop()) if one_size else (None, None)
+  return _features(listed.class_names, listed.num_splits, size)
+
+
+def _features(
+  class_names: Sequence[str], num_splits: int, size: tuple[int | None, int | None]
+) -> tfds.features.FeaturesDict:
   return tfds.features.FeaturesDict(
     {
       "name": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=list(listed.class_names)),
+      "label": tfds.features.ClassLabel(names=list(class_names)),
       "group": tfds.features.Text(doc="Videos of one group share people and scenery."),
       "tags": tfds.features.Text(doc="What else is known of the video, a JSON object."),
-      "split_codes": tfds.features.Tensor(shape=(listed.num_splits,), dtype=np.int64),
+      "split_codes": tfds.features.Tensor(shape=(num_splits,), dtype=np.int64),
       "fps": tfds.features.Scalar(dtype=np.float64),
-      "video": tfds.features.Video(shape=shape, encoding_format="jpeg"),
+      "video": tfds.features.Video(shape=(None, *size, 3), encoding_format="jpeg"),
     }
   )
 
