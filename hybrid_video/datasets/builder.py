@@ -110,12 +110,10 @@ def build(
   todo = []
   for shard in shards:
     index = indices[shard.path]
+    if index and not hash_whole_files:
+      index = indices[shard.path] = _current(shard, index)
     # A broken file that is not allowed may have become readable since, as it is.
-    if (
-      not index
-      or _not_allowed(index["broken_names"], allow_missing, missing_allowed)
-      or (not hash_whole_files and not _is_current(shard, index))
-    ):
+    if not index or _not_allowed(index["broken_names"], allow_missing, missing_allowed):
       todo.append(shard)
   if todo:
     decoder = _Decoder(scale, workers, limits)
@@ -265,11 +263,11 @@ def _earlier_folders(folder: str, scale: StoredScale) -> list[str]:
   return [os.path.join(str(dataset), name, VERSION) for name in names]
 
 
-def _is_current(shard: _Shard, index: Index) -> bool:
-  """Whether the files of a record file's videos are still those that it was made of.
+def _current(shard: _Shard, index: Index) -> Index | None:
+  """A record file's index, or None if a video's file is another than it was made of.
 
-  Their sizes and ends are. A file that was written since is read to the end; if it is the same, its
-  new time is noted.
+  Sizes and ends of the files are the same. A file that was written since is read to the end; if it is
+  the same, its new time is noted.
   """
   rows = {name: row for row, name in enumerate(index["names"].tolist())}
   modified = index["file_modified"].copy()
@@ -279,13 +277,15 @@ def _is_current(shard: _Shard, index: Index) -> bool:
       continue
     assert video.path is not None
     if file_digest(video.path) != index["file_digest"][row]:
-      return False
+      return None
     modified[row] = content.modified
-  if not np.array_equal(modified, index["file_modified"]):
-    # Records that may only be read stay as they are.
-    with contextlib.suppress(*_FILE_ERRORS):
-      stored.write_shard_index(shard.path, {**index, "file_modified": modified})
-  return True
+  if np.array_equal(modified, index["file_modified"]):
+    return index
+  renewed = {**index, "file_modified": modified}
+  # Records that may only be read stay as they are.
+  with contextlib.suppress(*_FILE_ERRORS):
+    stored.write_shard_index(shard.path, renewed)
+  return renewed
 
 
 def _info_path(folder: str) -> epath.Path:
