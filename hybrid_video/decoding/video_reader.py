@@ -103,6 +103,9 @@ def read_video(
     suspicion = wholeness.suspicion_of(path)
     with containers.open_video(path) as source:
       reader.read(source, path.stat().st_size)
+      if not reader.found.frames:
+        cut = f"the file is cut short: {suspicion}; " if suspicion else ""
+        raise VideoError(f"{name}: {cut}it holds no frame that can be decoded. {ADVICE}")
       lacks = suspicion and wholeness.missing(
         suspicion, reader.found, source.container, source.stream
       )
@@ -187,7 +190,7 @@ class _Reader(Generic[T]):
     """Decodes all frames.
 
     Raises:
-      VideoError: frames are missing or damaged, there is none, or there are too many.
+      VideoError: frames are missing or damaged, or there are too many.
     """
     end = wholeness.index_end(source.stream)
     if end > size:
@@ -198,8 +201,6 @@ class _Reader(Generic[T]):
     self._aspect = shape.pixel_aspect(source.stream)
     for frame in self._decoded(source):
       self._add(frame)
-    if not self._kept:
-      raise VideoError(f"{self._name}: it holds no frame that can be decoded. {ADVICE}")
 
   def _decoded(self, source: containers.Source) -> Iterator[av.VideoFrame]:
     """The frames of the stream, in the decoder's order, from its first key frame on."""

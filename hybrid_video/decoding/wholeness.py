@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import av
 
+_SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 # Frames may be a little shorter than their container, by this part of a frame.
 _PART_OF_FRAME = 0.75
 
@@ -26,10 +27,12 @@ class Suspicion:
   Attributes:
     stated_bytes: what it should have at least.
     size: bytes that it has.
+    certain: whether it ends within its pictures, so that some are missing.
   """
 
   stated_bytes: int
   size: int
+  certain: bool = False
 
   def __str__(self) -> str:
     return f"its header says {self.stated_bytes} bytes and it has {self.size}"
@@ -41,10 +44,10 @@ def suspicion_of(path: pathlib.Path) -> Suspicion | None:
   with path.open("rb") as file:
     head = file.read(4096)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-      end = _avi_end(file, size)
+      end, certain = _avi_end(file, size), False
     else:
-      end = _matroska_end(head)
-  return Suspicion(end, size) if end > size else None
+      end, certain = _matroska_end(file, head, size)
+  return Suspicion(end, size, certain) if end > size else None
 
 
 def _avi_end(file: BinaryIO, size: int) -> int:
@@ -70,19 +73,48 @@ def _avi_end(file: BinaryIO, size: int) -> int:
   return at - 1 if chunks else 8 + stated
 
 
-def _matroska_end(head: bytes) -> int:
-  """Where the segment of a Matroska file ends; 0 where it is none, or does not say.
+def _matroska_end(file: BinaryIO, head: bytes, size: int) -> tuple[int, bool]:
+  """Where the segment of a Matroska file ends, and whether a cluster in it goes beyond the file.
 
-  Source: RFC 8794, section 4 (a size's width in bytes, its value, and "unknown" as all ones).
+  (0, False) where it is no such file, or does not say. Source: RFC 8794, section 4 (a size's width in
+  bytes, its value, and "unknown" as all ones); RFC 9559, section 5.1 (the elements of a segment).
   """
-  at = head.find(b"\x18\x53\x80\x67") + 4
-  if head[:4] == b"\x1a\x45\xdf\xa3" and 4 <= at < len(head) and head[at]:
-    width = 9 - head[at].bit_length()
-    unknown = (1 << 7 * width) - 1
-    size = int.from_bytes(head[at : at + width]) & unknown
-    if size != unknown:
-      return at + width + size
-  return 0
+  at = head.find(_SEGMENT)
+  if head[:4] != b"\x1a\x45\xdf\xa3" or at < 0:
+    return 0, False
+  end, content = _element(head[at + 4 :], at + 4)
+  if end is None:
+    return 0, False
+  at = content
+  while at < size:
+    file.seek(at)
+    start = file.read(12)
+    width = 9 - start[0].bit_length() if start[0] else 0
+    if not 1 <= width <= 4:
+      break
+    next_at, _ = _element(start[width:], at + width)
+    if next_at is None:
+      break
+    if next_at > size and start.startswith(_CLUSTER):
+      return max(end, next_at), True
+    at = next_at
+  return end, False
+
+
+def _element(data: bytes, at: int) -> tuple[int | None, int]:
+  """Where an EBML element ends, None if it does not say, and where its content begins.
+
+  Args:
+    data: from its size on.
+    at: where `data` lies in the file.
+  """
+  if not data or not data[0]:
+    return None, at
+  width = 9 - data[0].bit_length()
+  unknown = (1 << 7 * width) - 1
+  length = int.from_bytes(data[:width]) & unknown
+  content = at + width
+  return (None if length == unknown else content + length), content
 
 
 class Found:
@@ -114,6 +146,8 @@ def missing(
   suspicion: Suspicion, found: Found, container: av.container.InputContainer, stream: av.VideoStream
 ) -> str:
   """What a file that was suspected lacks; "" if nothing."""
+  if suspicion.certain:
+    return str(suspicion)
   if container.format.name == "avi":
     # Its stream header counts the frames, and frames that were left out as empty.
     there = max(found.frames, found.last_place + 1)
