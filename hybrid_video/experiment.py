@@ -187,6 +187,14 @@ class Experiment(Settings):
   evaluate_shuffled: bool = setting(False)
   evaluate_train: bool = setting(False)
 
+  def validate(self) -> None:
+    """Checks that names of classes come with the weights that they belong to."""
+    if self.init_classes and not self.init_from:
+      raise SettingError(
+        f"{self.path('init_classes')} is {self.init_classes!r} and {self.path('init_from')} is not set: "
+        "it names the classes of weights to start from. Set both or none."
+      )
+
   @property
   def task(self) -> str:
     """What the model is trained for: "classification" or "pretraining"."""

@@ -1,9 +1,10 @@
 """Class identity: ids and names travel together, from a file's head to a model's, whatever the order."""
 
+import dataclasses
 import hashlib
 import json
 
-from conftest import made_experiment
+from conftest import made_experiment, run_training
 import numpy as np
 import pytest
 
@@ -17,7 +18,9 @@ from hybrid_video import (
   models,
   weights,
 )
+from hybrid_video.datasets import preparation
 from hybrid_video.experiment import ModelSettings
+from hybrid_video.settings import SettingError
 from hybrid_video.tasks import registry
 from hybrid_video.weights import PortingError, sources
 
@@ -186,6 +189,22 @@ def test_the_users_word_keeps_the_ids_as_they_are(plain_file, logged):
     started(description(("golf", "wave"), model, **chosen))
 
 
+def test_numbers_in_place_of_names_are_told_from_other_classes(tmp_path):
+  path = weights.save(trained_model(), tmp_path / "plain.safetensors")
+  names = tmp_path / "names.txt"
+  names.write_text("\n".join(THEIRS))
+  chosen = {"init_from": str(path), "init_classes": str(names), "replace_head": False}
+  with pytest.raises(PortingError, match=r"0 of 5 names.*names are numbers.*init_classes=same"):
+    started(description(("0", "1", "2", "3", "4"), **chosen))
+
+
+def test_names_without_weights_are_a_mistake():
+  with pytest.raises(
+    SettingError, match=r"init_classes is 'ssv2' and --config.init_from is not se"
+  ):
+    made_experiment(init_classes="ssv2")
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
@@ -268,3 +287,58 @@ def test_evaluation_gives_a_data_set_the_ids_of_the_checkpoint(made_records, log
     checkpoints.check_same_model(
       other, checkpoints.Description(made_experiment(), names), "the run"
     )
+
+
+@pytest.fixture
+def turned_classes(monkeypatch):
+  """Every data set has its classes in the opposite order, as a numbered list may have them."""
+  load = preparation.load_records
+
+  def turned(chosen, workdir):
+    records = load(chosen, workdir)
+    last = len(records.class_names) - 1
+    return dataclasses.replace(
+      records, labels=last - records.labels, class_names=records.class_names[::-1]
+    )
+
+  monkeypatch.setattr(preparation, "load_records", turned)
+
+
+def probabilities(workdir):
+  """The test videos' probabilities by class name, in the videos' order."""
+  with np.load(workdir / "predictions.npz") as saved:
+    return dict(zip(saved["class_names"].tolist(), saved["probabilities"].T, strict=True))
+
+
+def test_a_run_on_classes_in_another_order_starts_with_the_answers_of_the_first(
+  finished, turned_classes, tmp_path, logged
+):
+  config, workdir, outcome = finished
+  other = config.copy_and_resolve_references()
+  other.init_from, other.replace_head = str(workdir), False
+  other.optimizer.learning_rate = other.optimizer.warmup_epochs = 0.0
+  other.epochs, other.evaluate_shuffled = 0.1, False
+  other.model.freeze_statistics = True
+  started = run_training(other, tmp_path)
+  assert f"Head reordered: {len(outcome['classes'])} classes" in logged.text
+  assert started["classes"] == outcome["classes"][::-1]
+  assert started["test"]["video_top1"] == outcome["test"]["video_top1"]
+  before, after = probabilities(workdir), probabilities(tmp_path)
+  for name, shares in before.items():
+    np.testing.assert_allclose(after[name], shares, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_is_evaluated_on_its_classes_in_another_order_and_not_resumed(
+  finished, turned_classes, tmp_path
+):
+  import input_pipeline
+
+  config, workdir, outcome = finished
+  evaluated = evaluate.run(None, tmp_path, input_pipeline, checkpoint=workdir)
+  assert evaluated["classes"] == outcome["classes"]
+  assert evaluated["test"]["video_top1"] == outcome["test"]["video_top1"]
+  assert probabilities(tmp_path).keys() == probabilities(workdir).keys()
+  with pytest.raises(
+    checkpoints.CheckpointError, match=r"classes in another order: .* has id 7 there"
+  ):
+    run_training(config, workdir)

@@ -146,9 +146,15 @@ def _difference(classes: Classes, head: _Head) -> str:
     )
   ids = class_identity.ids_in(classes.theirs, classes.ours)
   missing = [name for name, i in zip(classes.ours, ids, strict=True) if i is None]
+  advice = ""
+  if all(name.isdecimal() for name in classes.ours):
+    advice = (
+      " The data set's names are numbers: give it a list of names, or set --config.init_classes=same if "
+      "its numbers are the ids of these weights."
+    )
   return (
     f"{len(ids) - len(missing)} of {len(ids)} names in common with its {head.theirs[1]} classes (by "
-    f"{classes.source}); missing there: {errors.shown(missing)}."
+    f"{classes.source}); missing there: {errors.shown(missing)}.{advice}"
   )
 
 
