@@ -7,6 +7,7 @@ import json
 from conftest import made_experiment, run_training
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from hybrid_video import (
   checkpoints,
@@ -187,6 +188,17 @@ def test_the_users_word_keeps_the_ids_as_they_are(plain_file, logged):
   assert "The head is kept" in logged.text
   with pytest.raises(PortingError, match=r"for 5 classes, and --config.init_classes=same names 2"):
     started(description(("golf", "wave"), model, **chosen))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 5)])
+def test_a_bias_that_does_not_belong_to_its_kernel_is_listed(tmp_path, shape):
+  path = weights.save(trained_model(), tmp_path / "plain.safetensors")
+  state_dict = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file({**state_dict, "fc.bias": np.zeros(shape, np.float32)}, path)
+  names = tmp_path / "names.txt"
+  names.write_text("\n".join(THEIRS))
+  with pytest.raises(PortingError, match=r"1 of another shape: fc\.bias"):
+    started(description(init_from=str(path), init_classes=str(names)))
 
 
 def test_numbers_in_place_of_names_are_told_from_other_classes(tmp_path):

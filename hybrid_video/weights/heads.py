@@ -172,7 +172,10 @@ def _selected(
     log.info("Head cut: %d of the %d classes of %s are the data set's", len(ids), count, source)
   changed = dict(state_dict)
   for row in match.table.rows:
-    if row.path in (head.kernel.path, head.bias) and row.keys[0] in changed:
-      axis = 0 if row.layout is LINEAR else -1
-      changed[row.keys[0]] = changed[row.keys[0]].take(ids, axis)
+    if row.path not in (head.kernel.path, head.bias) or row.keys[0] not in changed:
+      continue
+    array, axis = changed[row.keys[0]], 0 if row.layout is LINEAR else -1
+    # Porting lists a bias that does not belong to its kernel.
+    if array.ndim and array.shape[axis] == count:
+      changed[row.keys[0]] = array.take(ids, axis)
   return changed
