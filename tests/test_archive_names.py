@@ -143,3 +143,14 @@ def test_an_archive_whose_data_is_longer_than_it_says_writes_no_more_than_that(f
     data[at : at + 4] = (10).to_bytes(4, "little")
   (folder / "x.zip").write_bytes(data)
   refuse(folder, "x.zip", "CRC")
+
+
+def test_links_to_a_folder_above_are_not_followed_without_end(folder):
+  (folder / "x.zip").write_bytes(zip_of({"a.avi": b"1", "b.avi": b"2"}))
+  (folder / "mine").mkdir()
+  (folder / "mine" / "a.avi").write_bytes(b"1")
+  for name in ("one", "two", "three"):
+    (folder / "mine" / name).symlink_to(folder)
+  unpack(folder)
+  assert not (folder / "unpacked" / "x" / "a.avi").exists()
+  assert (folder / "unpacked" / "x" / "b.avi").read_bytes() == b"2"

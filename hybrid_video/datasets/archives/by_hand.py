@@ -29,9 +29,15 @@ class OwnFiles:
 
   @classmethod
   def below(cls, folder: pathlib.Path) -> "OwnFiles":
-    """Walks through the folder; links are followed."""
+    """Walks through the folder; links are followed, but never in a circle."""
     own = cls()
+    entered: set[tuple[int, int]] = set()
     for parent, folders, file_names in os.walk(folder, followlinks=True):
+      status = os.stat(parent)
+      if (status.st_dev, status.st_ino) in entered:
+        folders.clear()
+        continue
+      entered.add((status.st_dev, status.st_ino))
       at_top = pathlib.Path(parent) == folder
       folders[:] = [name for name in folders if not (at_top and name == listing.UNPACKED)]
       if not at_top and any(name.lower().endswith(listing.VIDEO_SUFFIXES) for name in file_names):
