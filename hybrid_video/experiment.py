@@ -138,6 +138,8 @@ class Experiment(Settings):
       weights.
     model: the model and its options.
     init_from: weights to start from: a published name, a URL, a file or another work directory.
+    init_classes: the class names of those weights by id, where they do not say them: kinetics400, ssv2,
+      a text file with one name a line, or "same" for the data set's own.
     replace_head: whether a head of other classes starts fresh; if not, it is an error.
     epochs: of training.
     batch_size: clips a step, over all devices.
@@ -177,6 +179,7 @@ class Experiment(Settings):
     default_factory=lambda: ModelSettings.resolve({"name": _MODEL}, {})
   )
   init_from: str = setting("")
+  init_classes: str = setting("")
   replace_head: bool = setting(True)
   epochs: float = setting(100.0, above=0)
   batch_size: int = setting(8, at_least=1)
@@ -188,6 +191,14 @@ class Experiment(Settings):
   profile: bool = setting(False)
   evaluate_shuffled: bool = setting(False)
   evaluate_train: bool = setting(False)
+
+  def validate(self) -> None:
+    """Checks that names of classes come with the weights that they belong to."""
+    if self.init_classes and not self.init_from:
+      raise SettingError(
+        f"{self.path('init_classes')} is {self.init_classes!r} and {self.path('init_from')} is not set: "
+        "it names the classes of weights to start from. Set both or none."
+      )
 
   @property
   def task(self) -> str:

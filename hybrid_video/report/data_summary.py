@@ -212,7 +212,7 @@ def shown_lists(summary: dict[str, Any]) -> list[str]:
 
 
 def _few(names: Iterable[str]) -> str:
-  return errors.shown([errors.printable(name) for name in names], _SHOWN)
+  return errors.shown(names, _SHOWN)
 
 
 def _class_warnings(summary: dict[str, Any]) -> list[str]:
