@@ -16,6 +16,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import time
@@ -42,6 +43,8 @@ _LEFTOVER_SECONDS = 24 * 60 * 60
 _PUBLISHED = {"hmdb51": hmdb51, "ucf101": ucf101, "kinetics": kinetics}
 # What file systems raise, Python's own and those that TensorFlow reads.
 _FILE_ERRORS = (OSError, tf.errors.OpError)
+
+log = logging.getLogger("hybrid_video")
 
 Index = Mapping[str, np.ndarray]
 
@@ -90,6 +93,9 @@ def build(
     RecordsError: no video could be stored.
   """
   source = str(listed.folder)
+  if listed.ignored:
+    shown = errors.shown(f"{errors.printable(name)}: {reason}" for name, reason in listed.ignored)
+    log.warning("%s: %d file(s) are not used: %s", source, len(listed.ignored), shown)
   missing = [video.name for video in listed.videos if video.path is None]
   check_missing(missing, allow_missing, missing_allowed, source, "are missing")
   folder, shards = _layout(listed, records_dir, scale)
@@ -111,6 +117,7 @@ def build(
     missing=missing,
     unlisted=listed.unlisted,
     jpeg_quality=scale.jpeg_quality,
+    ignored=listed.ignored,
   )
   if not _info_path(folder).exists():
     with _explained(folder, "written"):
@@ -199,13 +206,17 @@ def records_folder(listed: listing.Listing, records_dir: str, scale: StoredScale
     records_dir: folder of all records.
     scale: size and quality of stored frames.
   """
-  return _folder(listed.dataset, records_dir, scale, map(_entry, listed.videos))
+  return _folder(listed, records_dir, scale, map(_entry, listed.videos))
 
 
-def _folder(dataset: str, records_dir: str, scale: StoredScale, entries: Iterable[bytes]) -> str:
+def _folder(
+  listed: listing.Listing, records_dir: str, scale: StoredScale, entries: Iterable[bytes]
+) -> str:
   # Not a pathlib path: records may lie on gs:// or another remote file system.
   root = os.path.expanduser(records_dir or "~/tensorflow_datasets")
-  return os.path.join(root, dataset, f"{scale.name}-{_digest(entries, scale)[:12]}", VERSION)
+  # Records hold class ids, which are the names' places in this order.
+  known = [repr(listed.class_names).encode("utf-8", "surrogateescape"), *entries]
+  return os.path.join(root, listed.dataset, f"{scale.name}-{_digest(known, scale)[:12]}", VERSION)
 
 
 def _layout(
@@ -217,7 +228,7 @@ def _layout(
     StorageError: the folder is on a file system that is not known.
   """
   entries = {video.name: _entry(video) for video in listed.videos}
-  folder = _folder(listed.dataset, records_dir, scale, entries.values())
+  folder = _folder(listed, records_dir, scale, entries.values())
   try:
     epath.Path(folder)
   except KeyError as error:
@@ -336,6 +347,7 @@ def _write_shard(
 ) -> None:
   """Writes one record file and then its index; takes its videos from `results`."""
   index = stored.ShardIndex()
+  class_ids = {name: class_id for class_id, name in enumerate(listed.class_names)}
   # Two runs may build at once: both write the same file, each under a name of its own.
   with files.whole_file(shard.path) as part, tf.io.TFRecordWriter(os.fspath(part)) as writer:
     for video in shard.videos:
@@ -344,7 +356,7 @@ def _write_shard(
         index.broken[video.name] = result
         continue
       known = {
-        "label": listed.class_names.index(video.label),
+        "label": class_ids[video.label],
         "tags": json.dumps(dict(video.tags)),
         "split_codes": list(video.codes),
         "fps": result.fps,
@@ -409,7 +421,10 @@ def _write_metadata(
       citation=published.CITATION if published else "",
       supervised_keys=("video", "label"),
       metadata=tfds.core.MetadataDict(
-        missing=list(records.missing), broken=records.broken, unlisted=list(records.unlisted)
+        missing=list(records.missing),
+        broken=records.broken,
+        unlisted=list(records.unlisted),
+        ignored=[list(entry) for entry in records.ignored],
       ),
     )
 

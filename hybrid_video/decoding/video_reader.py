@@ -6,6 +6,7 @@ is wrong with the file.
 
 from collections.abc import Iterable, Iterator
 import contextlib
+import itertools
 import os
 import pathlib
 import struct
@@ -287,3 +288,27 @@ def decode_frames(
     if count == max_frames:
       raise _too_long(path, max_frames)
     yield pixels, shown.fps
+
+
+def check_video(path: os.PathLike | str) -> None:
+  """Checks that a file is a video by its content: a main video stream of two packets or more.
+
+  Raises:
+    VideoError: the file is missing, empty, cut short, a still picture, or nothing FFmpeg reads.
+  """
+  path = pathlib.Path(path)
+  _check_file(path)
+  try:
+    with _open_stream(path) as (container, stream):
+      # A GIF, and others like it, may be one still picture.
+      packets = (packet for packet in container.demux(stream) if packet.size)
+      if sum(1 for _ in itertools.islice(packets, 2)) < 2:
+        raise VideoError(
+          f"{errors.printable(path)}: a still image, not a video. Take the file out."
+        )
+  except VideoError:
+    raise
+  except _DECODING_ERRORS as error:
+    raise VideoError(
+      f"{errors.printable(path)}: it is not a video FFmpeg can read ({_reason(error)}). {_ADVICE}"
+    ) from error

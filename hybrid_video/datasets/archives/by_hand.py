@@ -12,7 +12,7 @@ import pathlib
 from typing import Any
 
 from hybrid_video import files
-from hybrid_video.datasets import listing
+from hybrid_video.datasets import file_kinds, listing
 from hybrid_video.datasets.archives import names, reading
 
 # Why a member is left out, as a note's JSON has it: [folder], [file, bytes], or [folder above,
@@ -39,7 +39,7 @@ class OwnFiles:
         for name in folders
         if not name.endswith(files.PART) and not (at_top and name == listing.UNPACKED)
       ]
-      if not at_top and any(name.lower().endswith(listing.VIDEO_SUFFIXES) for name in file_names):
+      if not at_top and any(map(file_kinds.is_video, file_names)):
         own._folders.add(os.path.basename(parent))
       for name in file_names:
         with contextlib.suppress(OSError):
