@@ -79,6 +79,7 @@ def test_names_alone_have_the_order_of_a_file_that_has_them_all(tmp_path, logged
 
 
 def test_a_list_of_videos_is_no_file_of_class_names(tmp_path):
+  assert _resolve(tmp_path, ["0"], labels_csv="video;label\na;0\n").in_order == ("0",)
   assert _resolve(tmp_path, ["run"], labels_csv="a.mp4,run\nb.mp4,run\n").in_order == ()
 
 
@@ -108,6 +109,7 @@ def test_several_files_of_class_names_have_to_agree(tmp_path):
     (["1=0", "a=2"], {}, "'1' is also the number of a class without a name"),
     (["0", "100000"], {}, "line 2: found the class number 100000, expected less"),
     (["9" * 5000], {}, "expected less than"),
+    (["0", "-1"], {}, "line 2: found the label -1, expected a class's number, 0 or more"),
     (["0"], {"labels_txt": "0 a\n999999999999 b\n"}, "found the class number 999999999999"),
   ],
 )  # fmt: skip

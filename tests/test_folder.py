@@ -227,6 +227,14 @@ def test_lists_of_a_file_each_are_read_in_place_of_class_folders(tmp_path):
   assert (listed.dataset, listed.ignored) == ("folder", (("run/notes.txt", "not a video (text)"),))
 
 
+def test_lists_without_labels_leave_the_classes_to_the_folders(tmp_path, logged):
+  _touch(tmp_path, _names(30))
+  (tmp_path / "train.csv").write_text("path,label\nrun/0.mp4,walk\n")
+  (tmp_path / "test.csv").write_text("path\nrun/1.mp4\n")
+  assert len(_lists(tmp_path)) == 60
+  assert f"{tmp_path / 'test.csv'} has no labels" in logged.text
+
+
 def test_a_prefix_is_replaced_in_a_list_alone(tmp_path):
   _touch(tmp_path, _names(20))
   with pytest.raises(listing.ListingError, match=r"there is no videos\.csv.*replace_prefix"):

@@ -93,6 +93,11 @@ def test_row_numbers_that_pandas_writes_are_no_path(tmp_path):
   assert _read(tmp_path, ",video,label\n0,a.mp4,run\n1,b.mp4,walk\n")[1] == ("b.mp4", "walk")
 
 
+def test_numbers_that_pandas_writes_with_a_point_are_whole(tmp_path):
+  assert _read(tmp_path, "video,label\na.mp4,0.0\nb.mp4,10.0\n")[1] == ("b.mp4", "10")
+  assert _read(tmp_path, "video,label\na.mp4,0.0\nb.mp4,1.5\n")[0] == ("a.mp4", "0.0")
+
+
 def test_a_first_line_whose_video_is_there_is_no_header(tmp_path):
   assert _read(tmp_path, "clip action\nthere run\n") == [("clip", "action"), ("there", "run")]
 

@@ -80,6 +80,11 @@ def test_two_files_of_one_name_are_refused_only_where_a_list_means_one_of_them(t
   assert str(tmp_path / "b" / "x.mp4") in str(error.value)
 
 
+def test_accents_may_be_written_in_either_way(tmp_path):
+  files = VideoFiles(_files(tmp_path, "cafe\u0301.mp4"))
+  assert files.named("caf\xe9.avi") == tmp_path / "cafe\u0301.mp4"
+
+
 def test_only_unknown_files_are_opened_and_each_once(tmp_path, probed):
   files = VideoFiles(_files(tmp_path, "a.mp4", "b.txt", "c", "d.xyz", "e.jpg"))
   assert [path.name for path in files.paths] == ["a.mp4"]

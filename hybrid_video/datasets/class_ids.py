@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import re
 
 from hybrid_video import errors
 from hybrid_video.datasets import file_kinds, tables
@@ -38,6 +39,7 @@ _NAMES = """
   name names label labels label_name class class_name classname classes category category_name action
   action_name activity
 """
+_VIDEO_COLUMNS = frozenset(tables.PATH) - {"id", "name"}
 _ID_COLUMNS, _NAME_COLUMNS = frozenset(_IDS.split()), frozenset(_NAMES.split())
 _FORMS = "one name a line, `id name`, `id,name` or `name,id`"
 
@@ -101,6 +103,12 @@ def resolve(rows: Sequence[Row], class_files: Iterable[pathlib.Path]) -> Classes
       most = max(map(int, sources))
       return Classes({x: str(int(x)) for x in sources}, tuple(map(str, range(most + 1))))
     return _named_numbers(sources, described)
+  if all(is_number(label.removeprefix("-")) for label in sources):
+    label = next(label for label in sources if not is_number(label))
+    raise ListingError(
+      f"{sources[label]}: found the label {label}, expected a class's number, 0 or more. Leave out "
+      "videos without a label."
+    )
   return _by_name(sources, described)
 
 
@@ -235,7 +243,7 @@ def read_class_file(path: pathlib.Path) -> _ClassFile | None:
     pairs, numbered = _json_pairs(path), True
   else:
     pairs, numbered = _text_pairs(path)
-  if any(file_kinds.is_video(name) for _, _, name in pairs):
+  if _lists_videos(path) or any(file_kinds.is_video(name) for _, _, name in pairs):
     return None
   names: dict[int, str] = {}
   numbers: dict[str, int] = {}
@@ -250,6 +258,13 @@ def read_class_file(path: pathlib.Path) -> _ClassFile | None:
   if not names:
     raise ListingError(f"{path}: the file names no class. Expected {_FORMS}.")
   return _ClassFile(path, dict(sorted(names.items())), numbered)
+
+
+def _lists_videos(path: pathlib.Path) -> bool:
+  """Whether a file's header has a column that is a video's path and not a class's name or number."""
+  first = next(tables.read_lines(path), (0, ""))[1]
+  columns = map(tables.column_name, re.split("[,;\t]", first))
+  return any(column in _VIDEO_COLUMNS for column in columns)
 
 
 # (source for messages, number, name)

@@ -22,6 +22,7 @@ adding or removing videos never moves others.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 
@@ -36,6 +37,8 @@ from hybrid_video.datasets import (
   tables,
 )
 from hybrid_video.datasets.video_files import VideoFiles, beside_videos
+
+log = logging.getLogger("hybrid_video")
 
 LIST_FILE = "videos.csv"
 _ADVICE = (
@@ -136,6 +139,17 @@ def _root(folder: pathlib.Path, there: VideoFiles) -> pathlib.Path:
     root = root / inside[0]
     inside = folders_in(root)
   return root
+
+
+def _labelled(
+  lists: dict[pathlib.Path, int], finder: listed_paths.Finder
+) -> dict[pathlib.Path, int]:
+  """The lists, if all of them have labels: others leave the classes to the folders."""
+  for path in lists:
+    if not tables.has_labels(path, functools.partial(finder.leads_to_file, start=path.parent)):
+      log.warning("%s has no labels: the lists are not read, folders are classes.", path)
+      return {}
+  return lists
 
 
 def _list_folders(folder: pathlib.Path, names: set[str]) -> dict[str, int]:
@@ -259,7 +273,7 @@ def read(
   list_file = listing.only_file(files, [LIST_FILE])
   if list_file:
     found = _from_csv(list_file, folder, files, there, finder)
-  elif lists := kinetics.list_files(files, finder, suffixes=(".csv",)):
+  elif lists := _labelled(kinetics.list_files(files, finder, suffixes=(".csv",)), finder):
     listed = kinetics.read_lists(folder, files, there, finder, lists)
     return dataclasses.replace(listed, dataset="folder")
   else:

@@ -38,8 +38,9 @@ _SPLIT = "split list subset partition fold set usage"
 _GROUP = """
   group group_id subject subject_id person person_id actor actor_id participant participant_id
 """
+PATH = _PATH.split()
 _SYNONYMS = {
-  "path": _PATH.split(),
+  "path": PATH,
   "label": _LABEL.split(),
   "split": _SPLIT.split(),
   "group": _GROUP.split(),
@@ -50,6 +51,7 @@ _SYNONYMS = {
 _MEANING = {name: column for column, names in _SYNONYMS.items() for name in names}
 # A column of row numbers, as pandas writes it.
 _ROW_NUMBERS = ("", "index", "unnamed:_0")
+_NUMBER = re.compile(r"[0-9]+(\.0*)?")
 # A name as near as this to a known one is taken for a slip of the pen.
 _SLIP = 0.8
 FORMS = (
@@ -164,6 +166,17 @@ def read_videos(path: pathlib.Path, is_video: Callable[[str], bool]) -> list[Row
     _check_first(rows, is_video)
   if not rows:
     raise ListingError(f"{path}: the file lists no video. Expected {FORMS}.")
+  return _whole_numbers(rows)
+
+
+def _whole_numbers(rows: list[Row]) -> list[Row]:
+  """The rows with labels such as `3.0`, as pandas writes numbers in a column with gaps, as `3`."""
+  for field in ("label", "class_id"):
+    texts = [getattr(row, field) for row in rows]
+    numbers = [re.fullmatch(r"([0-9]+)\.0*", text) for text in texts]
+    if all(numbers):
+      pairs = zip(rows, numbers, strict=True)
+      rows = [dataclasses.replace(row, **{field: found[1]}) for row, found in pairs if found]
   return rows
 
 
@@ -226,7 +239,7 @@ def _columns(path: pathlib.Path, columns: Sequence[str]) -> dict[str, list[int]]
       f"{path}: the header {shown} has no column `{what}`, nor another name of it "
       f"({errors.shown(_SYNONYMS[what], 12)}). Take a list with labels, or fix the first line."
     )
-  places.get("path", []).sort(key=lambda place: _SYNONYMS["path"].index(columns[place]))
+  places.get("path", []).sort(key=lambda place: PATH.index(columns[place]))
   for meaning, found in places.items():
     if len(found) > (2 if meaning == "label" else 1) and meaning != "path":
       raise ListingError(
@@ -285,7 +298,7 @@ def _label_columns(
   """
   if len(places) == 1:
     return places[0], None
-  numbers = [place for place in places if all(is_number(row[place]) for row in rows)]
+  numbers = [place for place in places if all(_NUMBER.fullmatch(row[place]) for row in rows)]
   if len(numbers) != 1:
     raise ListingError(
       f"{path}: found the columns {' and '.join(columns[place] for place in places)}, expected one "

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+import unicodedata
 
 from hybrid_video import errors
 from hybrid_video.datasets import file_kinds
@@ -37,7 +38,7 @@ class VideoFiles:
     self._by_stem: dict[str, list[pathlib.Path]] = {}
     for path, kind in self._kinds.items():
       if kind in ("video", ""):
-        self._by_stem.setdefault(fold(file_kinds.stem(path.name)), []).append(path)
+        self._by_stem.setdefault(self.fold(file_kinds.stem(path.name)), []).append(path)
 
   @functools.cached_property
   def paths(self) -> list[pathlib.Path]:
@@ -58,12 +59,13 @@ class VideoFiles:
     A list that names it tells a file of unknown kind for a video, unless another has the name.
     """
     stem = file_kinds.stem(pathlib.PurePath(name).name)
-    paths = self._by_stem.get(self._fold(stem), [])
+    paths = self._by_stem.get(self.fold(stem), [])
     return [path for path in paths if self._kinds[path]] or paths
 
   def fold(self, text: str) -> str:
-    """A name in the form in which names are compared."""
-    return self._fold(text)
+    """A name in the form in which names are compared, whichever way its accents are written."""
+    # macOS writes a letter and its accent where lists mostly have one sign.
+    return self._fold(text if text.isascii() else unicodedata.normalize("NFC", text))
 
   def unused(
     self, videos: Iterable[Video], lists: Collection[pathlib.Path] = ()
@@ -91,6 +93,9 @@ class VideoFiles:
       # FFmpeg is of no use to a process that only knows names.
       from hybrid_video.decoding import probing
 
+      log.info(
+        "Files whose names do not tell whether they are videos, to be opened: %d", len(unknown)
+      )
       self._reasons |= dict(zip(unknown, probing.why_no_videos(unknown), strict=True))
     return [path for path in paths if self._kinds[path] == "video" or self._reasons.get(path) == ""]
 
