@@ -186,6 +186,17 @@ def test_class_ids_are_the_lists_numbers_and_unused_files_are_told(tmp_path, log
   assert again.class_names == ("ape", "zebra", "mole") and again.folder != stored.folder
 
 
+def test_a_class_name_with_a_line_end_is_one_class_for_tfds(tmp_path):
+  videos = [
+    listing.Video(label, label, label, (1,), tmp_path / label) for label in ("hop\nskip", "nod")
+  ]
+  described = builder.features(listing.make("folder", tmp_path, videos), SMALL)
+  described["label"].save_metadata(str(tmp_path), feature_name="label")
+  read = tfds.features.ClassLabel()
+  read.load_metadata(str(tmp_path), feature_name="label")
+  assert read.names == [r"hop\nskip", "nod"]
+
+
 def test_tfds_itself_reads_the_records(real_folder, tmp_path):
   (real_folder / "videos" / "extra.avi").symlink_to(REAL_CLIPS / WAVE)
   stored = prepare("hmdb51_layout", real_folder, tmp_path / "records")
@@ -738,7 +749,7 @@ def test_kinetics_lists_over_videos_of_all_sizes_and_rates(tmp_path):
   (tmp_path / "data" / "labels.txt").write_text("walking the dog\njuggling\n")
   keep_aspect = storing.StoredScale(40, 0)
   stored = prepare("kinetics", tmp_path / "data", tmp_path / "records", scale=keep_aspect)
-  assert stored.class_names == ("juggling", "walking the dog")
+  assert stored.class_names == ("walking the dog", "juggling")
   by_name = {name.rsplit("/")[-1]: i for i, name in enumerate(stored.names.tolist())}
   assert set(by_name) == set(kinds)
   for name, ((height, width), rate) in kinds.items():

@@ -93,9 +93,7 @@ def build(
     RecordsError: no video could be stored.
   """
   source = str(listed.folder)
-  if listed.ignored:
-    shown = errors.shown(f"{errors.printable(name)}: {reason}" for name, reason in listed.ignored)
-    log.warning("%s: %d file(s) are not used: %s", source, len(listed.ignored), shown)
+  _warn_of_ignored(listed)
   missing = [video.name for video in listed.videos if video.path is None]
   check_missing(missing, allow_missing, missing_allowed, source, "are missing")
   folder, shards = _layout(listed, records_dir, scale)
@@ -125,6 +123,12 @@ def build(
   what = _reasons(records.broken)
   check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
+
+
+def _warn_of_ignored(listed: listing.Listing) -> None:
+  if listed.ignored:
+    shown = errors.shown(f"{errors.printable(name)}: {reason}" for name, reason in listed.ignored)
+    log.warning("%s: %d file(s) are not used: %s", listed.folder, len(listed.ignored), shown)
 
 
 def _not_allowed(
@@ -390,7 +394,10 @@ def features(listed: listing.Listing, scale: StoredScale) -> tfds.features.Featu
   return tfds.features.FeaturesDict(
     {
       "name": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=list(listed.class_names)),
+      # TFDS keeps the names one a line.
+      "label": tfds.features.ClassLabel(
+        names=[name.replace("\n", r"\n") for name in listed.class_names]
+      ),
       "group": tfds.features.Text(doc="Videos of one group share people and scenery."),
       "tags": tfds.features.Text(doc="What else is known of the video, a JSON object."),
       "split_codes": tfds.features.Tensor(shape=(listed.num_splits,), dtype=np.int64),

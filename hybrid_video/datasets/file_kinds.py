@@ -3,7 +3,7 @@
 In: file names. Out: kinds. What no name can tell is left to FFmpeg, see `video_files`.
 """
 
-import pathlib
+import os
 
 # Containers and bare streams that hold video and hardly anything else.
 _VIDEO = """
@@ -52,25 +52,32 @@ _SYSTEM = frozenset(
 )  # fmt: skip
 
 
-def is_video(name: pathlib.PurePath | str) -> bool:
+# Lists have hundreds of thousands of names, for which `pathlib` would take minutes.
+
+
+def is_video(name: os.PathLike | str) -> bool:
   """Whether a file name has a video's suffix, ignoring case; one in doubt, such as .gif, has."""
-  return pathlib.PurePath(name).suffix.lower() in _VIDEO_ENDINGS
+  return _suffix(os.fspath(name)).lower() in _VIDEO_ENDINGS
 
 
-def kind(name: pathlib.PurePath | str) -> str:
+def kind(name: os.PathLike | str) -> str:
   """What a file is by its name: "video", another kind in a word, or "" where its content decides."""
-  path = pathlib.PurePath(name)
-  if path.name.lower() in _TEXT_NAMES:
+  text = os.fspath(name)
+  if os.path.basename(text).lower() in _TEXT_NAMES:
     return "text"
-  return _KINDS.get(path.suffix.lower(), "")
+  return _KINDS.get(_suffix(text).lower(), "")
 
 
 def stem(name: str) -> str:
   """A file name without its video suffix; any other ending is part of the name."""
-  path = pathlib.PurePath(name)
-  return path.name.removesuffix(path.suffix) if is_video(path) else path.name
+  last = os.path.basename(name)
+  return last.removesuffix(_suffix(last)) if is_video(last) else last
 
 
 def is_system(name: str) -> bool:
   """Whether a file or folder is hidden or the system's, and so no data: `._a.avi`, `Thumbs.db`."""
   return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def _suffix(name: str) -> str:
+  return os.path.splitext(name)[1]

@@ -30,6 +30,7 @@ import functools
 import logging
 import pathlib
 
+from hybrid_video import errors
 from hybrid_video.datasets import class_ids, listed_paths, listing, splits, tables
 from hybrid_video.datasets import video_files as videos_there
 
@@ -179,7 +180,8 @@ def read_lists(
       name, group = f"{clip}.mp4", row.youtube_id
     if name in sources:
       raise listing.ListingError(
-        f"{row.source}: {name} is listed already in {sources[name]}. Remove one line."
+        f"{row.source}: {errors.printable(name)} is listed already in {sources[name]}. Remove one "
+        "line."
       )
     sources[name] = row.source
     label = classes.names[row.label]

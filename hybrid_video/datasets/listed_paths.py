@@ -64,18 +64,19 @@ class Finder:
         f"--config.replace_prefix is {replace_prefix!r}, expected OLD=NEW, the beginning of paths in "
         "the lists and what it is here, such as /home/anna/videos=/data/videos."
       )
-    self._old, self._new = _plain(old.strip()).rstrip("/"), new.strip()
+    self._old, self._new = _plain(old.strip()).rstrip("/"), os.path.expanduser(new.strip())
     # By the letters of paths: `..` after a link would lead elsewhere.
     self._top = os.path.abspath(folder)
 
   def name(self, text: str) -> str:
     """The name of a video by its listed path: without the data folder's own path, on any machine."""
-    path = pathlib.Path(self._replaced(text))
-    return (path.relative_to(self._top) if path.is_relative_to(self._top) else path).as_posix()
+    replaced = self._replaced(text)
+    below = replaced.removeprefix(os.path.join(self._top, ""))
+    return pathlib.PurePosixPath(below).as_posix()
 
   def stem(self, text: str) -> str:
     """The last component of a listed path, without its video suffix."""
-    return file_kinds.stem(self._replaced(text).rpartition("/")[2])
+    return file_kinds.stem(self._replaced(text))
 
   def leads_to_file(self, text: str, start: pathlib.Path) -> bool:
     """Whether a path may be a video's: a file has it, or a video its last component."""
@@ -212,7 +213,7 @@ class _Layout:
     return depth < len(parts) and (depth, self._fold(parts[depth])) in self._folders
 
   def _stem(self, text: str) -> str:
-    return self._fold(file_kinds.stem(text.rpartition("/")[2]))
+    return self._fold(file_kinds.stem(text))
 
 
 def _plain(text: str) -> str:

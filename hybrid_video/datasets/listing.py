@@ -186,8 +186,9 @@ def make(
   used = _check_videos(videos, folder)
   if not used:
     raise ListingError(
-      f"{folder}: none of the {len(videos)} listed videos is there, such as {videos[0].name}. Put "
-      "the video files into this folder, at any depth, under the names in the lists."
+      f"{folder}: none of the {len(videos)} listed videos is there, such as "
+      f"{errors.printable(videos[0].name)}. Put the video files into this folder, at any depth, under "
+      "the names in the lists."
     )
   unlisted = [
     path.relative_to(folder).as_posix() for path in video_paths if os.path.abspath(path) not in used
@@ -212,19 +213,21 @@ def _check_videos(videos: Sequence[Video], folder: pathlib.Path) -> set[str]:
   by_name: dict[str, Video] = {}
   by_path: dict[str, Video] = {}
   for video in videos:
+    name = errors.printable(video.name)
     if video.name in by_name:
       first = by_name[video.name].label
       what = "twice" if first == video.label else f"in two classes, {first} and {video.label}"
-      raise ListingError(f"{folder}: {video.name} is listed {what}. Remove one entry.")
+      raise ListingError(f"{folder}: {name} is listed {what}. Remove one entry.")
     by_name[video.name] = video
     if len(video.codes) != len(videos[0].codes) or not video.codes:
-      raise ListingError(f"{folder}: {video.name} is not in the lists of every split.")
+      raise ListingError(f"{folder}: {name} is not in the lists of every split.")
     if video.path:
       path = os.path.abspath(video.path)
       if path in by_path:
         raise ListingError(
-          f"{video.path}: one file for two listed videos, {by_path[path].name} ("
-          f"{by_path[path].label}) and {video.name} ({video.label}). Remove one entry."
+          f"{errors.printable(video.path)}: one file for two listed videos, "
+          f"{errors.printable(by_path[path].name)} ({by_path[path].label}) and {name} "
+          f"({video.label}). Remove one entry."
         )
       by_path[path] = video
   return set(by_path)

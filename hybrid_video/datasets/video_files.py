@@ -58,8 +58,7 @@ class VideoFiles:
 
     A list that names it tells a file of unknown kind for a video, unless another has the name.
     """
-    stem = file_kinds.stem(pathlib.PurePath(name).name)
-    paths = self._by_stem.get(self.fold(stem), [])
+    paths = self._by_stem.get(self.fold(file_kinds.stem(name)), [])
     return [path for path in paths if self._kinds[path]] or paths
 
   def fold(self, text: str) -> str:

@@ -215,7 +215,10 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     lines.append(f"{amount(videos['missing'], 'listed video')} {verb} no file.")
   if videos["unlisted"]:
     verb = "is" if videos["unlisted"] == 1 else "are"
-    lines.append(f"{amount(videos['unlisted'], 'video file')} {verb} in no list, and not used.")
+    lines.append(
+      f"{amount(videos['unlisted'], 'video file')} {verb} in no list, and not used: "
+      f"{_few(summary['unlisted'])}."
+    )
   if videos["ignored"]:
     lines.append(_ignored_warning(summary["ignored"]))
   return lines
