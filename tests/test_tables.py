@@ -5,8 +5,17 @@ import pytest
 from hybrid_video.datasets import listing, tables
 
 
-def _is_video(text):
-  return text in ("there", "clip")
+class _Finder:
+  """A folder with a file `clip` and the videos `there.mp4` and `video.mp4`."""
+
+  def is_file(self, text, start):
+    return text == "clip"
+
+  def leads_to_file(self, text, start):
+    return text in ("clip", "there", "video")
+
+
+FINDER = _Finder()
 
 
 def _write(folder, text):
@@ -16,7 +25,7 @@ def _write(folder, text):
 
 
 def _read(folder, text):
-  rows = tables.read_videos(_write(folder, text), _is_video)
+  rows = tables.read_videos(_write(folder, text), FINDER)
   return [(row.path, row.label) for row in rows]
 
 
@@ -102,13 +111,22 @@ def test_a_first_line_whose_video_is_there_is_no_header(tmp_path):
   assert _read(tmp_path, "clip action\nthere run\n") == [("clip", "action"), ("there", "run")]
 
 
+def test_a_header_is_one_also_where_a_video_has_its_name_without_suffix(tmp_path):
+  assert _read(tmp_path, "video,label\nthere,run\n") == [("there", "run")]
+
+
+def test_a_first_line_without_a_video_is_no_header_if_its_label_is_like_others(tmp_path):
+  assert _read(tmp_path, "gone 3\nthere 4\n")[0] == ("gone", "3")
+  assert _read(tmp_path, "gone,run\nthere,walk\nvideo,run\n")[0] == ("gone", "run")
+
+
 def test_of_several_columns_for_the_path_the_one_that_says_so_counts(tmp_path):
   assert _read(tmp_path, "id,path,label\n7,a.mp4,run\n") == [("a.mp4", "run")]
 
 
 def test_other_columns_are_read_by_their_meaning(tmp_path):
   path = _write(tmp_path, "video,Subset,subject,class,duration\na.mp4,val,anna,run,3\n")
-  (row,) = tables.read_videos(path, _is_video)
+  (row,) = tables.read_videos(path, FINDER)
   assert (row.split, row.group, row.source) == ("val", "anna", f"{path}, line 2")
 
 
@@ -116,7 +134,7 @@ def test_other_columns_are_read_by_their_meaning(tmp_path):
 def test_names_and_numbers_side_by_side_are_told_apart(tmp_path, header):
   values = {"path": "a.mp4", "label": "3", "class_id": "3", "class_name": "run"}
   line = ",".join(values[column] for column in header.split(","))
-  (row,) = tables.read_videos(_write(tmp_path, f"{header}\n{line}\n"), _is_video)
+  (row,) = tables.read_videos(_write(tmp_path, f"{header}\n{line}\n"), FINDER)
   assert (row.label, row.class_id) == ("run", "3")
 
 

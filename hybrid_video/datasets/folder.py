@@ -21,7 +21,6 @@ adding or removing videos never moves others.
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
@@ -94,7 +93,7 @@ def _from_csv(
   there: VideoFiles,
   finder: listed_paths.Finder,
 ) -> _Found:
-  rows = tables.read_videos(path, functools.partial(finder.leads_to_file, start=path.parent))
+  rows = tables.read_videos(path, finder)
   without = next((row for row in rows if not row.path), None)
   if without:
     raise listing.ListingError(
@@ -146,7 +145,7 @@ def _labelled(
 ) -> dict[pathlib.Path, int]:
   """The lists, if all of them have labels: others leave the classes to the folders."""
   for path in lists:
-    if not tables.has_labels(path, functools.partial(finder.leads_to_file, start=path.parent)):
+    if not tables.has_labels(path, finder):
       log.warning("%s has no labels: the lists are not read, folders are classes.", path)
       return {}
   return lists

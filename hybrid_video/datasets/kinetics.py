@@ -26,7 +26,6 @@ https://github.com/facebookresearch/SlowFast/blob/main/slowfast/datasets/DATASET
 """
 
 from collections.abc import Sequence
-import functools
 import logging
 import pathlib
 
@@ -88,8 +87,7 @@ def list_files(
     return {train: splits.TRAIN, test: splits.TEST}
   if test is None:
     return {train: splits.TRAIN, validation: splits.TEST}
-  is_video = functools.partial(finder.leads_to_file, start=test.parent)
-  if tables.is_official(test) or not tables.has_labels(test, is_video):
+  if tables.is_official(test) or not tables.has_labels(test, finder):
     log.info("%s is not read: the validation list is the test list.", test)
     return {train: splits.TRAIN, validation: splits.TEST}
   return {train: splits.TRAIN, validation: splits.VALIDATION, test: splits.TEST}
@@ -161,8 +159,7 @@ def read_lists(
   """
   rows: list[tuple[tables.Row, pathlib.Path]] = []
   for path in lists:
-    is_video = functools.partial(finder.leads_to_file, start=path.parent)
-    rows += [(row, path) for row in tables.read_videos(path, is_video)]
+    rows += [(row, path) for row in tables.read_videos(path, finder)]
   class_files = class_ids.class_files(files)
   classes = class_ids.resolve([row for row, _ in rows], class_files)
   listed = [

@@ -78,11 +78,14 @@ class Finder:
     """The last component of a listed path, without its video suffix."""
     return file_kinds.stem(self._replaced(text))
 
+  def is_file(self, text: str, start: pathlib.Path) -> bool:
+    """Whether a file has exactly this path, from the folder of its list or the data folder."""
+    replaced = self._replaced(text)
+    return any(os.path.isfile(folder / replaced) for folder in (start, self._folder))
+
   def leads_to_file(self, text: str, start: pathlib.Path) -> bool:
     """Whether a path may be a video's: a file has it, or a video its last component."""
-    replaced = self._replaced(text)
-    here = any(os.path.isfile(folder / replaced) for folder in (start, self._folder))
-    return here or bool(self._files.alike(replaced))
+    return self.is_file(text, start) or bool(self._files.alike(self._replaced(text)))
 
   def find(self, listed: Sequence[ListedPath]) -> list[pathlib.Path | None]:
     """The files of all paths of a data set's lists, None where there is none.

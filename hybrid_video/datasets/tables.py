@@ -8,7 +8,7 @@ A list of videos is UTF-8 text (a byte order mark and Windows' line ends do not 
 separated by commas, tabs, semicolons or spaces, and quotes around a field that holds a separator.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import csv
 import dataclasses
 import io
@@ -18,6 +18,7 @@ import re
 
 from hybrid_video import errors
 from hybrid_video.datasets import file_kinds
+from hybrid_video.datasets.listed_paths import Finder
 from hybrid_video.datasets.listing import ListingError
 
 log = logging.getLogger("hybrid_video")
@@ -146,24 +147,24 @@ def column_name(field: str) -> str:
   return re.sub(r"[\s\-]+", "_", field.strip().lower())
 
 
-def read_videos(path: pathlib.Path, is_video: Callable[[str], bool]) -> list[Row]:
+def read_videos(path: pathlib.Path, finder: Finder) -> list[Row]:
   """Reads a list of videos.
 
   Args:
     path: the list.
-    is_video: whether a path in it leads to a file.
+    finder: finds the videos that it names.
 
   Raises:
     ListingError: the file cannot be read or lists no video, a line has another form, or its first
       line is a header with unknown columns or without a column for the path or the label.
   """
   first = next(read_lines(path), None)
-  header = _header(first[1], is_video) if first else None
+  header = _header(first[1], path.parent, finder) if first else None
   if header:
     rows = _with_header(path, *header)
   else:
     rows = _without_header(path)
-    _check_first(rows, is_video)
+    _check_first(rows, path.parent, finder)
   if not rows:
     raise ListingError(f"{path}: the file lists no video. Expected {FORMS}.")
   return _whole_numbers(rows)
@@ -180,12 +181,12 @@ def _whole_numbers(rows: list[Row]) -> list[Row]:
   return rows
 
 
-def has_labels(path: pathlib.Path, is_video: Callable[[str], bool]) -> bool:
+def has_labels(path: pathlib.Path, finder: Finder) -> bool:
   """Whether a list of videos has labels, judged by its first line; published test lists have none."""
   first = next(read_lines(path), None)
   if first is None:
     return False
-  header = _header(first[1], is_video)
+  header = _header(first[1], path.parent, finder)
   if header:
     return any(_MEANING.get(column) == "label" for column in header[0])
   return bool(_pairs(first[1]))
@@ -197,7 +198,7 @@ def is_official(path: pathlib.Path) -> bool:
   return first is not None and "youtube_id" in map(column_name, split_row(first[1]))
 
 
-def _header(line: str, is_video: Callable[[str], bool]) -> tuple[list[str], str] | None:
+def _header(line: str, folder: pathlib.Path, finder: Finder) -> tuple[list[str], str] | None:
   """The columns of a header and its delimiter; None where the line is no header."""
   for delimiter in (*_DELIMITERS, " "):
     fields = line.split() if delimiter == " " else split_row(line, delimiter)
@@ -206,7 +207,8 @@ def _header(line: str, is_video: Callable[[str], bool]) -> tuple[list[str], str]
     named = {"path", "label"} <= {*meanings} or {*meanings} <= {"path", "split", "group"}
     paths = [field for field, meaning in zip(fields, meanings, strict=True) if meaning == "path"]
     # A file may be called `video`, without a suffix, and a class `action`.
-    if "youtube_id" in meanings or (named and not any(map(is_video, paths))):
+    is_named = named and not any(finder.is_file(text, folder) for text in paths)
+    if "youtube_id" in meanings or is_named:
       return columns, delimiter
   return None
 
@@ -336,17 +338,22 @@ def _without_header(path: pathlib.Path) -> list[Row]:
   return rows
 
 
-def _check_first(rows: list[Row], is_video: Callable[[str], bool]) -> None:
-  """Checks that the first line is not a header with names that are not known."""
+def _check_first(rows: list[Row], folder: pathlib.Path, finder: Finder) -> None:
+  """Checks that the first line is not a header with names that are not known.
+
+  Raises:
+    ListingError: its path leads to no video and its label is unlike all others.
+  """
 
   def leads_to_video(row: Row) -> bool:
-    return file_kinds.is_video(row.path) or is_video(row.path)
+    return file_kinds.is_video(row.path) or finder.leads_to_file(row.path, folder)
 
-  if len(rows) < 2 or leads_to_video(rows[0]):
+  if len(rows) < 2 or is_number(rows[0].label) or leads_to_video(rows[0]):
     return
   first, *others = rows
-  numbered = not is_number(first.label) and all(is_number(row.label) for row in others)
-  if numbered or all(map(leads_to_video, others)):
+  numbered = all(is_number(row.label) for row in others)
+  unlike = all(row.label != first.label for row in others)
+  if numbered or (unlike and all(map(leads_to_video, others))):
     raise ListingError(
       f"{first.source}: found {errors.printable(f'{first.path},{first.label}')!r}, which is no video "
       f"and looks like a header. Expected {FORMS}. Fix or remove the line."
