@@ -188,7 +188,7 @@ def report(
     "test": dict(tested.numbers),
     "params_digest": results.params_digest(state["params"]),
   }
-  if experiment.validation_share:
+  if splits.has_validation(records, experiment.split, experiment.validation_share):
     outcome["validation"] = dict(evaluator.run(state, "validation").numbers)
   if experiment.evaluate_shuffled:
     shuffled = evaluator.run(state, "test", shuffled=True).numbers

@@ -116,6 +116,7 @@ class Experiment(Settings):
     seed: of initial values, order, windows, crops, mirroring, augmentation and dropout.
     dataset: hmdb51, hmdb51_layout, ucf101, kinetics, folder or made_actions.
     data_dir: folder of the videos and their lists, or of the archives that hold them.
+    replace_prefix: kinetics, folder: OLD=NEW, what paths in the lists begin with and what that is here.
     download: hmdb51, ucf101: fetch the official archives into `data_dir` first.
     mirrors: a JSON file of more places to fetch them from.
     records_dir: where stored frames are kept; "" is ~/tensorflow_datasets.
@@ -124,7 +125,8 @@ class Experiment(Settings):
     made_films: made_actions: how many films to make.
     test_share: folder: share of the groups held out for the test.
     split: official split, from 1.
-    validation_share: share of the training list's groups that become the validation list.
+    validation_share: share of the training list's groups that become the validation list; 0 where the
+      data set has one of its own.
     data_service: address of a tf.data service dispatcher; "" is this process.
     stored: at which size frames are stored. Width 0 keeps every shape, with the height the short
       side's; otherwise videos of another shape keep theirs too, unless they are stretched.
@@ -157,6 +159,7 @@ class Experiment(Settings):
   seed: int = setting(0, at_least=0, at_most=2**63 - 1)
   dataset: str = setting("hmdb51", choices=DATASETS)
   data_dir: str = setting("")
+  replace_prefix: str = setting("")
   download: bool = setting(False)
   mirrors: str = setting("")
   records_dir: str = setting("")

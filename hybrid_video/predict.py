@@ -22,7 +22,7 @@ import numpy as np
 
 from hybrid_video import errors, files, loading, metrics, progress, scoring, sharding
 from hybrid_video.checkpoints import SavedModel
-from hybrid_video.datasets import listing
+from hybrid_video.datasets import listing, video_files
 from hybrid_video.decoding import storing, worker_pool
 from hybrid_video.decoding.clip_decoder import ClipDecoder
 from hybrid_video.experiment import Experiment
@@ -66,6 +66,9 @@ class Prediction:
 def find_videos(named: Iterable[os.PathLike | str]) -> list[pathlib.Path]:
   """The video files that are named, and those in named folders at any depth, in order of name.
 
+  In folders, what no name tells for a video or another file is opened to see; those that are no
+  videos are logged.
+
   Raises:
     PredictionError: a name that is no file and no folder, or no video at all.
   """
@@ -73,7 +76,11 @@ def find_videos(named: Iterable[os.PathLike | str]) -> list[pathlib.Path]:
   for name in named:
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-      inside = [file for file in listing.files_below(path) if listing.is_video(file)]
+      there = video_files.VideoFiles(listing.files_below(path))
+      inside, others = there.unused(())
+      if others:
+        shown = errors.shown(f"{errors.printable(file)}: {why}" for file, why in others)
+        log.info("Not predicted, %d file(s) that are no videos: %s", len(others), shown)
       if not inside:
         raise PredictionError(f"{path}: there is no video file in this folder.")
       videos += inside

@@ -154,6 +154,49 @@ def test_each_video_is_stored_once_with_all_that_is_known_of_it(real_folder, tmp
   check_clips(stored)
 
 
+def test_class_ids_are_the_lists_numbers_and_unused_files_are_told(tmp_path, logged):
+  folder = tmp_path / "data"
+  (folder / "videos").mkdir(parents=True)
+  for i in range(3):
+    made_actions.write_avi(folder / "videos" / f"{i}.avi", moving_square(2 + i), 25)
+  (folder / "videos" / "notes.txt").touch()
+  for name, line in {"train": "videos/0.avi 2", "val": "1.avi 2", "test": "2.avi 2"}.items():
+    (folder / f"{name}.csv").write_text(f"{line}\n")
+  (folder / "labels.csv").write_text("id,name\n2,ape\n0,zebra\n1,mole\n")
+  stored = prepare("kinetics", folder, tmp_path / "records", scale=SMALL, workers=1)
+  assert stored.class_names == ("zebra", "mole", "ape") and stored.labels.tolist() == [2, 2, 2]
+  assert stored.ignored == (("videos/notes.txt", "not a video (text)"),)
+  assert "1 file(s) are not used: videos/notes.txt: not a video (text)" in logged.text
+  lists = splits.list_indices(stored, 1, 0.0)
+  names = {which: stored.names[video_ids].tolist() for which, video_ids in lists.items()}
+  assert names == {
+    "train": ["videos/0.avi"],
+    "validation": ["1.avi"],
+    "test": ["2.avi"],
+    "unused": [],
+  }
+  # As TFDS has them.
+  read = tfds.builder("kinetics", data_dir=tmp_path / "records")
+  assert read.info.features["label"].names == ["zebra", "mole", "ape"]
+  assert read.info.splits["split1_validation"].num_examples == 1
+  assert read.records.ignored == stored.ignored
+  # Another order of classes is never taken for this one.
+  (folder / "labels.csv").write_text("id,name\n2,mole\n0,ape\n1,zebra\n")
+  again = prepare("kinetics", folder, tmp_path / "records", scale=SMALL, workers=1)
+  assert again.class_names == ("ape", "zebra", "mole") and again.folder != stored.folder
+
+
+def test_a_class_name_with_a_line_end_is_one_class_for_tfds(tmp_path):
+  videos = [
+    listing.Video(label, label, label, (1,), tmp_path / label) for label in ("hop\nskip", "nod")
+  ]
+  described = builder.features(listing.make("folder", tmp_path, videos), SMALL)
+  described["label"].save_metadata(str(tmp_path), feature_name="label")
+  read = tfds.features.ClassLabel()
+  read.load_metadata(str(tmp_path), feature_name="label")
+  assert read.names == [r"hop\nskip", "nod"]
+
+
 def test_tfds_itself_reads_the_records(real_folder, tmp_path):
   (real_folder / "videos" / "extra.avi").symlink_to(REAL_CLIPS / WAVE)
   stored = prepare("hmdb51_layout", real_folder, tmp_path / "records")
@@ -707,7 +750,7 @@ def test_kinetics_lists_over_videos_of_all_sizes_and_rates(tmp_path):
   (tmp_path / "data" / "labels.txt").write_text("walking the dog\njuggling\n")
   keep_aspect = storing.StoredScale(40, 0)
   stored = prepare("kinetics", tmp_path / "data", tmp_path / "records", scale=keep_aspect)
-  assert stored.class_names == ("juggling", "walking the dog")
+  assert stored.class_names == ("walking the dog", "juggling")
   by_name = {name.rsplit("/")[-1]: i for i, name in enumerate(stored.names.tolist())}
   assert set(by_name) == set(kinds)
   for name, ((height, width), rate) in kinds.items():

@@ -53,6 +53,7 @@ def small_records(**changes) -> records.Records:
     "missing": ("m0.avi", "m1.avi"),
     "broken": {NASTY: "it <ends> early"},
     "unlisted": ("left/over.avi",),
+    "ignored": (("ape/cover.jpg", "not a video (picture)"),),
     "jpeg_quality": 90,
   }
   return records.Records(**{**columns, **changes})
@@ -60,7 +61,8 @@ def small_records(**changes) -> records.Records:
 
 def test_videos_lists_and_classes_are_counted():
   summary = data_summary.summarize(small_records(), 1)
-  assert summary["videos"] == {"listed": 9, "stored": 6, "missing": 2, "broken": 1, "unlisted": 1}
+  counts = {"listed": 9, "stored": 6, "missing": 2, "broken": 1, "unlisted": 1, "ignored": 1}
+  assert summary["videos"] == counts
   assert summary["lists"] == {"train": 3, "validation": 0, "test": 2, "unused": 1}
   ape, bear, cat = summary["classes"]
   assert ape == {"name": "ape", "stored": 3, "train": 2, "validation": 0, "test": 1, "unused": 0}
@@ -142,6 +144,33 @@ def test_validation_takes_whole_groups_out_of_training_and_hides_no_leak():
     summary = data_summary.summarize(index, 1, share)
     assert summary["groups"]["in_train_and_test"] == 1
     assert summary["groups"]["validation"] == len(validation)
+
+
+def test_a_validation_list_of_its_own_is_shown_and_shares_no_group_with_training():
+  codes = np.array([[1], [3], [1], [1], [2], [0]])
+  summary = data_summary.summarize(small_records(split_codes=codes), 1)
+  assert summary["lists"] == {"train": 3, "validation": 1, "test": 1, "unused": 1}
+  assert "1 validation" in data_summary.text(summary)
+  assert summary["groups"]["in_train_and_test"] == 0
+  assert [name for name, *_ in data_page._list_tables(summary)[0].rows] == [
+    "training", "validation", "test", "unused"
+  ]  # fmt: skip
+
+
+def test_files_that_are_not_used_are_counted_named_and_told_apart():
+  ignored = [(f"ape/{i}.jpg", "not a video (picture)") for i in range(4)]
+  ignored.append(("bear/x", "cannot be opened as a video: the file is empty"))
+  (warning,) = [
+    line
+    for line in data_summary.warnings(
+      data_summary.summarize(small_records(ignored=tuple(ignored)), 1)
+    )
+    if "among the videos" in line
+  ]
+  assert warning == (
+    "5 other files among the videos are not used: ape/0.jpg, ape/1.jpg, ape/2.jpg and 2 more "
+    "(not a video (picture): 4; cannot be opened as a video: 1)."
+  )
 
 
 def test_a_split_that_does_not_exist_is_refused():
@@ -242,6 +271,7 @@ def test_names_cannot_become_markup(tmp_path):
   names = ("<img src=x onerror=alert(1)>", "b&amp;", "cat")
   sheets = [data_page.Sheet("stored", "As <stored>", "<p>", [strip(title=NASTY)])]
   changes = {"class_names": names, "dataset": "<i>", "missing": (NASTY,), "unlisted": (NASTY,)}
+  changes["ignored"] = ((NASTY, f"cannot be opened as a video: {NASTY}"),)
   path, page = written(tmp_path, sheets, **changes)
   assert not page.tags & {"script"}
   assert len(page.images) == 1
@@ -249,8 +279,8 @@ def test_names_cannot_become_markup(tmp_path):
   for name in names:
     assert name in words
   shown = errors.printable(NASTY)
-  # Broken, missing, unlisted, and the strip's title.
-  assert words.count(shown) >= 4
+  # Broken, missing, unlisted, ignored with its reason, and the strip's title.
+  assert words.count(shown) >= 6
   assert "\x1b" not in path.read_text()
 
 

@@ -1,7 +1,8 @@
+from conftest import moving_square
 import pytest
 
 from hybrid_video.datasets import folder as own_folder
-from hybrid_video.datasets import listing
+from hybrid_video.datasets import listing, made_actions
 
 
 def _touch(folder, names):
@@ -73,9 +74,26 @@ def test_without_a_test_share_everything_is_for_training(tmp_path):
   assert {*_lists(tmp_path, test_share=0).values()} == {(1,)}
 
 
-def test_videos_without_a_class_are_reported_and_other_files_are_not(tmp_path):
-  _touch(tmp_path, [*_names(30), "loose.mov", "notes.txt", "run/.hidden.mp4", "run/cover.jpg"])
-  assert own_folder.read(tmp_path).unlisted == ("loose.mov",)
+def test_what_lies_in_a_class_folder_and_is_not_used_is_named(tmp_path):
+  other = ["notes.txt", "LICENSE", "run/.hidden.mp4", "run/Thumbs.db", "run/cover.jpg"]
+  _touch(tmp_path, [*_names(30), "loose.mov", "walk/film/a.srt", "jump/readme.txt", *other])
+  listed = own_folder.read(tmp_path)
+  assert listed.unlisted == ()
+  assert listed.ignored == (
+    ("jump/readme.txt", "not a video (text)"),
+    ("loose.mov", "a video beside the class folders"),
+    ("run/cover.jpg", "not a video (picture)"),
+    ("walk/film/a.srt", "not a video (subtitles)"),
+  )
+
+
+def test_videos_are_known_by_their_content_where_the_name_does_not_tell(tmp_path):
+  _touch(tmp_path, [*_names(30), "run/broken.xyz"])
+  made_actions.write_avi(tmp_path / "a.avi", moving_square(3), 25)
+  (tmp_path / "a.avi").rename(tmp_path / "walk" / "clip without suffix")
+  listed = own_folder.read(tmp_path)
+  assert "walk/clip without suffix" in {video.name for video in listed.videos}
+  assert listed.ignored == (("run/broken.xyz", "cannot be opened as a video: the file is empty"),)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "Validation"])
@@ -87,6 +105,23 @@ def test_folders_named_as_lists_are_lists_and_no_classes(tmp_path, held_out):
     "train/run/1/a.mp4": (1,),
     "train/walk/b.mp4": (1,),
     f"{held_out}/run/1/c.mp4": (2,),
+  }
+
+
+@pytest.mark.parametrize(
+  ("train", "val", "test"), [("train", "val", "test"), ("Training", "VALID", "testing")]
+)
+def test_three_folders_are_three_lists(tmp_path, train, val, test):
+  names = [f"{folder}/run/1/a.mp4" for folder in (train, val, test)]
+  more = [f"{train}/walk/b.mp4", f"{val}/loose.mp4", f"{test}/notes.txt", f"{test}/run/c.txt"]
+  listed = own_folder.read(_touch(tmp_path, [*names, *more]))
+  assert {video.name: video.codes for video in listed.videos} == {
+    **dict(zip(names, ((1,), (3,), (2,)), strict=True)),
+    f"{train}/walk/b.mp4": (1,),
+  }
+  assert dict(listed.ignored) == {
+    f"{val}/loose.mp4": "a video beside the class folders",
+    f"{test}/run/c.txt": "not a video (text)",
   }
 
 
@@ -139,6 +174,78 @@ def test_a_list_gives_labels_groups_and_lists(tmp_path):
   assert listed.unlisted == ("run/extra.mp4",)
 
 
+def test_a_list_may_hold_a_validation_list(tmp_path):
+  rows = "a, b.mp4;run;train\nrun/c.mp4;walk;training\nd.mp4;run;VAL\n"
+  files = ("a, b.mp4", "run/c.mp4", "d.mp4", "e.mp4")
+  _csv(tmp_path, f"Video Path;Class Name;Subset\n{rows}e.mp4;walk;test\n", files)
+  assert _lists(tmp_path) == {"a, b.mp4": (1,), "run/c.mp4": (1,), "d.mp4": (3,), "e.mp4": (2,)}
+  # The only list that is held out is the test list.
+  _csv(tmp_path, f"path;label;list\n{rows}", ())
+  assert _lists(tmp_path)["d.mp4"] == (2,)
+
+
+def test_numbers_in_a_list_are_the_class_ids(tmp_path):
+  rows = "a, b.mp4;2;train\nrun/c.mp4;0;train\nd.mp4;2;test\n"
+  _csv(tmp_path, "path;label;list\n" + rows)
+  assert own_folder.read(tmp_path).class_names == ("0", "1", "2")
+  (tmp_path / "classes.txt").write_text("zoo\nmid\napple\n")
+  listed = own_folder.read(tmp_path)
+  assert listed.class_names == ("zoo", "mid", "apple")
+  assert [(video.name, video.label) for video in listed.videos] == [
+    ("run/c.mp4", "zoo"),
+    ("a, b.mp4", "apple"),
+    ("d.mp4", "apple"),
+  ]
+
+
+def test_class_folders_have_the_order_of_a_file_that_names_them(tmp_path):
+  _touch(tmp_path, _names(30))
+  (tmp_path / "run" / "labels.txt").write_text("not\nthis\n")
+  (tmp_path / "classes.txt").write_text("walk\nrun\n")
+  assert own_folder.read(tmp_path).class_names == ("walk", "run")
+
+
+def test_numbered_class_folders_are_named_by_a_file(tmp_path):
+  _touch(tmp_path, _names(30, ("0", "1")))
+  assert own_folder.read(tmp_path).class_names == ("0", "1")
+  (tmp_path / "label_map.json").write_text('{"walk": 0, "run": 1}')
+  listed = own_folder.read(tmp_path)
+  assert listed.class_names == ("walk", "run")
+  assert {(video.label, video.name[0]) for video in listed.videos} == {("walk", "0"), ("run", "1")}
+
+
+def test_lists_of_a_file_each_are_read_in_place_of_class_folders(tmp_path):
+  _touch(tmp_path, [*_names(2), "run/notes.txt"])
+  (tmp_path / "train.csv").write_text("run/0.mp4 walk\nwalk/0.mp4 run\n")
+  (tmp_path / "val.csv").write_text("run/1.mp4 walk\n")
+  assert _lists(tmp_path) == {"run/0.mp4": (1,), "walk/0.mp4": (1,), "run/1.mp4": (2,)}
+  (tmp_path / "test.csv").write_text("file,label\nwalk/1.mp4,run\n")
+  listed = own_folder.read(tmp_path)
+  assert {video.name: video.codes[0] for video in listed.videos} == {
+    "run/0.mp4": 1, "walk/0.mp4": 1, "run/1.mp4": 3, "walk/1.mp4": 2
+  }  # fmt: skip
+  assert (listed.dataset, listed.ignored) == ("folder", (("run/notes.txt", "not a video (text)"),))
+
+
+def test_lists_without_labels_leave_the_classes_to_the_folders(tmp_path, logged):
+  _touch(tmp_path, _names(30))
+  (tmp_path / "train.csv").write_text("path,label\nrun/0.mp4,walk\n")
+  (tmp_path / "test.csv").write_text("path\nrun/1.mp4\n")
+  assert len(_lists(tmp_path)) == 60
+  assert f"{tmp_path / 'test.csv'} has no labels" in logged.text
+
+
+def test_a_prefix_is_replaced_in_a_list_alone(tmp_path):
+  _touch(tmp_path, _names(20))
+  with pytest.raises(listing.ListingError, match=r"there is no videos\.csv.*replace_prefix"):
+    own_folder.read(tmp_path, replace_prefix="/a=/b")
+  rows = "".join(f"C:\\films\\{name},{name[0]}\n" for name in _names(20))
+  _csv(tmp_path, "path,label\n" + rows, ())
+  listed = own_folder.read(tmp_path, replace_prefix=f"C:\\films={tmp_path}")
+  assert {video.name for video in listed.videos} == {*_names(20)}
+  assert all(video.path for video in listed.videos)
+
+
 def test_a_list_and_class_folders_split_the_same_videos_alike(tmp_path):
   _touch(tmp_path, _names(40))
   by_folders = _lists(tmp_path)
@@ -158,19 +265,21 @@ def test_a_video_keeps_its_list_while_other_files_are_missing(tmp_path):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("", "found the header , expected `path,label`"),
-    ("path;label\nd.mp4;run\n", "found the header path;label"),
+    ("", "videos.csv: the file lists no video"),
+    ("path;label\nd.mp4;run\n", "found the one class run, expected two"),
+    ("youtube_id,label\nd,run\n", "line 2: the line has no path"),
+    ("path,label\nd.mp4,run\n../e.mp4,walk\n", "line 3: ../e.mp4 leads out of the data folder"),
     ("path,label,grup\nd.mp4,run,1\n", "found the header path,label,grup"),
     ("path,label\nd.mp4\n", "videos.csv, line 2: found 1 fields, expected 2"),
-    ("path,label\nd.mp4,\n", "videos.csv, line 2: the path or the label is empty"),
-    ("path,label,list\nd.mp4,run,valid\n", "videos.csv, line 2: found the list 'valid'"),
+    ("path,label\nd.mp4,\n", "line 2: found 'd.mp4,', where the video or its label is empty"),
+    ("path,label,list\nd.mp4,run,3\n", "videos.csv, line 2: found the list '3'"),
     (
       "path,label,group,list\nd.mp4,run,1,train\nrun/c.mp4,walk,1,test\n",
       "the group 1 is in both lists",
     ),
     ("path,label,list\nd.mp4,run,train\nrun/c.mp4,walk,test\n", "none for training: walk"),
     ("path,label,list\nd.mp4,run,train\nrun/c.mp4,walk,train\n", "falls into the test list"),
-    ("path,label\n", "no video in a class folder"),
+    ("path,label\n", "videos.csv: the file lists no video"),
     ("path,label,list\nd.mp4,run,train\nd.mp4,walk,train\n", "falls into the test list"),
     (
       "path,label,list\nd.mp4,run,train\nd.mp4,walk,train\nrun/c.mp4,run,test\n",
@@ -194,7 +303,8 @@ def test_an_unusable_list_is_refused(tmp_path, text, message):
       "both within unpacked, from archives, and beside it: run",
     ),
     (_names(5, ("train/run", "train/walk")), "found the folders train, expected"),
-    (_names(5, ("train/run", "val/run", "test/run")), "found the folders test, train, val"),
+    (_names(5, ("val/run", "test/run")), "found the folders test, val, expected"),
+    (_names(5, ("train/run", "val/run", "valid/run")), "found the folders train, val, valid"),
   ],
 )
 def test_a_folder_of_another_form_is_refused(tmp_path, names, message):

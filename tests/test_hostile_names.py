@@ -17,7 +17,6 @@ from video_writing import write_h264
 
 from hybrid_video import checkpoints, command, errors, predict
 from hybrid_video.datasets import builder, listing
-from hybrid_video.decoding.storing import StoredScale
 from hybrid_video.report import data_page, data_summary, figures, results
 from hybrid_video.tasks import Evaluation
 
@@ -162,13 +161,15 @@ def listed(folder: pathlib.Path, *labels: str) -> listing.Listing:
   return listing.make("folder", folder, videos)
 
 
-@pytest.mark.parametrize("key", [key for key in NAMES if key not in NO_LINES])
+@pytest.mark.parametrize("key", NAMES)
 def test_tfds_gets_every_class_under_its_id(tmp_path, key):
   made = listed(tmp_path, NAMES[key], "Wave", "wave")
   assert len(made.class_names) == 3
-  builder.features(made, StoredScale()).save_config(tmp_path)
+  builder.features(made).save_config(tmp_path)
   read = tfds.features.FeaturesDict.from_config(tmp_path)
-  assert tuple(read["label"].names) == made.class_names
+  # A name of several lines is written in one.
+  lines = [name.replace("\n", r"\n").replace("\r", r"\r") for name in made.class_names]
+  assert read["label"].names == lines
   (video,) = (video for video in made.videos if video.label not in ("Wave", "wave"))
   assert made.class_names.index(video.label) in (0, 1, 2)
 
@@ -176,13 +177,11 @@ def test_tfds_gets_every_class_under_its_id(tmp_path, key):
 @pytest.mark.parametrize(
   ("labels", "message"),
   [
-    (("a\nb", "c"), r"the class name 'a\\nb', expected a name of one line. Rename"),
-    (("a\rb", "c"), r"the class name 'a\\rb'"),
     ((" \t", "c"), "the class name ' ..', expected"),
     (("wave ", "wave"), "'wave ' and 'wave' differ in white space"),
   ],
 )
-def test_a_class_name_that_is_no_line_of_text_is_refused(tmp_path, labels, message):
+def test_a_class_name_that_is_empty_or_another_one_is_refused(tmp_path, labels, message):
   with pytest.raises(listing.ListingError, match=message) as error:
     listed(tmp_path, *labels)
   assert "\n" not in str(error.value)

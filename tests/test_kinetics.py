@@ -61,7 +61,7 @@ def test_a_line_without_commas_is_split_at_its_last_space(tmp_path):
     tmp_path, files, "run/a b, c.mp4 10\n-3B32lodo2M 9\n", "run/d'\".mp4 10\nrun/e.mp4 9\n"
   )
   listed = kinetics.read(folder)
-  assert listed.class_names == ("9", "10")
+  assert listed.class_names == tuple(map(str, range(11)))
   assert [(v.name, v.label, v.path is None) for v in listed.videos] == [
     ("-3B32lodo2M", "9", False),
     ("run/e.mp4", "9", True),
@@ -101,11 +101,37 @@ def test_numbers_are_named_by_a_file_of_labels(tmp_path, name):
   folder = _write(tmp_path, ["a.mp4", "b.mp4", "c.mp4"], "a.mp4 1\nb.mp4 0\n", "c.mp4 1\n")
   (folder / name).write_text("zumba\nabseiling, high\n")
   listed = kinetics.read(folder)
-  assert listed.class_names == ("abseiling, high", "zumba")
-  assert [v.label for v in listed.videos] == ["abseiling, high", "abseiling, high", "zumba"]
+  assert listed.class_names == ("zumba", "abseiling, high")
+  assert [v.label for v in listed.videos] == ["zumba", "abseiling, high", "abseiling, high"]
 
 
-@pytest.mark.parametrize("name", ["val.csv", "validate.csv", "validation.csv", "test.csv"])
+def test_a_header_of_a_label_map_is_no_class(tmp_path):
+  folder = _write(tmp_path, ["a.mp4", "b.mp4", "c.mp4"], "a.mp4 0\nb.mp4 1\n", "c.mp4 1\n")
+  (folder / "kinetics_label_map.csv").write_text("id,name\n0,bread\n1,apple\n")
+  listed = kinetics.read(folder)
+  assert listed.class_names == ("bread", "apple")
+  assert {video.name: video.label for video in listed.videos} == {
+    "a.mp4": "bread",
+    "b.mp4": "apple",
+    "c.mp4": "apple",
+  }
+
+
+def test_a_list_of_windows_paths_is_found_and_what_lies_beside_is_named(tmp_path):
+  files = ["v/run/1.mp4", "v/walk/1.mp4", "v/run/1.txt", "v/run/2.mp4"]
+  train = "path,label\nD:\\k\\run\\1.mp4,run\nD:\\k\\walk\\1.mp4,walk\n"
+  folder = _write(tmp_path, files, train, "path,label\nD:\\k\\run\\2.mp4,run\n")
+  listed = kinetics.read(folder)
+  assert [(video.name, video.path) for video in listed.videos] == [
+    (f"D:/k/{name}.mp4", tmp_path / "v" / f"{name}.mp4") for name in ("run/1", "run/2", "walk/1")
+  ]
+  assert listed.ignored == (("v/run/1.txt", "not a video (text)"),)
+  assert [video.group for video in listed.videos] == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize(
+  "name", ["val.csv", "validate.csv", "validation.csv", "test.csv", "val.txt"]
+)
 def test_the_held_out_list_has_several_names(tmp_path, name):
   folder = _write(tmp_path, ["a.mp4", "b.mp4"], "a.mp4 0\n", "b.mp4 0\n", name)
   assert [video.codes for video in kinetics.read(folder).videos] == [(1,), (2,)]
@@ -116,7 +142,20 @@ def test_a_test_list_beside_a_validation_list_is_not_read(tmp_path):
   (folder / "test.csv").write_text("youtube_id,time_start,time_end,split\nt,0,10,test\n")
   listed = kinetics.read(folder)
   assert [video.name for video in listed.videos] == ["a.mp4", "b.mp4"]
+  assert [video.codes for video in listed.videos] == [(1,), (2,)]
   assert listed.unlisted == ("t.mp4",)
+  # Kinetics' own test list, in a release that has labels.
+  (folder / "test.csv").write_text(OFFICIAL + "0,t,0,10,test\n")
+  assert len(kinetics.read(folder).videos) == 2
+
+
+def test_three_lists_with_labels_are_three_lists(tmp_path):
+  folder = _write(tmp_path, ["a.mp4", "b.mp4", "t.mp4"], "a.mp4 0\n", "b.mp4 0\n")
+  (folder / "test.csv").write_text("t.mp4 0\n")
+  listed = kinetics.read(folder)
+  assert {video.name: video.codes for video in listed.videos} == {
+    "a.mp4": (1,), "b.mp4": (3,), "t.mp4": (2,)
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize(

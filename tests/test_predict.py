@@ -4,7 +4,7 @@ import csv
 import json
 import shutil
 
-from conftest import REAL_CLIPS, run_training
+from conftest import REAL_CLIPS, moving_square, run_training
 import jax
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import pytest
 import hybrid_video
 from hybrid_video import checkpoints, experiment, export, loading, models, predict, weights
 from hybrid_video.checkpoints import CheckpointError
-from hybrid_video.datasets import preparation, splits
+from hybrid_video.datasets import made_actions, preparation, splits
 from hybrid_video.experiment import Experiment
 from hybrid_video.sampling.plans import evaluation_views
 
@@ -98,6 +98,18 @@ def test_predictions_are_files_that_people_and_programs_read(
   assert lines[2]["error"] == predictions[2].error
   assert f"{100 * lines[0]['probabilities'][rows[0]['top1']]:.1f} %" in logged.text
   assert "broken.avi: broken" in logged.text and "Not predicted" in logged.text
+
+
+def test_videos_in_a_folder_are_known_by_content_and_the_rest_is_logged(tmp_path, logged):
+  folder = tmp_path / "mine"
+  folder.mkdir()
+  made_actions.write_avi(folder / "b.avi", moving_square(3), 25)
+  shutil.copy(folder / "b.avi", folder / "a")
+  for name in ("c.MTS", "d.xyz", "e.txt", "Thumbs.db"):
+    (folder / name).touch()
+  assert [path.name for path in predict.find_videos([folder])] == ["a", "b.avi", "c.MTS"]
+  assert "2 file(s) that are no videos" in logged.text
+  assert f"{folder / 'd.xyz'}: cannot be opened as a video: the file is empty" in logged.text
 
 
 @pytest.mark.parametrize("batch_size", [4, 12, 64])

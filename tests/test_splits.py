@@ -113,6 +113,23 @@ def test_a_validation_list_is_whole_groups_and_stays(videos, share):
   assert set(some) == {video_id for video_id in validation if video_id % 4 < 2}
 
 
+def test_a_validation_list_of_its_own_is_never_trained_on_nor_tested_on(videos):
+  codes = videos.split_codes.copy()
+  codes[videos.groups == "film0", 0] = splits.VALIDATION
+  given = dataclasses.replace(videos, split_codes=codes)
+  lists = {which: splits.select(given, 1, which) for which in splits.LISTS}
+  assert set(videos.groups[lists["validation"]]) == {"film0"}
+  assert set(videos.groups[lists["test"]]) == {"film1"}
+  assert set(videos.groups[lists["train"]]) == {"film2", "film3"}
+  assert splits.has_validation(given, 1, 0.0) and not splits.has_validation(given, 2, 0.0)
+  assert splits.has_validation(given, 2, 0.1)
+  with pytest.raises(splits.SplitError, match=r"list of its own, of 8 videos.*validation_share=0"):
+    splits.select(given, 1, "train", 0.1)
+  codes[videos.labels == 3] = splits.VALIDATION
+  with pytest.raises(ValueError, match=r"has validation videos and no training.*right"):
+    splits.check_training_classes(given, 1)
+
+
 def test_lists_that_cannot_be_drawn_are_refused(videos):
   training = splits.select(videos, 1, "train")
   np.testing.assert_array_equal(splits.select(videos, 1, "train", 0.0), training)
@@ -152,3 +169,6 @@ def test_a_listed_class_that_is_tested_in_a_split_is_trained_in_it(tmp_path):
     splits.check_training(listed, tmp_path, "Add some.")
   assert str(error.value).startswith(f"{tmp_path}: ")
   splits.check_training(listed[:2], tmp_path, "Add some.")
+  validated = listing.Video("d", "hop", "d", (splits.VALIDATION, splits.UNUSED), None)
+  with pytest.raises(listing.ListingError, match=r"validation videos but none for training: hop"):
+    splits.check_training([*listed[:2], validated], tmp_path, "Add some.")

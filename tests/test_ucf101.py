@@ -54,6 +54,20 @@ def test_class_ids_are_those_of_the_official_class_file_less_one(small):
   assert ucf101.read(small, official=False).class_names == CLASSES
 
 
+def test_a_class_without_a_video_keeps_its_id_and_files_beside_videos_are_named(small):
+  order = ("JumpRope", "Archery", *CLASSES[:3])
+  ids = "".join(f"{number} {label}\n" for number, label in enumerate(order, 1))
+  lists = small / "ucfTrainTestlist"
+  for path in lists.glob("trainlist*.txt"):
+    lines = [line.split()[0] for line in path.read_text().splitlines()]
+    path.write_text("".join(f"{line}\n" for line in lines))
+  (lists / "classInd.txt").write_text(ids)
+  (small / "UCF-101" / "Biking" / "notes.txt").touch()
+  listed = ucf101.read(small, official=False)
+  assert listed.class_names == order
+  assert listed.ignored == (("UCF-101/Biking/notes.txt", "not a video (text)"),)
+
+
 @pytest.mark.parametrize("spelt", ["HandStandPushups", "HandstandPushups"])
 def test_either_spelling_of_handstand_pushups_is_accepted_and_labelled_as_in_the_class_file(
   small, spelt

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+from typing import Any
 
 from hybrid_video import errors
 from hybrid_video.datasets import folder as own_folder
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[..., listing.Listing]] = {
   "kinetics": kinetics.read,
   "folder": own_folder.read,
 }
+_LISTED_BY_PATH = ("kinetics", "folder")
 
 
 def check_name(dataset: str) -> None:
@@ -39,7 +41,9 @@ def check_name(dataset: str) -> None:
     )
 
 
-def read(dataset: str, folder: os.PathLike | str, *, test_share: float = 0.2) -> listing.Listing:
+def read(
+  dataset: str, folder: os.PathLike | str, *, test_share: float = 0.2, replace_prefix: str = ""
+) -> listing.Listing:
   """Reads the folder of a data set, whose archives are unpacked first.
 
   Args:
@@ -47,19 +51,28 @@ def read(dataset: str, folder: os.PathLike | str, *, test_share: float = 0.2) ->
     folder: what `--config.data_dir` names.
     test_share: of the groups of a `folder`, the share for the test; other data sets have official
       lists.
+    replace_prefix: of `kinetics` and `folder`: OLD=NEW, what listed paths begin with and what that is
+      here.
 
   Raises:
-    ListingError: there is no such data set (the message has the nearest), or its folder cannot be
-      used.
+    ListingError: there is no such data set (the message has the nearest), it has no paths in its
+      lists and a prefix is to be replaced, or its folder cannot be used.
   """
   check_name(dataset)
+  if replace_prefix and dataset not in _LISTED_BY_PATH:
+    raise listing.ListingError(
+      f"--config.replace_prefix is {replace_prefix!r}, and the lists of {dataset} have no paths. Leave "
+      f"it out; it is for {' and '.join(_LISTED_BY_PATH)}."
+    )
   path = pathlib.Path(folder)
   if dataset != "made_actions":
     # Its libraries are of no use to a process that only knows names.
     from hybrid_video.datasets import archives
 
     path = archives.unpacked(path)
-  options = {"test_share": test_share} if dataset == "folder" else {}
+  options: dict[str, Any] = {"test_share": test_share} if dataset == "folder" else {}
+  if dataset in _LISTED_BY_PATH:
+    options["replace_prefix"] = replace_prefix
   return dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)
 
 

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -48,6 +49,8 @@ _LEFTOVER_SECONDS = 24 * 60 * 60
 _PUBLISHED = {"hmdb51": hmdb51, "ucf101": ucf101, "kinetics": kinetics}
 # What file systems raise, Python's own and those that TensorFlow reads.
 _FILE_ERRORS = (OSError, tf.errors.OpError)
+
+log = logging.getLogger("hybrid_video")
 
 Index = Mapping[str, np.ndarray]
 
@@ -102,6 +105,7 @@ def build(
     RecordsError: no video could be stored.
   """
   source = str(listed.folder)
+  _warn_of_ignored(listed)
   missing = [video.name for video in listed.videos if video.path is None]
   check_missing(missing, allow_missing, missing_allowed, source, "are missing")
   contents = _contents(listed, hash_whole_files)
@@ -127,13 +131,20 @@ def build(
     missing=missing,
     unlisted=listed.unlisted,
     jpeg_quality=scale.jpeg_quality,
+    ignored=listed.ignored,
   )
   if not _info_path(folder).exists():
     with _explained(folder, "written"):
-      _write_metadata(records, features(listed, records), whole)
+      _write_metadata(records, features(listed, _frame_size(records)), whole)
   what = _reasons(records.broken)
   check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
+
+
+def _warn_of_ignored(listed: listing.Listing) -> None:
+  if listed.ignored:
+    shown = errors.shown(f"{errors.printable(name)}: {reason}" for name, reason in listed.ignored)
+    log.warning("%s: %d file(s) are not used: %s", listed.folder, len(listed.ignored), shown)
 
 
 def _not_allowed(
@@ -233,7 +244,9 @@ def _layout(
     StorageError: the folder is on a file system that is not known.
   """
   entries = {video.name: _entry(video, contents.get(video.name)) for video in listed.videos}
-  name = f"{scale.name}-{_digest(entries.values(), scale)[:12]}"
+  # Records hold class ids, which are the names' places in this order.
+  known = [repr(listed.class_names).encode("utf-8", "surrogateescape"), *entries.values()]
+  name = f"{scale.name}-{_digest(known, scale)[:12]}"
   folder = os.path.join(_scales_folder(listed.dataset, records_dir), name, VERSION)
   try:
     epath.Path(folder)
@@ -343,7 +356,7 @@ def _store(
   decoder: _Decoder,
 ) -> dict[str, Index | None]:
   """Decodes the videos of some record files, writes these one by one, and gives their indices."""
-  described = _features(listed.class_names, listed.num_splits, (None, None))
+  described = features(listed)
   total = sum(video.path is not None for video in listed.videos)
   indices: dict[str, Index | None] = {}
   with _explained(folder, "written"):
@@ -418,6 +431,7 @@ def _write_shard(
 ) -> None:
   """Writes one record file and then its index; takes its videos from `results`."""
   index = stored.ShardIndex()
+  class_ids = {name: class_id for class_id, name in enumerate(listed.class_names)}
   # Two runs may build at once: both write the same file, each under a name of its own.
   with files.whole_file(shard.path) as part, tf.io.TFRecordWriter(os.fspath(part)) as writer:
     for video, content in zip(shard.videos, shard.contents, strict=True):
@@ -426,7 +440,7 @@ def _write_shard(
         index.broken[video.name] = result
         continue
       known = {
-        "label": listed.class_names.index(video.label),
+        "label": class_ids[video.label],
         "tags": json.dumps(dict(video.tags)),
         "split_codes": list(video.codes),
         "fps": result.fps,
@@ -467,28 +481,37 @@ def _text(name: str) -> str:
 # What TFDS reads.
 
 
-def features(listed: listing.Listing, records: stored.Records) -> tfds.features.FeaturesDict:
-  """The features of a record, in TFDS's form, with the size of frames if it is one."""
-  heights, widths = {*records.height.tolist()}, {*records.width.tolist()}
-  one_size = len(heights) == len(widths) == 1
-  size = (heights.pop(), widths.pop()) if one_size else (None, None)
-  return _features(listed.class_names, listed.num_splits, size)
-
-
-def _features(
-  class_names: Sequence[str], num_splits: int, size: tuple[int | None, int | None]
+def features(
+  listed: listing.Listing, size: tuple[int | None, int | None] = (None, None)
 ) -> tfds.features.FeaturesDict:
+  """The features of a record, in TFDS's form.
+
+  Args:
+    listed: the videos.
+    size: (height, width) of all frames, None where there are several.
+  """
   return tfds.features.FeaturesDict(
     {
       "name": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=list(class_names)),
+      # TFDS keeps the names one a line.
+      "label": tfds.features.ClassLabel(names=[*map(_one_line, listed.class_names)]),
       "group": tfds.features.Text(doc="Videos of one group share people and scenery."),
       "tags": tfds.features.Text(doc="What else is known of the video, a JSON object."),
-      "split_codes": tfds.features.Tensor(shape=(num_splits,), dtype=np.int64),
+      "split_codes": tfds.features.Tensor(shape=(listed.num_splits,), dtype=np.int64),
       "fps": tfds.features.Scalar(dtype=np.float64),
       "video": tfds.features.Video(shape=(None, *size, 3), encoding_format="jpeg"),
     }
   )
+
+
+def _frame_size(records: stored.Records) -> tuple[int | None, int | None]:
+  heights, widths = {*records.height.tolist()}, {*records.width.tolist()}
+  one_size = len(heights) == len(widths) == 1
+  return (heights.pop(), widths.pop()) if one_size else (None, None)
+
+
+def _one_line(name: str) -> str:
+  return name.replace("\n", r"\n").replace("\r", r"\r")
 
 
 def _write_metadata(
@@ -512,7 +535,10 @@ def _write_metadata(
       citation=published.CITATION if published else "",
       supervised_keys=("video", "label"),
       metadata=tfds.core.MetadataDict(
-        missing=list(records.missing), broken=records.broken, unlisted=list(records.unlisted)
+        missing=list(records.missing),
+        broken=records.broken,
+        unlisted=list(records.unlisted),
+        ignored=[list(entry) for entry in records.ignored],
       ),
     )
 

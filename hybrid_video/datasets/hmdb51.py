@@ -18,7 +18,7 @@ import pathlib
 import re
 
 from hybrid_video import errors
-from hybrid_video.datasets import listing, splits
+from hybrid_video.datasets import listing, splits, tables, video_files
 
 HOMEPAGE = "https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database/"
 CITATION = r"""@inproceedings{kuehne2011hmdb,
@@ -90,7 +90,7 @@ def read_split_file(path: pathlib.Path) -> dict[str, int]:
     ListingError: a line of another form, a name listed twice, or no line at all.
   """
   codes: dict[str, int] = {}
-  for number, line in listing.read_lines(path):
+  for number, line in tables.read_lines(path):
     match = _SPLIT_LINE.fullmatch(line)
     if not match:
       raise listing.ListingError(
@@ -188,14 +188,16 @@ def read(folder: pathlib.Path, *, official: bool = True) -> listing.Listing:
   """
   files = listing.files_below(folder)
   lists = _split_files(files, folder)
-  video_files = listing.VideoFiles(files)
+  found = video_files.VideoFiles(files)
   videos: list[listing.Video] = []
   for label, paths in lists.items():
     for name, codes in _class_codes(label, paths).items():
       film, tags = parse_name(name, label)
-      videos.append(listing.Video(name, label, film, codes, video_files.named(name), tags))
+      videos.append(listing.Video(name, label, film, codes, found.named(name), tags))
   if official:
     _check_official(videos, folder)
   listing.check_class_folders(videos, folder)
   dataset = "hmdb51" if official else "hmdb51_layout"
-  return listing.make(dataset, folder, videos, video_files.paths)
+  unlisted, others = found.unused(videos, [path for paths in lists.values() for path in paths])
+  ignored = video_files.beside_videos(others, videos, folder)
+  return listing.make(dataset, folder, videos, unlisted, ignored)

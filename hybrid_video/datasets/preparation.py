@@ -47,7 +47,9 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
   if experiment.download:
     mirrors_file = within(experiment.mirrors)
     mirrors.fetch(dataset, folder, pathlib.Path(mirrors_file) if mirrors_file else None)
-  listing = datasets.read(dataset, folder, test_share=experiment.test_share)
+  listing = datasets.read(
+    dataset, folder, test_share=experiment.test_share, replace_prefix=experiment.replace_prefix
+  )
   return builder.build(
     listing,
     within(experiment.records_dir),

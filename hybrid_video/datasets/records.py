@@ -7,7 +7,7 @@ What lies in the folder: TFDS's record files and metadata, and beside each recor
 `ShardIndex`, written when the record file was whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import io
 import os
@@ -63,7 +63,7 @@ class Records:
     groups: videos of one group share people and scenery, `[V]`.
     tags: what else is known of each video, as JSON objects, `[V]`.
     labels: class ids, int64 `[V]`.
-    split_codes: int64 `[V, S]`: 1 train, 2 test, 0 unused.
+    split_codes: int64 `[V, S]`: 1 train, 2 test, 3 validation, 0 unused.
     fps: frames a second, float64 `[V]`.
     num_frames: int64 `[V]`.
     height, width: pixels of a video's stored frames, int64 `[V]`.
@@ -83,6 +83,7 @@ class Records:
     broken: listed videos that could not be decoded, with the reason.
     unlisted: video files that no list names.
     jpeg_quality: 1 to 95.
+    ignored: other files among the videos that are not used, each with what it is.
   """
 
   dataset: str
@@ -118,6 +119,7 @@ class Records:
   broken: dict[str, str]
   unlisted: tuple[str, ...]
   jpeg_quality: int
+  ignored: tuple[tuple[str, str], ...] = ()
 
   def __len__(self) -> int:
     return len(self.names)
@@ -405,12 +407,13 @@ def merge(
   missing: Sequence[str],
   unlisted: Sequence[str],
   jpeg_quality: int,
+  ignored: Iterable[Sequence[str]] = (),
 ) -> Records:
   """The index of a data set from those of its record files.
 
   Args:
     shards: record file to its index, in order.
-    dataset, folder, class_names, missing, unlisted, jpeg_quality: see `Records`.
+    dataset, folder, class_names, missing, unlisted, jpeg_quality, ignored: see `Records`.
 
   Raises:
     RecordsError: no video is stored.
@@ -448,6 +451,7 @@ def merge(
     broken=broken,
     unlisted=tuple(unlisted),
     jpeg_quality=jpeg_quality,
+    ignored=tuple((name, reason) for name, reason in ignored),
     **joined,
   )
 

@@ -15,8 +15,13 @@ from hybrid_video import errors
 from hybrid_video.datasets import listing
 
 # A video's code in an official split.
-UNUSED, TRAIN, TEST = 0, 1, 2
-LIST_CODES = {"train": TRAIN, "test": TEST}
+UNUSED, TRAIN, TEST, VALIDATION = 0, 1, 2, 3
+# What users call the lists, in their own folders and columns.
+LIST_CODES = {
+  **dict.fromkeys(("train", "training"), TRAIN),
+  **dict.fromkeys(("val", "valid", "validate", "validation"), VALIDATION),
+  **dict.fromkeys(("test", "testing"), TEST),
+}
 LISTS = ("train", "validation", "test")
 
 
@@ -45,7 +50,7 @@ class RecordsLike(Protocol):
 
   @property
   def split_codes(self) -> np.ndarray:
-    """`TRAIN`, `TEST` or `UNUSED` in each official split, int64 `[V, S]`."""
+    """`TRAIN`, `TEST`, `VALIDATION` or `UNUSED` in each official split, int64 `[V, S]`."""
 
   def __len__(self) -> int: ...
 
@@ -66,7 +71,7 @@ def with_code(records: RecordsLike, split: int, code: int) -> np.ndarray:
   Args:
     records: the stored videos.
     split: 1 and so on.
-    code: `TRAIN`, `TEST` or `UNUSED`.
+    code: `TRAIN`, `TEST`, `VALIDATION` or `UNUSED`.
 
   Returns:
     Video ids, int64 `[N]`, ascending.
@@ -105,7 +110,8 @@ def list_indices(
 ) -> dict[str, np.ndarray]:
   """Ids of the stored videos in each list of a split; a list may be empty.
 
-  The validation list is taken out of the official training list, see `in_validation`.
+  The validation list is the split's own, or is taken out of the official training list, see
+  `in_validation`.
 
   Args:
     records: the stored videos.
@@ -116,16 +122,31 @@ def list_indices(
     Video ids, int64 `[N]`, ascending, for each of "train", "validation", "test" and "unused".
 
   Raises:
-    SplitError: there is no such split.
+    SplitError: there is no such split, or it has a validation list and a share is asked for.
   """
   training = with_code(records, split, TRAIN)
+  own = with_code(records, split, VALIDATION)
+  if len(own) and validation_share:
+    raise SplitError(
+      f"Split {split} has a validation list of its own, of {len(own)} videos. Set "
+      "--config.validation_share=0 to use it."
+    )
   held_out = in_validation(records.groups[training], validation_share)
   return {
     "train": training[~held_out],
-    "validation": training[held_out],
+    "validation": own if len(own) else training[held_out],
     "test": with_code(records, split, TEST),
     "unused": with_code(records, split, UNUSED),
   }
+
+
+def has_validation(records: RecordsLike, split: int, validation_share: float) -> bool:
+  """Whether there is to be a validation list: the split's own, or a share of the training list.
+
+  Raises:
+    SplitError: there is no such split.
+  """
+  return validation_share > 0 or len(with_code(records, split, VALIDATION)) > 0
 
 
 def select(
@@ -143,8 +164,8 @@ def select(
     Video ids, int64 `[N]`, ascending.
 
   Raises:
-    SplitError: there is no such list or split, the share is out of range, the list has no video, or
-      the validation list takes every training video of a class.
+    SplitError: there is no such list or split, the share is out of range or asked for beside a
+      validation list, the list has no video, or the share takes every training video of a class.
   """
   if which not in LISTS:
     raise SplitError(
@@ -155,7 +176,7 @@ def select(
       f"--config.validation_share is {validation_share}: expected 0 or more and less than 1."
     )
   lists = list_indices(records, split, validation_share)
-  if which != "test":
+  if which != "test" and validation_share:
     held_out, trained = (set(records.labels[lists[of]].tolist()) for of in ("validation", "train"))
     if untrained := held_out - trained:
       raise SplitError(
@@ -171,17 +192,19 @@ def select(
 
 
 def check_training_classes(records: RecordsLike, split: int) -> None:
-  """Checks that every stored class which a split tests is trained in it.
+  """Checks that every stored class which a split tests or validates is trained in it.
 
   Raises:
     SplitError: with the names of the classes that are not.
   """
-  tested, trained = (
-    set(records.labels[with_code(records, split, code)].tolist()) for code in (TEST, TRAIN)
+  tested, validated, trained = (
+    set(records.labels[with_code(records, split, code)].tolist())
+    for code in (TEST, VALIDATION, TRAIN)
   )
-  if untrained := tested - trained:
+  if untrained := (tested | validated) - trained:
+    what = "test" if tested - trained else "validation"
     raise SplitError(
-      f"Split {split} has test videos and no training video of these classes: "
+      f"Split {split} has {what} videos and no training video of these classes: "
       f"{_class_names(records, untrained)}. Complete the data folder, or set "
       "--config.allow_missing=True."
     )
@@ -192,7 +215,7 @@ def _class_names(records: RecordsLike, class_ids: Iterable[int]) -> str:
 
 
 def check_training(videos: Iterable[listing.Video], folder: pathlib.Path, advice: str) -> None:
-  """Checks that every listed class which a split tests is trained in it.
+  """Checks that every listed class which a split tests or validates is trained in it.
 
   Args:
     videos: with the codes of the same splits each.
@@ -200,15 +223,16 @@ def check_training(videos: Iterable[listing.Video], folder: pathlib.Path, advice
     advice: what the user can do.
 
   Raises:
-    SplitError: in some split a class has test videos but none for training.
+    SplitError: in some split a class has test or validation videos but none for training.
   """
   codes: dict[tuple[int, str], set[int]] = {}
   for video in videos:
     for split, code in enumerate(video.codes):
       codes.setdefault((split, video.label), set()).add(code)
-  untrained = {label for (_, label), of in codes.items() if TEST in of and TRAIN not in of}
-  if untrained:
-    raise SplitError(
-      f"{folder}: these classes have test videos but none for training: "
-      f"{errors.shown(sorted(untrained))}. {advice}"
-    )
+  for code, what in ((TEST, "test"), (VALIDATION, "validation")):
+    untrained = {label for (_, label), of in codes.items() if code in of and TRAIN not in of}
+    if untrained:
+      raise SplitError(
+        f"{folder}: these classes have {what} videos but none for training: "
+        f"{errors.shown(sorted(untrained))}. {advice}"
+      )

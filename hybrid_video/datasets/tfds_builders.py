@@ -9,7 +9,8 @@ stored at one scale, it is the folder's full name, such as `128x171-q75-ab12cd34
 it is the only one that is stored.
 
 Its splits are `videos`, every video once, and the official lists as `split1_train`, `split1_test`,
-`split1_unused`, `split2_train` and so on, which are selections from the same records. All of them can
+`split1_unused`, `split2_train` and so on (and `split1_validation` where a data set has such a
+list of its own), which are selections from the same records. All of them can
 be sliced and added as usual: `split1_train[:10%]+split1_test`.
 
 Importing this registers the builders and does not import TensorFlow.
@@ -131,6 +132,7 @@ class StoredVideosBuilder(tfds.core.DatasetBuilder, skip_registration=True):  # 
       class_names=self.info.features["label"].names,
       missing=self.info.metadata["missing"],
       unlisted=self.info.metadata["unlisted"],
+      ignored=self.info.metadata.get("ignored", ()),
       jpeg_quality=self._scale.jpeg_quality,
     )
 

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 # The one stored split: every video once. ("all" is a reserved word of TFDS.)
 WHOLE = "videos"
-_LISTS = {"train": splits.TRAIN, "test": splits.TEST, "unused": splits.UNUSED}
+_LISTS = {
+  "train": splits.TRAIN,
+  "validation": splits.VALIDATION,
+  "test": splits.TEST,
+  "unused": splits.UNUSED,
+}
 
 
 @dataclasses.dataclass(eq=False, frozen=True, repr=False)
@@ -53,7 +58,10 @@ class OfficialLists(tfds.core.SplitDict):
     self._video_ids = {WHOLE: np.arange(len(records))}
     for split in range(1, records.num_splits + 1):
       for name, code in _LISTS.items():
-        self._video_ids[f"split{split}_{name}"] = splits.with_code(records, split, code)
+        video_ids = splits.with_code(records, split, code)
+        # Few data sets have a validation list; the other three are always there, maybe empty.
+        if code != splits.VALIDATION or len(video_ids):
+          self._video_ids[f"split{split}_{name}"] = video_ids
     self._template = tfds.core.ShardedFileTemplate(
       data_dir=records.folder,
       template=f"{{DATASET}}-{WHOLE}.{{FILEFORMAT}}-{{SHARD_X_OF_Y}}",

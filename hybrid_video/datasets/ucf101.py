@@ -18,7 +18,7 @@ import pathlib
 import re
 
 from hybrid_video import errors
-from hybrid_video.datasets import listing, splits
+from hybrid_video.datasets import listing, splits, tables, video_files
 
 HOMEPAGE = "https://www.crcv.ucf.edu/research/data-sets/ucf101/"
 CITATION = """@article{soomro2012ucf101,
@@ -33,6 +33,7 @@ NUM_CLASSES = 101
 NUM_VIDEOS = 13320
 # Of splits 1 to 3.
 VIDEOS_A_LIST = {"train": (9537, 9586, 9624), "test": (3783, 3734, 3696)}
+_LISTS = {"train": splits.TRAIN, "test": splits.TEST}
 _CLASS_LINE = re.compile(r"(?P<id>\d+)\s+(?P<label>\S+)\s*")
 _LIST_LINE = re.compile(
   r"(?P<label>[^/\s]+)/(?P<name>v_(?P<stated>[^/\s]+)_(?P<group>g\d+)_c\d+\.avi)"
@@ -59,7 +60,7 @@ def read_class_file(path: pathlib.Path) -> dict[str, int]:
   """
   ids: dict[str, int] = {}
   folded: set[str] = set()
-  for number, line in listing.read_lines(path):
+  for number, line in tables.read_lines(path):
     match = _CLASS_LINE.fullmatch(line)
     if not match:
       raise listing.ListingError(
@@ -78,7 +79,7 @@ def read_class_file(path: pathlib.Path) -> dict[str, int]:
 
 def _read_list(path: pathlib.Path, ids: dict[str, int]) -> Iterable[tuple[str, str, str]]:
   labels = {label.casefold(): label for label in ids}
-  for number, line in listing.read_lines(path):
+  for number, line in tables.read_lines(path):
     match = _LIST_LINE.fullmatch(line)
     if not match:
       raise listing.ListingError(
@@ -113,7 +114,7 @@ def _check_official(videos: list[listing.Video], ids: dict[str, int], folder: pa
   counts = Counter((split, code) for video in videos for split, code in enumerate(video.codes))
   for name, expected in VIDEOS_A_LIST.items():
     for split in range(NUM_SPLITS):
-      count = counts[split, splits.LIST_CODES[name]]
+      count = counts[split, _LISTS[name]]
       if count != expected[split]:
         wrong.append(f"{count} videos in {name}list0{split + 1}.txt, expected {expected[split]}")
   if len(videos) != NUM_VIDEOS:
@@ -140,12 +141,14 @@ def read(folder: pathlib.Path, *, official: bool = True) -> listing.Listing:
       have one name, no listed video is there, or the lists are not the official ones.
   """
   files = listing.files_below(folder)
-  ids = read_class_file(_list_file(files, "classInd.txt", folder))
+  lists = [_list_file(files, "classInd.txt", folder)]
+  ids = read_class_file(lists[0])
   about: dict[str, tuple[str, str, str]] = {}
   codes: dict[str, list[int]] = {}
   for split in range(NUM_SPLITS):
-    for list_name, code in splits.LIST_CODES.items():
+    for list_name, code in _LISTS.items():
       path = _list_file(files, f"{list_name}list0{split + 1}.txt", folder)
+      lists.append(path)
       for name, label, group in _read_list(path, ids):
         key = name.casefold()
         about.setdefault(key, (name, label, group))
@@ -155,12 +158,15 @@ def read(folder: pathlib.Path, *, official: bool = True) -> listing.Listing:
             f"{path}: {name} is in this split already, here or in the other list. Remove one line."
           )
         of_video[split] = code
-  video_files = listing.VideoFiles(files, str.casefold)
+  found = video_files.VideoFiles(files, str.casefold)
   videos = [
-    listing.Video(name, label, group, tuple(codes[key]), video_files.named(name))
+    listing.Video(name, label, group, tuple(codes[key]), found.named(name))
     for key, (name, label, group) in about.items()
   ]
   if official:
     _check_official(videos, ids, folder)
   listing.check_class_folders(videos, folder)
-  return listing.make("ucf101", folder, videos, video_files.paths)
+  unlisted, others = found.unused(videos, lists)
+  ignored = video_files.beside_videos(others, videos, folder)
+  class_names = sorted(ids, key=lambda label: ids[label])
+  return listing.make("ucf101", folder, videos, unlisted, ignored, class_names)

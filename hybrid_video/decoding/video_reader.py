@@ -7,6 +7,7 @@ get them; or an error that says what is wrong with the file.
 from collections.abc import Callable, Iterator
 import dataclasses
 from fractions import Fraction
+import itertools
 import os
 import pathlib
 from typing import Generic, TypeVar
@@ -122,19 +123,25 @@ def read_video(
 
 
 def check_video(path: os.PathLike | str) -> None:
-  """Checks that FFmpeg finds a video stream in a file, without decoding it.
+  """Checks that a file is a video by its content: a main video stream of two packets or more.
 
   Raises:
-    VideoError: it does not, and why.
+    VideoError: the file is missing, empty, a still picture, or nothing FFmpeg reads.
   """
   path = pathlib.Path(path)
+  name = errors.printable(path)
   _check_file(path)
   try:
-    with containers.open_video(path):
-      pass
+    with containers.open_video(path) as source:
+      # A GIF, and others like it, may be one still picture.
+      packets = (packet for packet in source.container.demux(source.stream) if packet.size)
+      if sum(1 for _ in itertools.islice(packets, 2)) < 2:
+        raise VideoError(f"{name}: a still image, not a video. Take the file out.")
+  except VideoError:
+    raise
   except _DECODING_ERRORS as error:
     raise VideoError(
-      f"{errors.printable(path)}: it is not a video FFmpeg can read ({_reason(error)}). {ADVICE}"
+      f"{name}: it is not a video FFmpeg can read ({_reason(error)}). {ADVICE}"
     ) from error
 
 

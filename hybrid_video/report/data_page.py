@@ -137,7 +137,7 @@ def _list_tables(summary: dict[str, Any]) -> list[pages.Table]:
     ("in both lists", groups["in_train_and_test"]),
     ("test videos of groups in both", groups["test_videos_in_shared"]),
   ]
-  if summary["validation_share"]:
+  if "validation" in data_summary.shown_lists(summary):
     group_rows.append(("in the validation list", groups["validation"]))
   return [
     pages.Table(

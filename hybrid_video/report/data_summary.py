@@ -68,6 +68,7 @@ def summarize(records: Records, split: int, validation_share: float = 0.0) -> di
       "missing": len(records.missing),
       "broken": len(records.broken),
       "unlisted": len(records.unlisted),
+      "ignored": len(records.ignored),
     },
     "lists": {name: len(indices) for name, indices in lists.items()},
     "classes": _classes(records, lists),
@@ -84,10 +85,11 @@ def summarize(records: Records, split: int, validation_share: float = 0.0) -> di
     "shown_sizes": _sizes(records.shown_height, records.shown_width),
     "shapes": _shapes(records),
     "adapted": _adapted(records),
-    "groups": _groups(records, lists),
+    "groups": _groups(records, split, lists),
     "broken": [{"name": str(name), "reason": str(why)} for name, why in records.broken.items()],
     "missing": [str(name) for name in records.missing],
     "unlisted": [str(name) for name in records.unlisted],
+    "ignored": [{"name": str(name), "reason": str(why)} for name, why in records.ignored],
   }
 
 
@@ -169,10 +171,10 @@ def _classes(records: Records, lists: dict[str, np.ndarray]) -> list[dict[str, A
   ]
 
 
-def _groups(records: Records, lists: dict[str, np.ndarray]) -> dict[str, int]:
+def _groups(records: Records, split: int, lists: dict[str, np.ndarray]) -> dict[str, int]:
   """How the lists separate the groups; HMDB51's official lists have groups on both sides."""
-  official = np.concatenate([lists["train"], lists["validation"]])
-  training = set(records.groups[official].tolist())
+  # The whole official list, of which a share may be held out for validation.
+  training = set(records.groups[splits.with_code(records, split, splits.TRAIN)].tolist())
   test = records.groups[lists["test"]].tolist()
   shared = training & set(test)
   return {
@@ -207,8 +209,9 @@ def duration(hours: float) -> str:
 
 
 def shown_lists(summary: dict[str, Any]) -> list[str]:
-  """The lists worth showing: all, without "validation" where none is asked for."""
-  return [name for name in LISTS if name != "validation" or summary["validation_share"]]
+  """The lists worth showing: all, without "validation" where there is none and none is asked for."""
+  validation = summary["validation_share"] or summary["lists"]["validation"]
+  return [name for name in LISTS if name != "validation" or validation]
 
 
 def _few(names: Iterable[str]) -> str:
@@ -258,7 +261,12 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     lines.append(f"{amount(videos['missing'], 'listed video')} {verb} no file.")
   if videos["unlisted"]:
     verb = "is" if videos["unlisted"] == 1 else "are"
-    lines.append(f"{amount(videos['unlisted'], 'video file')} {verb} in no list, and not used.")
+    lines.append(
+      f"{amount(videos['unlisted'], 'video file')} {verb} in no list, and not used: "
+      f"{_few(summary['unlisted'])}."
+    )
+  if videos["ignored"]:
+    lines.append(_ignored_warning(summary["ignored"]))
   return lines + _adapted_warnings(summary)
 
 
@@ -278,6 +286,17 @@ def _adapted_warnings(summary: dict[str, Any]) -> list[str]:
       "crop shows less of those that are far from square. More --config.evaluation.crops show more."
     )
   return lines
+
+
+def _ignored_warning(ignored: Sequence[dict[str, str]]) -> str:
+  """The number of files that are not used, the first of them, and how many of each kind."""
+  kinds = Counter(entry["reason"].partition(":")[0] for entry in ignored)
+  verb = "is" if len(ignored) == 1 else "are"
+  return (
+    f"{amount(len(ignored), 'other file')} among the videos {verb} not used: "
+    f"{_few(entry['name'] for entry in ignored)} "
+    f"({'; '.join(f'{kind}: {count:,}' for kind, count in kinds.most_common())})."
+  )
 
 
 def _and_others(parts: Sequence[str], what: str) -> str:

@@ -11,7 +11,7 @@ import os
 import pathlib
 from typing import Any
 
-from hybrid_video.datasets import listing
+from hybrid_video.datasets import file_kinds, listing
 from hybrid_video.datasets.archives import names, reading
 
 # Why a member is left out, as a note's JSON has it: [folder], [file, bytes], or [folder above,
@@ -40,7 +40,7 @@ class OwnFiles:
       entered.add((status.st_dev, status.st_ino))
       at_top = pathlib.Path(parent) == folder
       folders[:] = [name for name in folders if not (at_top and name == listing.UNPACKED)]
-      if not at_top and any(name.lower().endswith(listing.VIDEO_SUFFIXES) for name in file_names):
+      if not at_top and any(map(file_kinds.is_video, file_names)):
         own._folders.add(os.path.basename(parent))
       for name in file_names:
         with contextlib.suppress(OSError):
