@@ -1,17 +1,17 @@
 """Weights: a published checkpoint or one of ours in, a model that computes the same out; and back.
 
-`sources` finds the file (a known name, a URL, a path), `reading` reads it, `matching` recognizes the
-network, the `*_names` files hold the names as tables, and `porting` puts every array in its place by
+`sources` finds the file (a known name, a URL, a path), `reading` reads it and takes off what stands
+before a network's keys, `matching` recognizes the network, the `*_names` files hold the names as tables, and `porting` puts every array in its place by
 such a table, or says all that does not fit.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import logging
 import os
 
 from etils import epath
 from flax import nnx
-import numpy as np
 
 from hybrid_video import errors, models
 from hybrid_video.models import video_resnet
@@ -62,7 +62,9 @@ def load_pretrained(
     PortingError: the file does not fit; nothing was loaded.
     WeightsFileError: the file cannot be read, or asks for more than tensors.
   """
-  return _load(model, reading.read(path), source=errors.printable(path), replace_head=replace_head)
+  return _load(
+    model, reading.contents(path), source=errors.printable(path), replace_head=replace_head
+  )
 
 
 def load_trees(
@@ -93,13 +95,14 @@ def load_trees(
   Raises:
     PortingError: the arrays do not fit; nothing was loaded.
   """
-  state_dict = own_names.state_dict(params, batch_stats)
-  return _load(model, state_dict, source=source, replace_head=replace_head)
+  contents = reading.Contents(own_names.state_dict(params, batch_stats), ())
+  return _load(model, contents, source=source, replace_head=replace_head)
 
 
 def _load(
-  model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, source: str, replace_head: bool
+  model: nnx.Module, contents: reading.Contents, *, source: str, replace_head: bool
 ) -> Ported:
+  state_dict = contents.arrays
   _, params, batch_stats = models.split(model)
   match = matching.match(
     model, params, batch_stats, state_dict, replace_head=replace_head, source=source
@@ -113,6 +116,7 @@ def _load(
     optional=match.optional,
     source=source,
   )
+  ported = dataclasses.replace(ported, unused=(*ported.unused, *contents.outside))
   nnx.update(model, ported.params)
   nnx.update(model, ported.batch_stats)
   log.info(

@@ -7,6 +7,10 @@ from hybrid_video.models import video_resnet
 from hybrid_video.weights import porting
 from hybrid_video.weights.porting import CONVOLUTION, Path, Row, Table
 
+HEAD = "fc"
+# Of a network, in the order of its definition.
+_PARTS = ("stem", "layer1", "layer2", "layer3", "layer4", "avgpool", HEAD)
+
 
 def _batch_norm(path: Path, key: str) -> list[Row]:
   return [
@@ -49,11 +53,18 @@ def _block(kind: str, path: Path, key: str, *, downsamples: bool) -> list[Row]:
   return rows
 
 
-def table(architecture: str) -> Table:
+def numbered(key: str) -> str:
+  """A key as in `nn.Sequential(*model.children())`, where every part has its number for a name."""
+  first, dot, rest = key.partition(".")
+  return f"{_PARTS.index(first)}{dot}{rest}"
+
+
+def table(architecture: str, head: str = HEAD) -> Table:
   """The names of a whole network: trunk under `cnn`, torchvision's `fc` under `head`.
 
   Args:
     architecture: one of `video_resnet.ARCHITECTURES`.
+    head: what the classifier is called.
   """
   plan = video_resnet.ARCHITECTURES[architecture]
   rows = _stem(plan.kinds[0])
@@ -61,7 +72,7 @@ def table(architecture: str) -> Table:
     for block in range(blocks):
       path, key = ("cnn", f"layer{stage}", str(block)), f"layer{stage}.{block}"
       rows += _block(kind, path, key, downsamples=stage > 1 and block == 0)
-  rows += porting.linear(("head",), "fc")
+  rows += porting.linear(("head",), head)
   # Nothing of ours counts batches.
   counters = [
     row.keys[0].replace("running_mean", "num_batches_tracked")
