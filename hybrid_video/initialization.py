@@ -8,7 +8,7 @@ import pathlib
 from hybrid_video import checkpoints, loading, models, weights
 from hybrid_video.checkpoints import Description
 from hybrid_video.tasks import Task, Tree
-from hybrid_video.weights import sources
+from hybrid_video.weights import sharded_files, sources
 
 
 def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
@@ -27,7 +27,7 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
     return task.initial_variables()
   model = loading.build(description)
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir():
+  if folder.is_dir() and not _is_published(folder):
     saved = checkpoints.read(folder)
     weights.load_trees(
       model,
@@ -40,3 +40,12 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
     weights.load_pretrained(model, sources.locate(source), replace_head=experiment.replace_head)
   _, params, batch_stats = models.split(model)
   return params, batch_stats
+
+
+def _is_published(folder: pathlib.Path) -> bool:
+  """Whether a folder has weights in files, as Hugging Face's have, and no run's checkpoints.
+
+  A run's folder may have an exported file beside its checkpoints.
+  """
+  has_checkpoints = (folder / checkpoints.FOLDER).is_dir()
+  return not has_checkpoints and sharded_files.in_folder(folder) is not None
