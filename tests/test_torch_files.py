@@ -29,6 +29,8 @@ FILES = {
   "tensors.safetensors": "values.npz",
   "stream_wrapped.pth": "module.npz",
   "archive_wrapped.pth": "module.npz",
+  "stream_training.pth": "module.npz",
+  "archive_training.pth": "module.npz",
 }
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 SYSTEM = {"protocol_version": 1001, "little_endian": True}

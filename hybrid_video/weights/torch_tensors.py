@@ -67,6 +67,14 @@ _TYPED_STORAGES = {
   "ByteStorage": "uint8",
   "BoolStorage": "bool",
 }
+# Their tensors are placeholders; a storage's bytes are counted all the same, to find the next one.
+_UNREADABLE_STORAGES = {
+  "ComplexFloatStorage": DType("complex64", np.dtype("V8")),
+  "ComplexDoubleStorage": DType("complex128", np.dtype("V16")),
+  "QInt8Storage": DType("qint8", np.dtype("V1")),
+  "QUInt8Storage": DType("quint8", np.dtype("V1")),
+  "QInt32Storage": DType("qint32", np.dtype("V4")),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +218,8 @@ def _rebuild(
       f"a tensor of storage {storage.key!r} is a lazy conjugate or negative view. {ADVICE}"
     )
   dtype = dtype or storage.dtype
+  if dtype in _UNREADABLE_STORAGES.values():
+    return Foreign(f"torch.{dtype.name}")
   itemsize = dtype.stored.itemsize
   _require_possible(shape)
   last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -290,9 +300,12 @@ GLOBALS: dict[tuple[str, str], Any] = {
   ("torch", "Size"): Function(_size),
   **{("torch", name): dtype for name, dtype in _DTYPES.items()},
   **{
-    (module, name): StorageType(_DTYPES[dtype])
+    (module, name): StorageType(dtype)
     for module in ("torch", "torch.cuda")
-    for name, dtype in _TYPED_STORAGES.items()
+    for name, dtype in {
+      **{name: _DTYPES[dtype] for name, dtype in _TYPED_STORAGES.items()},
+      **_UNREADABLE_STORAGES,
+    }.items()
   },
   # Counted in bytes; a tensor over one brings its own dtype. The name moved between releases.
   **{
