@@ -93,7 +93,9 @@ def _spoiled(path: pathlib.Path, folder: pathlib.Path, change) -> pathlib.Path:
   return folder / "spoiled.safetensors"
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34"])
+@pytest.mark.parametrize(
+  "name", ["r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34", "r2plus1d_18_hara"]
+)
 def test_a_network_written_and_read_again_is_the_same(name, tmp_path):
   model, other = _narrow(name, seed=1), _narrow(name, seed=2)
   path = weights.save(model, tmp_path / "model.safetensors")
@@ -157,6 +159,24 @@ def test_a_head_of_other_classes_is_replaced_only_when_asked(narrow_file):
   np.testing.assert_array_equal(
     _leaves(model)["params", ("head", "kernel")], before["params", ("head", "kernel")]
   )
+
+
+def test_the_names_of_3d_resnets_pytorch_are_written_and_read_with_any_head(tmp_path):
+  path = weights.save(_narrow("r2plus1d_18_hara", seed=1), tmp_path / "model.safetensors")
+  names = set(safetensors.numpy.load_file(path))
+  assert len(names) == 2 + 37 * 5 + 37
+  assert {"conv1_s.weight", "bn1_t.running_var", "layer2.0.conv2_t.weight", "fc.bias"} <= names
+  assert {"layer2.0.bn1_s.num_batches_tracked", "layer4.0.downsample.1.weight"} <= names
+
+  def change(state_dict):
+    _renamed("^", "module.")(state_dict)
+    del state_dict["module.fc.weight"], state_dict["module.fc.bias"]
+
+  model = _narrow("r2plus1d_18_hara", num_classes=9, seed=2)
+  assert weights.load_pretrained(model, _spoiled(path, tmp_path, change)).fresh == ("head",)
+  _assert_parts(model, cnn=_narrow("r2plus1d_18_hara", seed=1))
+  hybrid = _hybrid(cnn="r2plus1d_18_hara")
+  assert weights.load_pretrained(hybrid, path).fresh == ("attention", "head")
 
 
 def test_what_stands_outside_of_a_wrapped_network_is_unused(narrow_file, tmp_path):
@@ -289,7 +309,7 @@ def test_all_mismatches_are_listed_at_once_and_nothing_is_loaded(narrow_file, tm
     np.testing.assert_array_equal(leaf, before[key])
 
 
-@pytest.mark.parametrize("theirs", ["r3d_18", "mc3_18", "r2plus1d_34"])
+@pytest.mark.parametrize("theirs", ["r3d_18", "mc3_18", "r2plus1d_34", "r2plus1d_18_hara"])
 def test_another_architectures_file_is_named(theirs, tmp_path):
   path = weights.save(_narrow(theirs), tmp_path / "theirs.safetensors")
   with pytest.raises(porting.PortingError, match=f"looks like the weights of {theirs}"):

@@ -22,7 +22,7 @@ _BEGINNINGS = {
     "videomae.",
     "backbone.patch_embed.projection.",
   ),
-  VIDEO_RESNET: ("stem.", "layer1.", "1.0.conv1."),
+  VIDEO_RESNET: ("stem.", "conv1_s.", "layer1.", "1.0.conv1."),
   OWN: ("cnn.stem.conv.",),
 }
 
