@@ -45,14 +45,15 @@ def load_pretrained(
 ) -> Ported:
   """Loads a file of weights into a model, in place.
 
-  Takes torchvision's video ResNets and IG-65M's R(2+1)D-34 (into the classifier of that name, or
+  Takes torchvision's video ResNets, IG-65M's R(2+1)D-34 and 3D-ResNets-PyTorch's R(2+1)D-18 (into the classifier of that name, or
   into the trunk of a hybrid or a BERT model, whose other parts stay as they are), VideoMAE's
   checkpoints in their original and in Hugging Face's form, a perceiver-pytorch `Perceiver` (into a
   hybrid's attention and head), and what `save` wrote (see `load_trees` for the parts it fills).
 
   Args:
     model: from `hybrid_video.models.create`.
-    path: a PyTorch file (old or new format) or a safetensors file; nothing in it is executed.
+    path: a PyTorch file (old or new format) or a safetensors file, as a training saved it or bare,
+      the index of several, or a folder of Hugging Face's; nothing in it is executed.
     replace_head: whether a head of another number of classes may stay as initialized.
 
   Returns:
@@ -60,7 +61,7 @@ def load_pretrained(
 
   Raises:
     PortingError: the file does not fit; nothing was loaded.
-    WeightsFileError: the file cannot be read, or asks for more than tensors.
+    WeightsFileError: the file cannot be read, or holds other things among its weights.
   """
   return _load(
     model, reading.contents(path), source=errors.printable(path), replace_head=replace_head
