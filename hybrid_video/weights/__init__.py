@@ -45,10 +45,11 @@ def load_pretrained(
 ) -> Ported:
   """Loads a file of weights into a model, in place.
 
-  Takes torchvision's video ResNets, IG-65M's R(2+1)D-34 and 3D-ResNets-PyTorch's R(2+1)D-18 (into the classifier of that name, or
-  into the trunk of a hybrid or a BERT model, whose other parts stay as they are), VideoMAE's
-  checkpoints in their original and in Hugging Face's form, a perceiver-pytorch `Perceiver` (into a
-  hybrid's attention and head), and what `save` wrote (see `load_trees` for the parts it fills).
+  Takes torchvision's video ResNets, IG-65M's R(2+1)D-34 and 3D-ResNets-PyTorch's R(2+1)D-18 (into
+  the classifier of that name, or into the trunk of a hybrid or a BERT model, whose other parts stay
+  as they are), VideoMAE's checkpoints as the original code, Hugging Face and mmaction2 name them, a
+  perceiver-pytorch `Perceiver` (into a hybrid's attention and head), and what `save` wrote (see
+  `load_trees` for the parts it fills).
 
   Args:
     model: from `hybrid_video.models.create`.

@@ -44,7 +44,7 @@ def state_dict(machine: Machine, budget: int) -> dict[str, Tensor]:
   tree = machine.load()
   if not isinstance(tree, dict):
     raise WeightsFileError(
-      f"it holds one {described(tree)}, a state dict expected: refused.{not_run(machine)} {ADVICE}"
+      f"it holds one {described(tree)}, a state dict expected.{not_run(machine)} {ADVICE}"
     )
   weights = _find(tree, _DEPTH)
   if weights is None:

@@ -80,9 +80,9 @@ def _block_of_hara(kind: str, path: Path, key: str, *, downsamples: bool) -> lis
 
 
 def numbered(key: str) -> str:
-  """A key as in `nn.Sequential(*model.children())`, where every part has its number for a name."""
+  """torchvision's key as in `nn.Sequential(*model.children())`, where parts have numbers for names."""
   first, dot, rest = key.partition(".")
-  return f"{_PARTS.index(first)}{dot}{rest}"
+  return f"{_PARTS.index(first)}{dot}{rest}" if first in _PARTS else key
 
 
 def table(architecture: str, head: str = HEAD) -> Table:
