@@ -251,6 +251,15 @@ def test_a_network_without_its_head_fills_the_trunk(is_sequential, narrow_file, 
   _assert_parts(hybrid, cnn=_cut_like(hybrid, expected))
 
 
+def test_a_sequential_of_all_parts_is_the_whole_network(narrow_file, tmp_path):
+  parts = ["stem", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
+  change = _renamed(r"^(\w+)", lambda match: str(parts.index(match[1])))
+  model, expected = _narrow(seed=2), _narrow(seed=3)
+  assert weights.load_pretrained(model, _spoiled(narrow_file, tmp_path, change)).fresh == ()
+  weights.load_pretrained(expected, narrow_file)
+  _assert_parts(model, cnn=expected, head=expected)
+
+
 def _cut_like(model: nnx.Module, whole: nnx.Module) -> nnx.Module:
   cut = _narrow(blocks=len(model.cnn.blocks()))
   weights.load_trees(cut, *_trees(whole), source="whole", replace_head=True)

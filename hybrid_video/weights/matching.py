@@ -176,17 +176,21 @@ def _video_resnet(
     )
   is_sequential = any(key.startswith("1.0.conv1.") for key in state_dict)
   rename = video_resnet_names.numbered if is_sequential else str
-  head = heads.find(state_dict, rename(video_resnet_names.HEAD))
-  outside = (f"{rename(video_resnet_names.HEAD)}.",)
-  keys = [k for k in state_dict if not k.startswith(outside) and "num_batches" not in k]
+  plain_head = rename(video_resnet_names.HEAD)
+  head = heads.find(state_dict, plain_head)
+  keys = [k for k in state_dict if not k.startswith(f"{plain_head}.") and "num_batches" not in k]
   kernel = state_dict.get(rename("layer2.0.conv1.0.weight"))
   taps = kernel.shape[2] if kernel is not None and kernel.ndim == 5 else None
   ours = getattr(getattr(model, "cnn", None), "architecture", None)
   theirs = _architecture(keys, lambda row: rename(row.keys[0]), ours, taps)
   _check_architecture(model, theirs, source)
-  table = video_resnet_names.table(theirs).renamed(rename)
-  if head.name is not None:
-    table = video_resnet_names.table(theirs, head.name)
+
+  def key_of(key: str) -> str:
+    first, dot, rest = key.partition(".")
+    is_head = first == video_resnet_names.HEAD and head.name is not None
+    return f"{head.name}{dot}{rest}" if is_head else rename(key)
+
+  table = video_resnet_names.table(theirs).renamed(key_of)
   optional: tuple[Path, ...] = (("cnn",),)
   if isinstance(model, models.VideoResNet):
     return _with_head(Match(table, optional=optional), head, source, replace_head)

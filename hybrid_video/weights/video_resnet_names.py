@@ -80,17 +80,16 @@ def _block_of_hara(kind: str, path: Path, key: str, *, downsamples: bool) -> lis
 
 
 def numbered(key: str) -> str:
-  """torchvision's key as in `nn.Sequential(*model.children())`, where parts have numbers for names."""
+  """A key of torchvision's as in `nn.Sequential(*model.children())`, where parts have numbers."""
   first, dot, rest = key.partition(".")
   return f"{_PARTS.index(first)}{dot}{rest}" if first in _PARTS else key
 
 
-def table(architecture: str, head: str = HEAD) -> Table:
+def table(architecture: str) -> Table:
   """The names of a whole network: trunk under `cnn`, the reference's `fc` under `head`.
 
   Args:
     architecture: one of `video_resnet.ARCHITECTURES`.
-    head: what the classifier is called.
   """
   plan = video_resnet.ARCHITECTURES[architecture]
   is_haras = architecture.endswith("_hara")
@@ -100,7 +99,7 @@ def table(architecture: str, head: str = HEAD) -> Table:
     for block in range(blocks):
       path, key = ("cnn", f"layer{stage}", str(block)), f"layer{stage}.{block}"
       rows += named_block(kind, path, key, downsamples=stage > 1 and block == 0)
-  rows += porting.linear(("head",), head)
+  rows += porting.linear(("head",), HEAD)
   # Nothing of ours counts batches.
   counters = [
     row.keys[0].replace("running_mean", "num_batches_tracked")
