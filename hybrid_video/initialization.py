@@ -11,7 +11,7 @@ from hybrid_video import checkpoints, class_identity, errors, loading, models, w
 from hybrid_video.checkpoints import Description
 from hybrid_video.experiment import Experiment
 from hybrid_video.tasks import Task, Tree
-from hybrid_video.weights import Classes, sources
+from hybrid_video.weights import Classes, sharded_files, sources
 
 _SAME = "same"
 _SETTING = Experiment.path("init_classes")
@@ -36,7 +36,7 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
   model = loading.build(description)
   folder = pathlib.Path(source).expanduser()
   replace_head = experiment.replace_head
-  if folder.is_dir():
+  if folder.is_dir() and not _is_published(folder):
     saved = checkpoints.read(folder)
     classes = _classes(description, saved.description.class_names, saved.source)
     weights.load_trees(
@@ -106,3 +106,12 @@ def _hub_names(path: pathlib.Path) -> tuple[str, ...] | None:
     return None
   usable = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
   return names if usable and names and names[0] != _HUB_NAMELESS else None
+
+
+def _is_published(folder: pathlib.Path) -> bool:
+  """Whether a folder has weights in files, as Hugging Face's have, and no run's checkpoints.
+
+  A run's folder may have an exported file beside its checkpoints.
+  """
+  has_checkpoints = (folder / checkpoints.FOLDER).is_dir()
+  return not has_checkpoints and sharded_files.in_folder(folder) is not None

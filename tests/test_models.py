@@ -65,6 +65,7 @@ def test_the_baseline_of_400_classes_is_torchvisions():
     ("r2plus1d_34", 359, 63_491_975, 63_676_142),
     ("r2plus1d_34", 487, 63_491_975, 63_741_806),
     ("r2plus1d_34", 51, 63_491_975, 63_518_138),
+    ("r2plus1d_18_hara", 700, 33_215_964, 33_575_064),
   ],
 )
 def test_the_other_video_resnets_have_their_exact_parameter_counts(name, num_classes, cnn, total):
@@ -89,6 +90,29 @@ def test_the_other_video_resnets_have_their_exact_parameter_counts(name, num_cla
 def test_the_cnn_has_its_exact_parameter_count_at_every_cut(blocks, expected):
   model = nnx.eval_shape(lambda: models.create("r2plus1d_18", num_classes=51, blocks=blocks))
   assert models.parameter_counts(models.split(model)[1])["cnn"] == expected
+
+
+def test_the_network_of_hara_halves_all_sides_once_more():
+  model = nnx.eval_shape(lambda: models.create("r2plus1d_18_hara", num_classes=700))
+  model.eval()
+  assert model.cnn.stem.conv.spatial.kernel.shape == (1, 7, 7, 3, 110)
+  assert model.cnn.stem.conv.temporal.kernel.shape == (7, 1, 1, 110, 64)
+  graphdef, *state = nnx.split(model.cnn, nnx.Param, nnx.BatchStat)
+  for frames, out in ((16, 1), (64, 4), (17, 2)):
+    clips = jax.ShapeDtypeStruct((2, frames, 112, 112, 3), jnp.float32)
+    shape = jax.eval_shape(lambda s, x: nnx.merge(graphdef, *s)(x), state, clips).shape
+    assert shape == (2, out, 4, 4, 512)
+    assert model.cnn.frames_out(frames) == out
+
+
+def test_the_max_pool_takes_the_largest_of_each_window():
+  x = np.random.default_rng(0).standard_normal((1, 5, 4, 7, 2)).astype(np.float32)
+  pooled = video_resnet.max_pool(jnp.asarray(x))
+  assert pooled.shape == (1, 3, 2, 4, 2)
+  for t, h, w in np.ndindex(3, 2, 4):
+    window = x[0, max(2 * t - 1, 0) : 2 * t + 2, max(2 * h - 1, 0) : 2 * h + 2]
+    expected = window[:, :, max(2 * w - 1, 0) : 2 * w + 2].max((0, 1, 2))
+    np.testing.assert_array_equal(pooled[0, t, h, w], expected)
 
 
 def test_the_numbers_of_the_study_follow_from_its_modules():

@@ -1,19 +1,26 @@
 import argparse
+import collections
+import datetime
+import enum
+import functools
 import io
 import json
 import os
 import pathlib
 import pickle
+import pickletools
 import random
 import re
 import struct
+import sys
+import uuid
 import zipfile
 
 import numpy as np
 import pytest
 
 from hybrid_video import errors
-from hybrid_video.weights import WeightsFileError, reading, torch_files, torch_pickle
+from hybrid_video.weights import WeightsFileError, reading, torch_checkpoints, torch_pickle
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "torch_files"
 FILES = {
@@ -22,6 +29,8 @@ FILES = {
   "tensors.safetensors": "values.npz",
   "stream_wrapped.pth": "module.npz",
   "archive_wrapped.pth": "module.npz",
+  "stream_training.pth": "module.npz",
+  "archive_training.pth": "module.npz",
 }
 MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 SYSTEM = {"protocol_version": 1001, "little_endian": True}
@@ -50,10 +59,15 @@ def members(name: str) -> dict[str, bytes]:
     return {member: reader.read(member) for member in reader.namelist()}
 
 
+def instructions(value, protocol=2) -> bytes:
+  """Those of a value's pickle, without its beginning, its end, and what nothing refers to."""
+  return pickletools.optimize(pickle.dumps(value, protocol))[2:-1]
+
+
 def tensor(offset, shape, strides, *, key="0", numel=6, storage="torch\nFloatStorage") -> bytes:
   """The instructions of one tensor, as PyTorch writes them."""
-  described = [pickle.dumps(value, 2)[2:-1] for value in (offset, shape, strides)]
-  name, count = (pickle.dumps(value, 2)[2:-1] for value in (key, numel))
+  described = [instructions(value) for value in (offset, shape, strides)]
+  name, count = (instructions(value) for value in (key, numel))
   storage = (
     b"(X\x07\x00\x00\x00storagec" + storage.encode() + b"\n" + name + b"X\x03\x00\x00\x00cpu"
   )
@@ -62,7 +76,7 @@ def tensor(offset, shape, strides, *, key="0", numel=6, storage="torch\nFloatSto
 
 
 def one(entry: bytes, key="w") -> bytes:
-  return b"\x80\x02}" + pickle.dumps(key, 2)[2:-1] + entry + b"s."
+  return b"\x80\x02}" + instructions(key) + entry + b"s."
 
 
 SIX = {"0": np.arange(6, dtype=np.float32)}
@@ -176,6 +190,8 @@ def hostile_pickles(target: str) -> dict[str, tuple[bytes, str]]:
     "numpy scalar": (pickle.dumps({"best": np.float64(0.5)}, 2), "scalar"),
     "extension code": (b"\x80\x02\x82\x01.", "EXT1"),
     "new object": (b"\x80\x02]]\x81.", "NEWOBJ"),
+    "new object of a class": (b"\x80\x02cos\nPathLike\n)\x81.", "os.PathLike"),
+    "result of a result": (b"\x80\x02cos\ngetcwd\n)R)R.", "os.getcwd"),
     "instance": (b"\x80\x02(ios\nsystem\n.", "INST"),
   }
 
@@ -198,9 +214,134 @@ def test_a_foreign_name_or_instruction_is_refused_by_name_and_not_run(
   assert not target.exists()
 
 
+class Colors(enum.Enum):
+  RED = 1
+
+
+class WithNewArguments:
+  """Pickled by NEWOBJ_EX, with a state."""
+
+  def __new__(cls, *arguments, **names):
+    return super().__new__(cls)
+
+  def __getnewargs_ex__(self):
+    return ((1,), {"name": 2})
+
+
+def with_itself() -> WithNewArguments:
+  thing = WithNewArguments()
+  thing.others = [(thing, {thing}, frozenset([thing]))]
+  return thing
+
+
+BESIDE = {
+  "namespace": argparse.Namespace(lr=0.1, betas=(0.9, 0.999), output=pathlib.PurePosixPath("x")),
+  "counter": collections.Counter("aab"),
+  "sets": [set(), {1, "a"}, frozenset({(1, 2)})],
+  "ordered": collections.OrderedDict(a=1, b=collections.OrderedDict()),
+  "defaults": collections.defaultdict(list, loss=[0.1]),
+  "deque": collections.deque([1, 2]),
+  "keys": {(1, (2, 3)): 1, 0.5: 2, None: 3, True: 4, b"a": 5, argparse.Namespace: 6, 2**80: 7},
+  "numpy": {"best": np.float64(0.5), "curve": np.arange(3.0), "names": np.array(["a", None])},
+  "times": [datetime.datetime(2026, 1, 2), datetime.timedelta(1), uuid.UUID(int=1)],
+  "enum": Colors.RED,
+  "partial": functools.partial(max, 1, key=len),
+  "functions": [len, os.path.join, print, Colors],
+  "class": WithNewArguments(),
+  "bytes": [b"abc", bytearray(b"abc"), bytes(1 << 17), "\u00e9" * (1 << 17)],
+  "numbers": [2**31, -(2**63), 2**2000, 1.5, True, None, complex(1, 2), range(3), slice(1)],
+  "itself": with_itself(),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_stands_beside_the_weights_is_read_over(kind, protocol, put):
+  beside = instructions(BESIDE[kind], protocol)
+  inner = wrap(tensor(0, (6,), (1,)), "w")[2:-1]
+  for entries in (
+    b"X\x04\x00\x00\x00args" + beside + b"X\x05\x00\x00\x00model" + inner,
+    b"X\x05\x00\x00\x00model" + inner + b"X\x04\x00\x00\x00args" + beside,
+  ):
+    pickled = b"\x80" + bytes([protocol]) + b"}(" + entries + b"u."
+    parts = {"a/data.pkl": pickled, "a/version": b"3", "a/data/0": SIX["0"].tobytes()}
+    for content in (stream(pickled, SIX), archive(parts)):
+      arrays = reading.read(put(content))
+      np.testing.assert_array_equal(arrays.pop("w"), SIX["0"])
+      assert not arrays
+
+
+def test_what_python_2_wrote_beside_the_weights_is_read_over(put):
+  # A NumPy number: its bytes are a text there.
+  scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nU\x02f8K\x00K\x01\x87RU\x02\xff\xfetR"
+  inner = wrap(tensor(0, (6,), (1,)), "w", "model")[2:-1]
+  pickled = b"\x80\x02" + inner + b"U\x04best" + scalar + b"s."
+  assert list(reading.read(put(stream(pickled, SIX)))) == ["w"]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_an_object_beside_the_weights_is_neither_imported_nor_called(
+  protocol, put, tmp_path, monkeypatch
+):
+  planted = tmp_path / "planted"
+  (tmp_path / "evil_module.py").write_text(f"open({str(planted)!r}, 'w')\nclass Evil: pass\n")
+  monkeypatch.syspath_prepend(tmp_path)
+  command = instructions(Call(os.system, f"touch {planted}"), protocol)
+  imported = b"cevil_module\nEvil\n)\x81}b"
+  inner = wrap(tensor(0, (6,), (1,)), "w", "model")[2:-1]
+  for beside in (command, imported):
+    pickled = b"\x80\x04" + inner + b"X\x04\x00\x00\x00args" + beside + b"s."
+    assert list(reading.read(put(stream(pickled, SIX)))) == ["w"]
+  assert not planted.exists()
+  assert "evil_module" not in sys.modules
+
+
+@pytest.mark.parametrize("wrappers", [(), ("model",)])
+def test_an_object_among_the_weights_is_refused_by_its_name(wrappers, put):
+  entries = instructions("w") + tensor(0, (6,), (1,)) + instructions("odd")
+  for odd, name in (
+    (argparse.Namespace(), "argparse.Namespace"),
+    (np.zeros(2), "numpy"),
+    ({1}, "set"),
+  ):
+    pickled = wrap(b"}(" + entries + instructions(odd) + b"u", *wrappers)
+    message = refusal(put(stream(pickled, SIX)))
+    assert "'odd'" in message and name in message and "refused" in message
+  # So is a tensor of a kind that is not known.
+  sparse = tensor(0, (6,), (1,)).replace(b"_rebuild_tensor_v2", b"_rebuild_sparse_tensor")
+  message = refusal(put(stream(wrap(sparse, "odd", *wrappers), SIX)))
+  assert "_rebuild_sparse_tensor" in message
+
+
+def test_a_tensor_with_attributes_is_a_tensor_and_one_of_a_subclass_is_not(put):
+  def typed(name: bytes) -> bytes:
+    function, arguments = tensor(0, (6,), (1,)).split(b"_v2\n")
+    call = function + b"_v2\n" + name + arguments.removesuffix(b"R")
+    return b"ctorch._tensor\n_rebuild_from_type_v2\n(" + call + b"}tR"
+
+  path = put(stream(one(typed(b"ctorch\nTensor\n")), SIX))
+  np.testing.assert_array_equal(reading.read(path)["w"], SIX["0"])
+  message = refusal(put(stream(one(typed(b"ctorchao.quantized\nInt4\n")), SIX)))
+  assert "torchao.quantized.Int4" in message
+
+
+def test_a_moving_average_is_taken_only_where_there_is_nothing_else(put, logged):
+  plain, average = (instructions(key) for key in ("model", "model_ema"))
+  weights = wrap(tensor(0, (2,), (1,)), "w")[2:-1]
+  averaged = wrap(tensor(2, (2,), (1,)), "w")[2:-1]
+  both = b"\x80\x02}(" + average + averaged + plain + weights + b"u."
+  np.testing.assert_array_equal(reading.read(put(stream(both, SIX)))["w"], [0, 1])
+  assert "those under model are taken, not those under model_ema" in logged.text
+  alone = b"\x80\x02}" + average + averaged + b"s."
+  np.testing.assert_array_equal(reading.read(put(stream(alone, SIX)))["w"], [2, 3])
+  assert "those under model_ema are taken, a moving average" in logged.text
+
+
 def test_a_module_pickled_whole_is_refused(put):
-  pickled = b"\x80\x02(X\x06\x00\x00\x00moduleNNNtQ."
-  assert "storage" in refusal(put(stream(pickled, {})))
+  module = b"(X\x06\x00\x00\x00modulecnets\nNet\nNNtQ)\x81}b"
+  assert "one nets.Net, a state dict" in refusal(put(stream(b"\x80\x02" + module + b".", {})))
+  message = refusal(put(stream(wrap(module, "model"), {})))
+  assert "Under model lies an object of nets.Net that was pickled whole" in message
 
 
 @pytest.mark.parametrize(
@@ -219,6 +360,18 @@ def test_a_module_pickled_whole_is_refused(put):
     b"\x80\x02]]b.",
     b"\x80\x02NN\x86a.",
     b"\x80\x02u.",
+    b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    b"\x80\x02\x8b\xff\xff\xff\xff.",
+    b"\x80\x04\x8d" + b"\xff" * 8 + b".",
+    b"\x80\x04\x8e" + b"\xff" * 8 + b".",
+    b"\x80\x05\x96" + b"\xff" * 8 + b".",
+    b"\x80\x02}(" + b"2" * 10 + b"u.",
+    b"\x80\x02]\x90.",
+    b"\x80\x04](K\x01\x90.",
+    b"\x80\x02" + b"1" * 3 + b".",
+    b"\x80\x02ca\nb\n" + b"q\x00h\x00h\x00\x81" * 200 + b".",
+    b"\x80\x04\x8f(" + b")" + b"\x85" * 200_000 + b"\x90.",
+    b"\x80\x04(" + b")" + b"\x85" * 200_000 + b"\x91.",
   ],
   ids=lambda pickled: repr(pickled[:12]),
 )
@@ -359,11 +512,11 @@ def test_a_file_that_is_missing_or_a_folder_is_refused_in_words(tmp_path):
 
 def wrap(pickled: bytes, *keys: str) -> bytes:
   for key in keys:
-    pickled = b"}" + pickle.dumps(key, 2)[2:-1] + pickled + b"s"
+    pickled = b"}" + instructions(key) + pickled + b"s"
   return b"\x80\x02" + pickled + b"."
 
 
-@pytest.mark.parametrize("wrapper", torch_files.WRAPPERS)
+@pytest.mark.parametrize("wrapper", (*torch_checkpoints.WRAPPERS, *torch_checkpoints.AVERAGES))
 def test_wrappers_are_looked_through_three_deep(wrapper, put):
   entry = tensor(0, (6,), (1,))
   assert list(reading.read(put(stream(wrap(entry, "w", wrapper), SIX)))) == ["w"]
@@ -391,9 +544,7 @@ def test_an_entry_that_is_no_tensor_is_left_out_and_a_file_without_any_refused(p
 
 
 def test_a_prefix_that_not_all_keys_share_stays(put):
-  pair = b"".join(
-    pickle.dumps(key, 2)[2:-1] + tensor(0, (6,), (1,)) for key in ("module.a", "fc.b")
-  )
+  pair = b"".join(instructions(key) + tensor(0, (6,), (1,)) for key in ("module.a", "fc.b"))
   arrays = reading.read(put(stream(b"\x80\x02}(" + pair + b"u.", SIX)))
   assert list(arrays) == ["module.a", "fc.b"]
 

@@ -1,11 +1,11 @@
-"""Our video ResNets against torchvision's outputs (and a PyTorch twin for R(2+1)D-34)."""
+"""Our video ResNets against torchvision's outputs, and PyTorch twins of two that it has not."""
 
 from golden import video_resnets
 import pytest
 
 from hybrid_video import models
 
-NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34")
+NETWORKS = ("r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34", "r2plus1d_18_hara")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,17 +1,10 @@
-import json
 import re
 
 from flax import nnx
 from golden import reference_weights
 from golden import videomae as golden
 from golden.comparison import relative_error
-from golden.videomae import (
-  GOLDEN,
-  SMALL_CLIP,
-  TINY,
-  TINY_DECODER,
-  flat,
-)
+from golden.videomae import SMALL_CLIP, TINY, TINY_DECODER, flat
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +13,6 @@ import pytest
 from hybrid_video import models
 from hybrid_video.models import videomae, videomae_pretraining
 from hybrid_video.models.model_error import ModelError
-from hybrid_video.weights import PortingError, matching, porting, videomae_names
 
 SHALLOW = {**TINY, "depth": 1}
 GRID = (2, 2, 2)
@@ -71,9 +63,10 @@ def _pixels(clips: jax.Array) -> jax.Array:
   return clips * jnp.array(videomae.IMAGENET_STD) + jnp.array(videomae.IMAGENET_MEAN)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "first_token"])
 @pytest.mark.parametrize("name", golden.REFERENCES)
-def test_the_classifier_gives_the_logits_of_hugging_face(name):
-  assert golden.classifier_errors(name)["logits"] < 1e-5
+def test_the_classifier_gives_the_logits_of_hugging_face(name, kind):
+  assert golden.classifier_errors(name, kind)["logits"] < 1e-5
 
 
 @pytest.mark.parametrize("name", golden.REFERENCES)
@@ -366,131 +359,6 @@ def test_masks_that_do_not_fit_are_refused():
       )
 
 
-def _hugging_face(kind: str) -> dict[str, np.ndarray]:
-  with np.load(GOLDEN) as stored:
-    return reference_weights.state_dict(json.loads(str(stored[f"tiny_{kind}_shapes"])))
-
-
-def _as_original(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-  """Renames Hugging Face's keys to the original code's, by the table of its conversion script."""
-  trunk = "encoder." if kind == "pretraining" else ""
-  substitutions = [
-    (r"^videomae\.embeddings\.patch_embeddings\.projection", f"{trunk}patch_embed.proj"),
-    (r"^videomae\.encoder\.layer", f"{trunk}blocks"),
-    (r"^videomae\.layernorm", "encoder.norm"),
-    (r"^decoder\.decoder_layers", "decoder.blocks"),
-    (r"^classifier", "head"),
-    (r"layernorm_before", "norm1"),
-    (r"layernorm_after", "norm2"),
-    (r"attention\.output\.dense", "attn.proj"),
-    (r"attention\.attention\.(q|v)_bias", r"attn.\1_bias"),
-    (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"),
-    (r"attention\.attention\.query", "attn.qkv"),
-  ]
-  renamed = {}
-  for key, array in state_dict.items():
-    if key.endswith((".key.weight", ".value.weight")):
-      continue
-    if key.endswith(".query.weight"):
-      array = np.vstack(
-        [state_dict[key.replace("query", part)] for part in ("query", "key", "value")]
-      )
-    for pattern, replacement in substitutions:
-      key = re.sub(pattern, replacement, key)
-    renamed[key] = array
-  return renamed
-
-
-def _model(kind: str, **options) -> nnx.Module:
-  if kind == "classifier":
-    return videomae.VideoMAE(5, **{**TINY, **options}, rng=_rng())
-  return videomae_pretraining.VideoMAEForPreTraining(
-    **{**TINY, **TINY_DECODER, **options}, rng=_rng()
-  )
-
-
-def _port(state_dict, model, *, replace_head: bool = False) -> porting.Ported:
-  _, params, batch_stats = models.split(model)
-  match = matching.match(
-    model, params, batch_stats, state_dict, replace_head=replace_head, source="the file"
-  )
-  return porting.port(
-    state_dict, match.table, params, batch_stats, fresh=match.fresh, optional=match.optional
-  )
-
-
-@pytest.mark.parametrize("kind", videomae_names.KINDS)
-def test_the_originals_names_and_hugging_faces_give_the_same_parameters_and_lead_back(kind):
-  theirs = _hugging_face(kind)
-  original = _as_original(theirs, kind)
-  prefix = "encoder." if kind == "pretraining" else ""
-  assert original[f"{prefix}blocks.1.attn.qkv.weight"].shape == (144, 48)
-  assert f"{prefix}patch_embed.proj.bias" in original
-  model = _model(kind)
-  a, b = (_port(state_dict, model) for state_dict in (original, theirs))
-  jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-  assert (a.unused, a.fresh, b.unused, b.fresh) == ((), (), (), ())
-  assert a.loaded == b.loaded == len(flat(model))
-  for names, state_dict in (
-    (videomae_names.ORIGINAL, original),
-    (videomae_names.HUGGING_FACE, theirs),
-  ):
-    written = porting.unport(a.params, {}, golden.table(kind, names, model))
-    assert written.keys() == state_dict.keys()
-    for key, array in state_dict.items():
-      np.testing.assert_array_equal(written[key], array, err_msg=key)
-
-
-@pytest.mark.parametrize("source", ["original", "hugging_face"])
-def test_a_classifier_takes_a_pretrained_encoder_and_says_what_it_left(source):
-  theirs = _hugging_face("pretraining")
-  state_dict = _as_original(theirs, "pretraining") if source == "original" else theirs
-  model = videomae.VideoMAE(7, **TINY, rng=_rng())
-  ported = _port(state_dict, model)
-  assert ported.fresh == ("head",)
-  assert ported.loaded == sum(path[0] == "attention" for path in flat(model))
-  norm = "encoder.norm" if source == "original" else "videomae.layernorm"
-  assert {f"{norm}.weight", "mask_token", "decoder.head.bias"} <= set(ported.unused)
-  assert len(ported.unused) == 2 + 2 + (13 if source == "original" else 15) + 4
-  # With a classifier besides, what the file is for is not clear.
-  both = {**state_dict, "head.weight": np.zeros((7, 48)), "head.bias": np.zeros(7)}
-  with pytest.raises(
-    PortingError, match="a pretraining file's keys, and the file has a classifier"
-  ):
-    _port(both, model)
-
-
-def test_unknown_missing_and_misshapen_keys_are_all_named_at_once():
-  state_dict = _as_original(_hugging_face("classifier"), "classifier")
-  del state_dict["fc_norm.bias"]
-  state_dict["blocks.0.attn.k_bias"] = np.zeros(48, np.float32)
-  state_dict["head.weight"] = state_dict["head.weight"][None]
-  with pytest.raises(PortingError, match=r"1 unknown: blocks\.0\.attn\.k_bias") as error:
-    _port(state_dict, _model("classifier"))
-  assert "1 missing: fc_norm.bias" in str(error.value)
-  assert "head.weight: found (1, 5, 48) where (5, 48) is expected" in str(error.value)
-  assert "with a VideoMAE classifier as the original code names it" in str(error.value)
-  with pytest.raises(PortingError, match="a fine-tuned classifier's keys"):
-    _port(_as_original(_hugging_face("classifier"), "classifier"), _model("pretraining"))
-
-
-def test_a_block_with_a_gap_before_it_is_missing():
-  state_dict = {k: v for k, v in _hugging_face("classifier").items() if ".layer.0." not in k}
-  with pytest.raises(PortingError, match=r"15 missing: .*layer\.0\..* and 7 more"):
-    _port(state_dict, _model("classifier"))
-
-
-def test_a_file_of_another_depth_is_refused():
-  with pytest.raises(PortingError, match=r"15 unknown: .*layer\.1\..* and 7 more"):
-    _port(_hugging_face("classifier"), _model("classifier", depth=1))
-
-
-def test_an_unknown_kind_is_refused():
-  with pytest.raises(ValueError, match="none of classifier, pretraining"):
-    videomae_names.table("finetuned", videomae_names.ORIGINAL, depth=1)
-
-
 def test_the_registry_builds_pretraining_models_and_says_what_models_are_for():
   options = {"width": 48, "depth": 1, "heads": 3, "decoder_depth": 1}
   model = models.create(
@@ -514,10 +382,11 @@ def test_a_model_follows_its_clips_and_has_its_own_pixel_statistics():
   assert models.clip_options("hybrid", 8, 112) == {}
   model = nnx.eval_shape(lambda: models.create("videomae_small", num_classes=2, depth=1))
   assert model.attention.clip_shape == (16, 224, 224, 3)
+  others = {"videomae": (0.485, 0.229), "r2plus1d_18_hara": (0.4345, 0.2768)}
   for name in models.MODELS:
     mean, std = models.pixel_statistics(name)
-    expected = (0.485, 0.229) if name.startswith("videomae") else (0.43216, 0.22803)
-    assert (mean[0], std[0]) == expected
+    expected = (values for start, values in others.items() if name.startswith(start))
+    assert (mean[0], std[0]) == next(expected, (0.43216, 0.22803))
 
 
 def test_names_options_and_class_counts_that_do_not_fit_are_refused_with_what_would():

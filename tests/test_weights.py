@@ -93,7 +93,9 @@ def _spoiled(path: pathlib.Path, folder: pathlib.Path, change) -> pathlib.Path:
   return folder / "spoiled.safetensors"
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34"])
+@pytest.mark.parametrize(
+  "name", ["r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34", "r2plus1d_18_hara"]
+)
 def test_a_network_written_and_read_again_is_the_same(name, tmp_path):
   model, other = _narrow(name, seed=1), _narrow(name, seed=2)
   path = weights.save(model, tmp_path / "model.safetensors")
@@ -159,6 +161,142 @@ def test_a_head_of_other_classes_is_replaced_only_when_asked(narrow_file):
   )
 
 
+def test_the_names_of_3d_resnets_pytorch_are_written_and_read_with_any_head(tmp_path):
+  path = weights.save(_narrow("r2plus1d_18_hara", seed=1), tmp_path / "model.safetensors")
+  names = set(safetensors.numpy.load_file(path))
+  assert len(names) == 2 + 37 * 5 + 37
+  assert {"conv1_s.weight", "bn1_t.running_var", "layer2.0.conv2_t.weight", "fc.bias"} <= names
+  assert {"layer2.0.bn1_s.num_batches_tracked", "layer4.0.downsample.1.weight"} <= names
+
+  def change(state_dict):
+    _renamed("^", "module.")(state_dict)
+    del state_dict["module.fc.weight"], state_dict["module.fc.bias"]
+
+  model = _narrow("r2plus1d_18_hara", num_classes=9, seed=2)
+  assert weights.load_pretrained(model, _spoiled(path, tmp_path, change)).fresh == ("head",)
+  _assert_parts(model, cnn=_narrow("r2plus1d_18_hara", seed=1))
+  hybrid = _hybrid(cnn="r2plus1d_18_hara")
+  assert weights.load_pretrained(hybrid, path).fresh == ("attention", "head")
+
+
+def test_what_stands_outside_of_a_wrapped_network_is_unused(narrow_file, tmp_path):
+  def change(state_dict):
+    _renamed("^", "model._orig_mod.")(state_dict)
+    state_dict["train_acc.tp"] = np.zeros(5, np.int64)
+
+  model, expected = _narrow(seed=2), _narrow(seed=3)
+  ported = weights.load_pretrained(model, _spoiled(narrow_file, tmp_path, change))
+  weights.load_pretrained(expected, narrow_file)
+  assert "train_acc.tp" in ported.unused
+  assert ported.loaded == len(_leaves(model))
+  _assert_parts(model, cnn=expected, head=expected)
+
+
+def _renamed(pattern: str, replacement: str):
+  """A change of a state dict that renames its keys."""
+
+  def change(state_dict):
+    for key in list(state_dict):
+      state_dict[re.sub(pattern, replacement, key)] = state_dict.pop(key)
+
+  return change
+
+
+@pytest.mark.parametrize("inside", ["fc.1.", "fc.0.", "fc.0.1."])
+def test_a_head_in_a_sequential_is_the_head(inside, narrow_file, tmp_path):
+  model, expected = _narrow(seed=2), _narrow(seed=3)
+  path = _spoiled(narrow_file, tmp_path, _renamed(r"^fc\.", inside))
+  assert weights.load_pretrained(model, path).fresh == ()
+  weights.load_pretrained(expected, narrow_file)
+  _assert_parts(model, cnn=expected, head=expected)
+  with pytest.raises(porting.PortingError, match=r"5 classes, the model's 32 for 9.*replace_head"):
+    weights.load_pretrained(_narrow(num_classes=9), path)
+
+
+def test_a_head_of_several_maps_is_replaced_only_when_asked(narrow_file, tmp_path, logged):
+  def change(state_dict):
+    _renamed(r"^fc\.", "fc.3.")(state_dict)
+    state_dict["fc.0.weight"] = np.zeros((4, 4), np.float32)
+
+  path = _spoiled(narrow_file, tmp_path, change)
+  with pytest.raises(porting.PortingError, match=r"more than one linear map.*fc\.0\.weight"):
+    weights.load_pretrained(_narrow(), path)
+  ported = weights.load_pretrained(_narrow(), path, replace_head=True)
+  assert ported.fresh == ("head",)
+  assert {"fc.0.weight", "fc.3.weight", "fc.3.bias"} <= set(ported.unused)
+  assert "a head of another form" in logged.text
+  # A trunk takes none in any case.
+  assert "fc.0.weight" in weights.load_pretrained(_hybrid(), path).unused
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_a_network_without_its_head_fills_the_trunk(is_sequential, narrow_file, tmp_path, logged):
+  parts = ["stem", "layer1", "layer2", "layer3", "layer4"]
+
+  def change(state_dict):
+    del state_dict["fc.weight"], state_dict["fc.bias"]
+    if is_sequential:
+      _renamed(r"^(\w+)", lambda match: str(parts.index(match[1])))(state_dict)
+
+  path = _spoiled(narrow_file, tmp_path, change)
+  assert ("0.0.weight" in safetensors.numpy.load_file(path)) == is_sequential
+  model, expected = _narrow(seed=2), _narrow(seed=3)
+  ported = weights.load_pretrained(model, path)
+  assert ported.fresh == ("head",)
+  assert "has no head: the model's stays as initialized" in logged.text
+  weights.load_pretrained(expected, narrow_file)
+  _assert_parts(model, cnn=expected, head=_narrow(seed=2))
+  hybrid = _hybrid()
+  assert weights.load_pretrained(hybrid, path).fresh == ("attention", "head")
+  _assert_parts(hybrid, cnn=_cut_like(hybrid, expected))
+
+
+def test_a_sequential_of_all_parts_is_the_whole_network(narrow_file, tmp_path):
+  parts = ["stem", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
+  change = _renamed(r"^(\w+)", lambda match: str(parts.index(match[1])))
+  model, expected = _narrow(seed=2), _narrow(seed=3)
+  assert weights.load_pretrained(model, _spoiled(narrow_file, tmp_path, change)).fresh == ()
+  weights.load_pretrained(expected, narrow_file)
+  _assert_parts(model, cnn=expected, head=expected)
+
+
+def _cut_like(model: nnx.Module, whole: nnx.Module) -> nnx.Module:
+  cut = _narrow(blocks=len(model.cnn.blocks()))
+  weights.load_trees(cut, *_trees(whole), source="whole", replace_head=True)
+  return cut
+
+
+def test_a_resnet_of_mmaction2_is_refused_as_another_network(tmp_path):
+  keys = ("conv1.conv.conv_s.weight", "layer1.0.conv1.conv.conv_s.weight", "layer1.0.conv1.bn.bias")
+  arrays = {f"backbone.{key}": np.zeros(3, np.float32) for key in keys}
+  arrays["cls_head.fc_cls.weight"] = np.zeros((5, 3), np.float32)
+  safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+  with pytest.raises(porting.PortingError, match="an mmaction2 ResNet: its stem"):
+    weights.load_pretrained(_narrow("r2plus1d_34"), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_become_float32_and_whole_numbers_are_refused(dtype, narrow_file, tmp_path):
+  def change(state_dict):
+    for key, array in state_dict.items():
+      if np.issubdtype(array.dtype, np.floating):
+        state_dict[key] = array.astype(dtype)
+
+  model, expected = _narrow(seed=2), _narrow(seed=3)
+  weights.load_pretrained(model, _spoiled(narrow_file, tmp_path, change))
+  weights.load_pretrained(expected, narrow_file)
+  ours = _leaves(model)
+  for key, leaf in _leaves(expected).items():
+    assert ours[key].dtype == np.float32
+    np.testing.assert_array_equal(ours[key], leaf.astype(dtype).astype(np.float32))
+
+  def quantize(state_dict):
+    state_dict["fc.weight"] = state_dict["fc.weight"].astype(np.int8)
+
+  with pytest.raises(porting.PortingError, match=r"no floating-point numbers: fc\.weight: int8"):
+    weights.load_pretrained(model, _spoiled(narrow_file, tmp_path, quantize))
+
+
 def test_all_mismatches_are_listed_at_once_and_nothing_is_loaded(narrow_file, tmp_path):
   def change(state_dict):
     del state_dict["layer1.0.conv1.1.bias"]
@@ -180,7 +318,7 @@ def test_all_mismatches_are_listed_at_once_and_nothing_is_loaded(narrow_file, tm
     np.testing.assert_array_equal(leaf, before[key])
 
 
-@pytest.mark.parametrize("theirs", ["r3d_18", "mc3_18", "r2plus1d_34"])
+@pytest.mark.parametrize("theirs", ["r3d_18", "mc3_18", "r2plus1d_34", "r2plus1d_18_hara"])
 def test_another_architectures_file_is_named(theirs, tmp_path):
   path = weights.save(_narrow(theirs), tmp_path / "theirs.safetensors")
   with pytest.raises(porting.PortingError, match=f"looks like the weights of {theirs}"):

@@ -33,6 +33,8 @@ Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 # Mean and standard deviation of pixels in 0 to 1, red, green and blue.
 KINETICS: Statistics = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+# Kinetics as Hara et al. measured it.
+KINETICS_HARA: Statistics = ((0.4345, 0.4051, 0.3775), (0.2768, 0.2713, 0.2737))
 IMAGENET: Statistics = (videomae.IMAGENET_MEAN, videomae.IMAGENET_STD)
 
 
@@ -57,6 +59,9 @@ MODELS: dict[str, Entry] = {
   "hybrid": Entry(Hybrid, {}),
   "r2plus1d_18": Entry(VideoResNet, {"architecture": "r2plus1d_18"}),
   "r2plus1d_34": Entry(VideoResNet, {"architecture": "r2plus1d_34"}),
+  "r2plus1d_18_hara": Entry(
+    VideoResNet, {"architecture": "r2plus1d_18_hara"}, pixels=KINETICS_HARA
+  ),
   "r3d_18": Entry(VideoResNet, {"architecture": "r3d_18"}),
   "mc3_18": Entry(VideoResNet, {"architecture": "mc3_18"}),
   "r2plus1d_18_bert": Entry(BertClassifier, {"architecture": "r2plus1d_18"}),
@@ -127,7 +132,8 @@ def task_of(name: str) -> str:
 def pixel_statistics(name: str) -> Statistics:
   """Mean and standard deviation a channel, of pixels in 0 to 1, that a model's clips take.
 
-  ImageNet's for VideoMAE, whose published weights were trained with them; Kinetics' for all others.
+  Those that a model's published weights were trained with: ImageNet's for VideoMAE, Kinetics' as Hara
+  et al. measured it for their network; as torchvision has it for all others.
 
   Raises:
     ModelError: there is no such model.

@@ -5,7 +5,8 @@ after any of its blocks) or logits `[B, classes]` (the classifiers; R(2+1)D-18 i
 baseline).
 
 Source: Tran et al. 2018 (arXiv:1711.11248), in the form of torchvision's video models; the 34-layer
-network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561).
+network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561), and the one of Hara et
+al. as theirs do (arXiv:2004.04968, github.com/kenshohara/3D-ResNets-PyTorch).
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,12 +51,19 @@ class Architecture:
     mid_by_convolution: whether each factorised convolution has a mid width of its own; torchvision
       computes one a block and uses it for both.
     epsilon: of every BatchNorm.
+    stem_taps: extent in time of the stem's kernel.
+    wide_stem: whether a factorised stem has as many channels between its halves as `mid_channels`
+      says; torchvision's has 45 for 64.
+    stem_pool: whether a max pool, 3x3x3 at stride 2, follows the stem.
   """
 
   blocks: tuple[int, int, int, int]
   kinds: tuple[str, str, str, str]
   mid_by_convolution: bool = False
   epsilon: float = 1e-5
+  stem_taps: int = 3
+  wide_stem: bool = False
+  stem_pool: bool = False
 
   @property
   def depth(self) -> int:
@@ -68,6 +77,14 @@ ARCHITECTURES = {
   "mc3_18": Architecture((2, 2, 2, 2), (FULL, SPATIAL, SPATIAL, SPATIAL)),
   "r2plus1d_34": Architecture(
     (3, 4, 6, 3), (FACTORISED,) * 4, mid_by_convolution=True, epsilon=1e-3
+  ),
+  "r2plus1d_18_hara": Architecture(
+    (2, 2, 2, 2),
+    (FACTORISED,) * 4,
+    mid_by_convolution=True,
+    stem_taps=7,
+    wide_stem=True,
+    stem_pool=True,
   ),
 }
 
@@ -87,12 +104,14 @@ class Numerics:
   freeze_statistics: bool = False
 
 
-def mid_channels(in_channels: int, out_channels: int) -> int:
-  """Channels between the two halves that keep the parameter count of a full 3x3x3 convolution.
+def mid_channels(in_channels: int, out_channels: int, *, taps: int = 3, side: int = 3) -> int:
+  """Channels between the two halves that keep the parameter count of a full convolution.
 
-  Source: section 3.5 of arXiv:1711.11248, M = floor(27 in out / (9 in + 3 out)).
+  Source: section 3.5 of arXiv:1711.11248, M = floor(t d^2 in out / (d^2 in + t out)), for a kernel of
+  t `taps` in time and d pixels a `side`.
   """
-  return (in_channels * out_channels * 27) // (in_channels * 9 + 3 * out_channels)
+  area = side**2
+  return (taps * area * in_channels * out_channels) // (area * in_channels + taps * out_channels)
 
 
 class _Norms:
@@ -110,7 +129,7 @@ class _Norms:
 
 
 class Conv2Plus1D(nnx.Module):
-  """A `[1, k, k]` convolution, BatchNorm, ReLU and a `[3, 1, 1]` convolution."""
+  """A `[1, k, k]` convolution, BatchNorm, ReLU and a `[taps, 1, 1]` convolution."""
 
   def __init__(
     self,
@@ -119,6 +138,7 @@ class Conv2Plus1D(nnx.Module):
     out_channels: int,
     *,
     kernel: int = 3,
+    taps: int = 3,
     spatial_stride: int = 1,
     temporal_stride: int = 1,
     norms: _Norms,
@@ -138,9 +158,9 @@ class Conv2Plus1D(nnx.Module):
     self.temporal = Conv3D(
       mid,
       out_channels,
-      (3, 1, 1),
+      (taps, 1, 1),
       strides=(temporal_stride, 1, 1),
-      padding=(1, 0, 0),
+      padding=(taps // 2, 0, 0),
       dtype=dtype,
       rng=rng,
     )
@@ -163,27 +183,52 @@ class Conv2Plus1D(nnx.Module):
       return self.temporal(x)
 
 
+def max_pool(x: Map) -> Array:
+  """The largest of 3x3x3 at stride 2: `[B, T, H, W, C]` to `[B, T/2, H/2, W/2, C]`, rounded up."""
+  window, strides = (1, 3, 3, 3, 1), (1, 2, 2, 2, 1)
+  padding = [(n // 2, n // 2) for n in window]
+  return lax.reduce_window(convolution.unfold(x), -jnp.inf, lax.max, window, strides, padding)
+
+
 class Stem(nnx.Module):
-  """The first layer: 7x7 in space at stride 2, 3 in time; halves height and width."""
+  """The first layer: 7x7 in space at stride 2, 3 or 7 in time; halves height and width.
+
+  With a max pool it halves all three again.
+  """
 
   def __init__(
-    self, kind: str, width: int, *, norms: _Norms, dtype: DType, rng: np.random.Generator
+    self,
+    architecture: Architecture,
+    width: int,
+    *,
+    norms: _Norms,
+    dtype: DType,
+    rng: np.random.Generator,
   ):
+    taps = architecture.stem_taps
     self.conv: Conv2Plus1D | Conv3D
-    if kind == FACTORISED:
+    if architecture.kinds[0] == FACTORISED:
       mid = max(1, round(STEM_MID_CHANNELS_AT_64 * width / FULL_WIDTH))
+      if architecture.wide_stem:
+        mid = mid_channels(3, width, taps=taps, side=7)
       self.conv = Conv2Plus1D(
-        3, mid, width, kernel=7, spatial_stride=2, norms=norms, dtype=dtype, rng=rng
+        3, mid, width, kernel=7, taps=taps, spatial_stride=2, norms=norms, dtype=dtype, rng=rng
       )
     else:
       self.conv = Conv3D(
-        3, width, (3, 7, 7), strides=(1, 2, 2), padding=(1, 3, 3), dtype=dtype, rng=rng
+        *(3, width, (taps, 7, 7)),
+        strides=(1, 2, 2),
+        padding=(taps // 2, 3, 3),
+        dtype=dtype,
+        rng=rng,
       )
     self.norm = norms(width)
+    self.pools = architecture.stem_pool
 
   def __call__(self, clips: Array) -> Map:
-    """`[B, T, H, W, 3]` to `[B, T, H/2, W/2, width]`."""
-    return relu(self.norm(self.conv(clips)))
+    """`[B, T, H, W, 3]` to `[B, T, H/2, W/2, width]`, or to half of each with a pool."""
+    x = relu(self.norm(self.conv(clips)))
+    return max_pool(x) if self.pools else x
 
 
 class Downsample(nnx.Module):
@@ -279,7 +324,8 @@ class Trunk(nnx.Module):
   """The stem and the first `blocks` residual blocks of a video ResNet.
 
   Strides of R(2+1)D-18 over (T, H, W) against the clip: 1, 2, 2 after the stem and the first two
-  blocks, then twice that after each further pair: 8, 16, 16 in the end. Sizes round up.
+  blocks, then twice that after each further pair: 8, 16, 16 in the end. A stem with a pool doubles
+  them all. Sizes round up.
 
   Attributes:
     out_channels: channels of the feature map, width x 1, 2, 4 or 8.
@@ -325,9 +371,8 @@ class Trunk(nnx.Module):
       "dtype": numerics.dtype,
       "rng": rng,
     }
-    stem_kind = FACTORISED if plan.kinds[0] == FACTORISED else FULL
-    self.stem = Stem(stem_kind, width, **shared)
-    channels, left, halvings = width, blocks, 0
+    self.stem = Stem(plan, width, **shared)
+    channels, left, halvings = width, blocks, int(plan.stem_pool)
     for stage, (count, kind) in enumerate(zip(plan.blocks, plan.kinds, strict=True)):
       layers = {}
       for i in range(min(left, count)):

@@ -29,6 +29,8 @@ PATCH_VALUES = TUBE * PATCH * PATCH * 3
 # Clips of the published models.
 FRAMES = 16
 IMAGE_SIZE = 224
+# What the classifier reads.
+POOLS = MEAN, FIRST = "mean", "first"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -306,30 +308,38 @@ class Encoder(nnx.Module):
 
 
 class Head(nnx.Module):
-  """LayerNorm, dropout and a linear classifier over a clip's mean token, in float32."""
+  """LayerNorm, dropout and a linear classifier over one token of a clip, in float32."""
 
   def __init__(
     self,
     width: int,
     num_classes: int,
     *,
+    has_norm: bool,
     dropout: float,
     epsilon: float,
     init_scale: float,
     rng: np.random.Generator,
   ):
-    self.norm = LayerNorm(width, epsilon)
+    if has_norm:
+      self.norm = LayerNorm(width, epsilon)
+    self.has_norm = has_norm
     self.dropout = nnx.Dropout(dropout)
     self.linear = initialized_linear(width, num_classes, normal_002, dtype=jnp.float32, rng=rng)
     self.linear.kernel = nnx.Param(np.float32(init_scale) * self.linear.kernel[...])
 
   def __call__(self, pooled: Array, rngs: nnx.Rngs | None = None) -> Array:
     """`[B, D]` to float32 logits `[B, classes]`."""
-    return self.linear(self.dropout(self.norm(pooled), rngs=rngs))
+    if self.has_norm:
+      pooled = self.norm(pooled)
+    return self.linear(self.dropout(pooled, rngs=rngs))
 
 
 class VideoMAE(nnx.Module):
-  """The classifier: encoder without a final norm, mean over tokens, head.
+  """The classifier: an encoder and a head over the mean of its tokens, or over the first of them.
+
+  The mean is normalized in the head. Before the first token is read all are normalized, at the
+  encoder's end: the published networks differ so (`use_mean_pooling` there).
 
   Args:
     num_classes: classes the head tells apart.
@@ -337,6 +347,7 @@ class VideoMAE(nnx.Module):
     frames: of a clip; 16 unless given.
     image_size: height and width of a clip in pixels; 224 unless given.
     width, depth, heads: channels, blocks and attention heads, in place of the preset's.
+    pool: what the head reads: "mean" of the tokens, or the "first".
     drop_path: rate at which the last block's branches are dropped; earlier ones less.
     dropout: rate in front of the linear classifier.
     init_scale: factor on the classifier's initial kernel.
@@ -346,7 +357,7 @@ class VideoMAE(nnx.Module):
     rng: source of the initial values.
 
   Raises:
-    ModelError: an unknown size, or lengths that do not fit together; the message says which.
+    ModelError: an unknown size or pool, or lengths that do not fit together; the message says which.
   """
 
   def __init__(
@@ -359,6 +370,7 @@ class VideoMAE(nnx.Module):
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
+    pool: str = MEAN,
     drop_path: float = 0.0,
     dropout: float = 0.0,
     init_scale: float = 0.001,
@@ -367,13 +379,15 @@ class VideoMAE(nnx.Module):
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):
+    if pool not in POOLS:
+      raise ModelError(f"pool={pool!r} of a VideoMAE is none of {', '.join(POOLS)}.")
     preset = sized(size, width=width, depth=depth, heads=heads)
     self.attention = Encoder(
       preset,
       frames=frames,
       image_size=image_size,
       drop_path=drop_path,
-      final_norm=False,
+      final_norm=pool == FIRST,
       epsilon=layer_norm_epsilon,
       init=normal_002,
       dtype=dtype,
@@ -382,13 +396,15 @@ class VideoMAE(nnx.Module):
     self.head = Head(
       preset.width,
       num_classes,
+      has_norm=pool == MEAN,
       dropout=dropout,
       epsilon=head_norm_epsilon,
       init_scale=init_scale,
       rng=rng,
     )
+    self.pool = pool
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`."""
-    tokens = self.attention(clips, rngs=rngs)
-    return self.head(tokens.astype(jnp.float32).mean(1), rngs)
+    tokens = self.attention(clips, rngs=rngs).astype(jnp.float32)
+    return self.head(tokens.mean(1) if self.pool == MEAN else tokens[:, 0], rngs)

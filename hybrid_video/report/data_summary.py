@@ -236,6 +236,10 @@ def _class_warnings(summary: dict[str, Any]) -> list[str]:
 
 def warnings(summary: dict[str, Any]) -> list[str]:
   """What is worth a look before training, one or two sentences each."""
+  return [*_list_warnings(summary), *_adapted_warnings(summary)]
+
+
+def _list_warnings(summary: dict[str, Any]) -> list[str]:
   videos, groups, lines = summary["videos"], summary["groups"], []
   for name in ("train", "test"):
     if not summary["lists"][name]:
@@ -267,7 +271,7 @@ def warnings(summary: dict[str, Any]) -> list[str]:
     )
   if videos["ignored"]:
     lines.append(_ignored_warning(summary["ignored"]))
-  return lines + _adapted_warnings(summary)
+  return lines
 
 
 def _adapted_warnings(summary: dict[str, Any]) -> list[str]:
@@ -299,13 +303,26 @@ def _ignored_warning(ignored: Sequence[dict[str, str]]) -> str:
   )
 
 
+def _adapted_lines(summary: dict[str, Any]) -> list[str]:
+  """The same in a line each for what was adapted and for shapes."""
+  kinds = Counter(entry["kind"] for entry in summary["adapted"])
+  shapes = summary["shapes"]
+  lines = []
+  if kinds:
+    counts = ", ".join(f"{kind} of {amount(count, 'video')}" for kind, count in kinds.items())
+    lines.append(f"adapted in decoding: {counts}; --mode=inspect shows which")
+  if len(shapes) > 1:
+    lines.append("shapes: " + ", ".join(f"{count:,} {name}" for name, count in shapes.items()))
+  return lines
+
+
 def _and_others(parts: Sequence[str], what: str) -> str:
   more = len(parts) - _SHOWN
   return ", ".join(parts[:_SHOWN]) + (f" and {more:,} other {what}" if more > 0 else "")
 
 
 def text(summary: dict[str, Any]) -> str:
-  """A summary in at most 15 lines for the console."""
+  """A summary in at most 17 lines for the console."""
   videos, lists = summary["videos"], summary["lists"]
   classes = [c["stored"] for c in summary["classes"]]
   least = f"{min(classes):,} to " if min(classes) < max(classes) else ""
@@ -324,7 +341,8 @@ def text(summary: dict[str, Any]) -> str:
     f"frames a second: {_and_others(rates, 'rates')}",
     f"stored: {byte_size(summary['bytes'])}, {byte_size(summary['bytes_per_frame'])} a frame, "
     f"{_and_others(sizes, 'sizes')}",
-    *(f"note: {warning}" for warning in warnings(summary)),
+    *(f"note: {warning}" for warning in _list_warnings(summary)),
+    *_adapted_lines(summary),
   ]
   if summary["broken"]:
     lines.append(f"broken: {_few(entry['name'] for entry in summary['broken'])}")

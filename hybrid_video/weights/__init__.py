@@ -1,11 +1,13 @@
 """Weights: a published checkpoint or one of ours in, a model that computes the same out; and back.
 
-`sources` finds the file (a known name, a URL, a path), `reading` reads it, `matching` recognizes the
-network, the `*_names` files hold the names as tables, and `porting` puts every array in its place by
-such a table, or says all that does not fit. `heads` decides whether a classifier is for the same classes.
+`sources` finds the file (a known name, a URL, a path), `reading` reads it and takes off what stands
+before a network's keys, `matching` recognizes the network, the `*_names` files hold the names as
+tables, and `porting` puts every array in its place by such a table, or says all that does not fit.
+`heads` decides whether a classifier is for the same classes.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import logging
 import os
 
@@ -52,14 +54,16 @@ def load_pretrained(
 ) -> Ported:
   """Loads a file of weights into a model, in place.
 
-  Takes torchvision's video ResNets and IG-65M's R(2+1)D-34 (into the classifier of that name, or
-  into the trunk of a hybrid or a BERT model, whose other parts stay as they are), VideoMAE's
-  checkpoints in their original and in Hugging Face's form, a perceiver-pytorch `Perceiver` (into a
-  hybrid's attention and head), and what `save` wrote (see `load_trees` for the parts it fills).
+  Takes torchvision's video ResNets, IG-65M's R(2+1)D-34 and 3D-ResNets-PyTorch's R(2+1)D-18 (into
+  the classifier of that name, or into the trunk of a hybrid or a BERT model, whose other parts stay
+  as they are), VideoMAE's checkpoints as the original code, Hugging Face and mmaction2 name them, a
+  perceiver-pytorch `Perceiver` (into a hybrid's attention and head), and what `save` wrote (see
+  `load_trees` for the parts it fills).
 
   Args:
     model: from `hybrid_video.models.create`.
-    path: a PyTorch file (old or new format) or a safetensors file; nothing in it is executed.
+    path: a PyTorch file (old or new format) or a safetensors file, as a training saved it or bare,
+      the index of several, or a folder of Hugging Face's; nothing in it is executed.
     replace_head: whether a head of other classes may stay as initialized.
     classes: the class names of model and file, by which the head is kept, put into the model's order
       or left fresh; None goes by their number alone.
@@ -69,10 +73,10 @@ def load_pretrained(
 
   Raises:
     PortingError: the file does not fit; nothing was loaded.
-    WeightsFileError: the file cannot be read, or asks for more than tensors.
+    WeightsFileError: the file cannot be read, or holds other things among its weights.
   """
-  state_dict, source = reading.read(path), errors.printable(path)
-  return _load(model, state_dict, source=source, replace_head=replace_head, classes=classes)
+  contents, source = reading.contents(path), errors.printable(path)
+  return _load(model, contents, source=source, replace_head=replace_head, classes=classes)
 
 
 def load_trees(
@@ -105,18 +109,19 @@ def load_trees(
   Raises:
     PortingError: the arrays do not fit; nothing was loaded.
   """
-  state_dict = own_names.state_dict(params, batch_stats)
-  return _load(model, state_dict, source=source, replace_head=replace_head, classes=classes)
+  contents = reading.Contents(own_names.state_dict(params, batch_stats), ())
+  return _load(model, contents, source=source, replace_head=replace_head, classes=classes)
 
 
 def _load(
   model: nnx.Module,
-  state_dict: Mapping[str, np.ndarray],
+  contents: reading.Contents,
   *,
   source: str,
   replace_head: bool,
   classes: Classes | None,
 ) -> Ported:
+  state_dict: Mapping[str, np.ndarray] = contents.arrays
   _, params, batch_stats = models.split(model)
   match = matching.match(
     model, params, batch_stats, state_dict, replace_head=replace_head, source=source
@@ -133,6 +138,7 @@ def _load(
     optional=match.optional,
     source=source,
   )
+  ported = dataclasses.replace(ported, unused=(*ported.unused, *contents.outside))
   nnx.update(model, ported.params)
   nnx.update(model, ported.batch_stats)
   log.info(

@@ -8,13 +8,21 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import itertools
 import logging
+import re
 
 from flax import nnx
 import numpy as np
 
 from hybrid_video import errors, models
-from hybrid_video.models import video_resnet
-from hybrid_video.weights import own_names, perceiver_names, video_resnet_names, videomae_names
+from hybrid_video.models import video_resnet, videomae
+from hybrid_video.weights import (
+  families,
+  head_keys,
+  own_names,
+  perceiver_names,
+  video_resnet_names,
+  videomae_names,
+)
 from hybrid_video.weights.porting import Path, Row, Table, Target, Tree, leaves
 from hybrid_video.weights.weights_errors import PortingError
 
@@ -22,6 +30,7 @@ log = logging.getLogger("hybrid_video")
 
 StateDict = Mapping[str, np.ndarray]
 
+_OF_MMACTION = re.compile(r"layer1\.0\.conv1\.(conv|bn)\.")
 _TRUNK_ADVICE = (
   "To take the trunk alone and start a new attention and head ask for it: replace_head=True "
   "(--config.replace_head=True)."
@@ -65,14 +74,15 @@ def match(
   Raises:
     PortingError: weights of no known network or of another than the model's.
   """
-  if own_names.is_own(state_dict):
-    return _own(model, params, batch_stats, state_dict, replace_head, source)
-  if any("patch_embed" in key for key in state_dict):
-    return _videomae(model, state_dict, source)
-  if any(key.startswith(("stem.", "layer1.")) for key in state_dict):
-    return _video_resnet(model, state_dict, source)
-  if "latents" in state_dict:
-    return _perceiver(model, state_dict, source)
+  match families.family_of(state_dict):
+    case families.OWN:
+      return _own(model, params, batch_stats, state_dict, replace_head, source)
+    case families.VIDEOMAE:
+      return _videomae(model, state_dict, source, replace_head)
+    case families.VIDEO_RESNET:
+      return _video_resnet(model, state_dict, source, replace_head)
+    case families.PERCEIVER:
+      return _perceiver(model, state_dict, source)
   raise PortingError(
     f"{source} holds the weights of no network that is known here; its first keys: "
     f"{errors.shown(state_dict)}."
@@ -123,36 +133,94 @@ def _check_architecture(model: nnx.Module, theirs: str, source: str) -> None:
     )
 
 
-def _video_resnet(model: nnx.Module, state_dict: StateDict, source: str) -> Match:
-  keys = [key for key in state_dict if not key.startswith("fc.") and "num_batches" not in key]
-  kernel = state_dict.get("layer2.0.conv1.0.weight")
+def _video_resnet(
+  model: nnx.Module, state_dict: StateDict, source: str, replace_head: bool
+) -> Match:
+  if any(_OF_MMACTION.match(key) for key in state_dict):
+    raise PortingError(
+      f"{source} holds an mmaction2 ResNet: its stem, pooling and shortcuts are others than those of "
+      f"{', '.join(video_resnet.ARCHITECTURES)}, so that no model here computes what it does. Take "
+      "torchvision's or IG-65M's weights."
+    )
+  is_sequential = any(key.startswith("1.0.conv1.") for key in state_dict)
+  rename = video_resnet_names.numbered if is_sequential else str
+  plain_head = rename(video_resnet_names.HEAD)
+  head = head_keys.find(state_dict, plain_head)
+  keys = [k for k in state_dict if not k.startswith(f"{plain_head}.") and "num_batches" not in k]
+  kernel = state_dict.get(rename("layer2.0.conv1.0.weight"))
   taps = kernel.shape[2] if kernel is not None and kernel.ndim == 5 else None
   ours = getattr(getattr(model, "cnn", None), "architecture", None)
-  theirs = _architecture(keys, lambda row: row.keys[0], ours, taps)
+  theirs = _architecture(keys, lambda row: rename(row.keys[0]), ours, taps)
   _check_architecture(model, theirs, source)
-  whole = isinstance(model, models.VideoResNet)
-  return Match(
-    video_resnet_names.table(theirs),
-    fresh=() if whole else ("attention", "head"),
-    optional=(("cnn",),),
-  )
+
+  def key_of(key: str) -> str:
+    first, dot, rest = key.partition(".")
+    is_head = first == video_resnet_names.HEAD and head.name is not None
+    return f"{head.name}{dot}{rest}" if is_head else rename(key)
+
+  table = video_resnet_names.table(theirs).renamed(key_of)
+  optional: tuple[Path, ...] = (("cnn",),)
+  if isinstance(model, models.VideoResNet):
+    return _with_head(Match(table, optional=optional), head, source, replace_head)
+  table = dataclasses.replace(table, idle=head.others)
+  return Match(table, fresh=("attention", "head"), optional=optional)
 
 
-def _videomae(model: nnx.Module, state_dict: StateDict, source: str) -> Match:
+def _with_head(matched: Match, head: head_keys.Head, source: str, replace_head: bool) -> Match:
+  """With a fresh head where the file has none that is like the model's."""
+  if head.name is not None:
+    return matched
+  if head.others and not replace_head:
+    raise PortingError(
+      f"{source}: its head is more than one linear map, the model's is one: "
+      f"{errors.shown(head.others)}. To start a new head ask for it: "
+      "replace_head=True (--config.replace_head=True)."
+    )
+  what = "a head of another form" if head.others else "no head"
+  log.warning("%s has %s: the model's stays as initialized", source, what)
+  table = dataclasses.replace(matched.table, idle=(*matched.table.idle, *head.others))
+  return dataclasses.replace(matched, table=table, fresh=(*matched.fresh, "head"))
+
+
+def _videomae(model: nnx.Module, state_dict: StateDict, source: str, replace_head: bool) -> Match:
   if not isinstance(model, models.VideoMAE | models.VideoMAEForPreTraining):
     raise PortingError(f"{source} holds VideoMAE's weights, and the model is another.")
-  names, kind = videomae_names.names_of(state_dict), videomae_names.kind_of(state_dict)
+  names = videomae_names.names_of(state_dict)
+  head = head_keys.find(state_dict, names.classifier)
+  if head.name is not None:
+    names = names._replace(classifier=head.name)
   depth = len(model.attention.blocks)
   if isinstance(model, models.VideoMAEForPreTraining):
-    decoder_depth = len(model.decoder.blocks)
-    return Match(
-      videomae_names.table("pretraining", names, depth=depth, decoder_depth=decoder_depth)
-    )
-  decoder_depth = videomae_names.decoder_depth(state_dict, names)
-  table = videomae_names.table(kind, names, depth=depth, decoder_depth=decoder_depth)
-  if kind == "classifier":
+    kind, decoder_depth, pool = "pretraining", len(model.decoder.blocks), videomae.MEAN
+  else:
+    kind = videomae_names.kind_of(state_dict, names)
+    decoder_depth, pool = videomae_names.decoder_depth(state_dict, names), model.pool
+  table = videomae_names.table(kind, names, depth=depth, decoder_depth=decoder_depth, pool=pool)
+  _check_idle(table, names, state_dict, source)
+  if isinstance(model, models.VideoMAEForPreTraining):
     return Match(table)
+  if kind == "classifier":
+    return _with_head(Match(table), head, source, replace_head)
   return Match(table, fresh=("head",), optional=videomae_names.PRETRAINING_ONLY)
+
+
+def _check_idle(
+  table: Table, names: videomae_names.Names, state_dict: StateDict, source: str
+) -> None:
+  """Sees that what is left out of a VideoMAE changes nothing: biases of keys, fixed positions."""
+  positions = state_dict.get(names.positions)
+  if positions is not None:
+    fixed = videomae.sinusoid_positions(*positions.shape[-2:])
+    if not np.allclose(positions.reshape(fixed.shape), fixed, atol=1e-2):
+      raise PortingError(
+        f"{source}: its positions, {names.positions}, are learned, and this VideoMAE's are fixed."
+      )
+  biases = [key for key in table.idle if key in state_dict and key != names.positions]
+  if any(state_dict[key].any() for key in biases):
+    log.info(
+      "%s has %d biases of attention keys: they change no output and are left out",
+      *(source, len(biases)),
+    )
 
 
 def _perceiver(model: nnx.Module, state_dict: StateDict, source: str) -> Match:

@@ -130,6 +130,7 @@ class Table:
     title: what the network is called in errors, such as "r2plus1d_18 as torchvision names it".
     rows: where every array lies. Rows that share a path stand for a network that repeats an array.
     counters: keys of whole numbers that nothing of ours holds; written as 0.
+    idle: keys that a file may have and that change no output; not written.
     advice: what to do about a mismatch; a sentence.
     shared_advice: what to do where rows of one path differ; a sentence.
     hints: by a key, what it means that the file has it though the network does not; a sentence.
@@ -138,9 +139,15 @@ class Table:
   title: str
   rows: tuple[Row, ...]
   counters: tuple[str, ...] = ()
+  idle: tuple[str, ...] = ()
   advice: str = ""
   shared_advice: str = ""
   hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def renamed(self, rename: Callable[[str], str]) -> "Table":
+    """The same network with every key under another name."""
+    rows = (dataclasses.replace(row, keys=tuple(map(rename, row.keys))) for row in self.rows)
+    return dataclasses.replace(self, rows=tuple(rows), counters=tuple(map(rename, self.counters)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +194,7 @@ class _Mismatches:
   unknown: dict[str, Shape] = dataclasses.field(default_factory=dict)
   surplus: list[str] = dataclasses.field(default_factory=list)
   shapes: list[str] = dataclasses.field(default_factory=list)
+  types: list[str] = dataclasses.field(default_factory=list)
   nameless: list[str] = dataclasses.field(default_factory=list)
   differing: list[str] = dataclasses.field(default_factory=list)
 
@@ -201,6 +209,7 @@ class _Mismatches:
       ("unknown", unknown),
       ("that the model has nothing for", self.surplus),
       ("of another shape", self.shapes),
+      ("that are no floating-point numbers", self.types),
       ("of the model without a key", self.nameless),
       ("that should be the same and differ", self.differing),
     )
@@ -240,7 +249,18 @@ def _convert(
     if key in state_dict and state_dict[key].shape != expected
   ]
   mismatches.shapes += others
-  return None if missing or others else row.to_ours([state_dict[key] for key in row.keys], shape)
+  # Of whole numbers, such as a quantized network's, the scale is not known.
+  types = [
+    f"{key}: {state_dict[key].dtype}"
+    for key in row.keys
+    if key in state_dict and not np.issubdtype(state_dict[key].dtype, np.floating)
+  ]
+  mismatches.types += types
+  return (
+    None
+    if missing or others or types
+    else row.to_ours([state_dict[key] for key in row.keys], shape)
+  )
 
 
 def _nameless(table: Table, ours: Mapping[Target, Any], fresh: tuple[str, ...]) -> list[str]:
@@ -283,7 +303,7 @@ def port(
   ours = leaves(params, batch_stats)
   arrays: dict[Target, np.ndarray] = {}
   mismatches = _Mismatches()
-  known, unused = set(table.counters), set(table.counters)
+  known, unused = {*table.counters, *table.idle}, {*table.counters, *table.idle}
   for row in table.rows:
     known.update(row.keys)
     if row.path[0] in fresh:

@@ -7,13 +7,25 @@ a file is executed.
 from collections.abc import Iterator
 import contextlib
 import os
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.weights import safetensors_files, torch_files
+from hybrid_video.weights import key_prefixes, safetensors_files, sharded_files, torch_files
 from hybrid_video.weights.weights_errors import WeightsFileError
+
+
+class Contents(NamedTuple):
+  """What a file holds.
+
+  Attributes:
+    arrays: of the network, by its own keys.
+    outside: keys of the file that are of no network, such as a metric's.
+  """
+
+  arrays: dict[str, np.ndarray]
+  outside: tuple[str, ...]
 
 
 @contextlib.contextmanager
@@ -35,15 +47,22 @@ def _opened(path: os.PathLike | str) -> Iterator[tuple[BinaryIO, bytes]]:
 
 
 def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
-  """The state dict in a PyTorch or safetensors file.
+  """The arrays of `contents` alone."""
+  return contents(path).arrays
 
-  Of PyTorch's, a state dict that lies under `state_dict`, `model`, `module` or `model_state` (at
-  most three deep) is taken from there, whatever else lies beside it: epochs, arguments, an
-  optimizer. Entries that are not tensors are left out. A prefix `module.` that all keys share, as
-  data-parallel training puts it, is taken off.
+
+def contents(path: os.PathLike | str) -> Contents:
+  """The state dict in a PyTorch or safetensors file, or in the several files of an index.
+
+  Of PyTorch's, a state dict that lies under one of `torch_checkpoints.WRAPPERS` (at most three deep)
+  is taken from there, whatever else lies beside it: epochs, arguments, an optimizer, objects of any
+  class. A moving average (`torch_checkpoints.AVERAGES`) is taken only where there is nothing else.
+  Entries that are numbers, texts or containers are left out. What wrappers put before a network's
+  own keys is taken off, see `key_prefixes`.
 
   Args:
-    path: of the file; its format follows from its content, not from its name.
+    path: of the file, of an index of several (`model.safetensors.index.json`), or of a folder as
+      Hugging Face's libraries write it. A file's format follows from its content, not its name.
 
   Returns:
     Arrays by key, in the file's order: C-ordered, writable, each with memory of its own even where
@@ -52,15 +71,28 @@ def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
 
   Raises:
     WeightsFileError: the file cannot be opened, is damaged, of another format or byte order, holds
-      no state dict or more than one, or asks for a name that no tensor needs. The message names the
-      file, and nothing of the file was run.
+      no state dict or more than one, has an object among the weights, is one of several, or names
+      files that are missing. The message names the file, and nothing of the file was run.
   """
+  path = sharded_files.in_folder(path) or path
+  sharded_files.check_is_whole(path)
   with _opened(path) as (file, start):
-    if safetensors_files.begins(start):
-      arrays = safetensors_files.read(path)
-    else:
-      arrays = torch_files.read(file)
-  return _without_prefix(arrays, "module.")
+    arrays = _sharded(path) if sharded_files.is_index(start) else _one_file(path, file, start)
+    return Contents(*key_prefixes.split(arrays))
+
+
+def _one_file(path: os.PathLike | str, file: BinaryIO, start: bytes) -> dict[str, np.ndarray]:
+  return safetensors_files.read(path) if safetensors_files.begins(start) else torch_files.read(file)
+
+
+def _sharded(index: os.PathLike | str) -> dict[str, np.ndarray]:
+  arrays: dict[str, np.ndarray] = {}
+  for shard, keys in sharded_files.read_index(index).items():
+    with _opened(shard) as (file, start):
+      parts = _one_file(shard, file, start)
+    sharded_files.check_keys(shard, set(parts), keys)
+    arrays |= parts
+  return arrays
 
 
 def read_metadata(path: os.PathLike | str) -> dict[str, str]:
@@ -71,9 +103,3 @@ def read_metadata(path: os.PathLike | str) -> dict[str, str]:
   """
   with _opened(path) as (_, start):
     return safetensors_files.read_metadata(path) if safetensors_files.begins(start) else {}
-
-
-def _without_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-  if all(key.startswith(prefix) and key != prefix for key in arrays):
-    return {key.removeprefix(prefix): array for key, array in arrays.items()}
-  return arrays

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 
 from hybrid_video import class_identity, downloads, errors
+from hybrid_video.weights import sharded_files
 
 CACHE_VARIABLE = "HYBRID_VIDEO_CACHE"
 DEFAULT_CACHE = "~/.cache/hybrid_video/weights"
@@ -170,7 +171,8 @@ def locate(
   """A complete local file of weights, downloaded first if need be.
 
   Args:
-    source: a known name, an http(s) or file URL, or a local path. A name of `SOURCES` comes before
+    source: a known name, an http(s) or file URL, or a local path: of a file, or of a folder that
+      Hugging Face's libraries saved a model in (`sharded_files.FILES`). A name of `SOURCES` comes before
       a file of that name; write `./name` for the file.
     cache_dir: folder for downloads; by default the environment's HYBRID_VIDEO_CACHE, else
       `~/.cache/hybrid_video/weights`.
@@ -254,7 +256,13 @@ def _file_url_path(url: str) -> pathlib.Path:
 
 def _local(path: pathlib.Path) -> pathlib.Path:
   if os.path.isdir(path):
-    raise SourceError(f"{path} is a folder; give the file of weights in it.")
+    weights = sharded_files.in_folder(path)
+    if weights is None:
+      raise SourceError(
+        f"{path} is a folder and has none of {', '.join(sharded_files.FILES)}; give the file of "
+        "weights in it."
+      )
+    return weights
   if not os.path.isfile(path):
     raise SourceError(
       f"There is no file {path.absolute()}. Give the path of a file of weights, its URL, or one of "

@@ -3,29 +3,27 @@
 In: an open checkpoint file, from anywhere. Out: its state dict as NumPy arrays by key.
 
 `read` knows two formats by their content: PyTorch's stream (before 1.6, or on request) and its zip
-archive (since 1.6). Both hold pickles, which `torch_pickle` interprets.
+archive (since 1.6). Both hold pickles, which `torch_pickle` interprets; `torch_checkpoints` says
+which of the dictionaries in one are the weights.
 
 Formats: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py.
 """
 
-from collections.abc import Mapping
 import io
 import os
 import pickle
 import struct
-from typing import Any, BinaryIO
+from typing import BinaryIO
 import zipfile
 import zlib
 
 import numpy as np
 
+from hybrid_video.weights.torch_checkpoints import not_run, state_dict
 from hybrid_video.weights.torch_pickle import Machine, take
-from hybrid_video.weights.torch_tensors import ADVICE, Tensor, short
+from hybrid_video.weights.torch_tensors import ADVICE, short
 from hybrid_video.weights.weights_errors import WeightsFileError
 
-WRAPPERS = ("state_dict", "model", "module", "model_state")
-
-_WRAPPER_DEPTH = 3
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 _STREAM_VERSION = 1001
 _ARCHIVE_VERSIONS = range(1, 11)
@@ -54,46 +52,10 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
   )
 
 
-def _tensors_of(tree: Mapping[Any, Any], depth: int) -> dict[str, Tensor]:
-  """The tensors of the state dict in `tree`, looking through at most `depth` wrappers."""
-  state_dicts = {}
-  for wrapper in WRAPPERS if depth else ():
-    inner = tree.get(wrapper)
-    if isinstance(inner, dict) and (tensors := _tensors_of(inner, depth - 1)):
-      state_dicts[wrapper] = tensors
-  if len(state_dicts) > 1:
-    raise WeightsFileError(
-      f"it holds {len(state_dicts)} state dicts, under {' and '.join(state_dicts)}, and which is "
-      "meant is not clear. Re-save the one you want alone."
-    )
-  if state_dicts:
-    return state_dicts.popitem()[1]
-  return {key: value for key, value in tree.items() if isinstance(value, Tensor)}
-
-
-def _state_dict(tree: Any, budget: int) -> dict[str, Tensor]:
-  if not isinstance(tree, dict):
-    raise WeightsFileError(f"it holds one {type(tree).__name__.strip('_')}, a state dict expected.")
-  tensors = _tensors_of(tree, _WRAPPER_DEPTH)
-  if not tensors:
-    raise WeightsFileError(
-      f"it holds no tensors, nor a dictionary of tensors under {', '.join(WRAPPERS)}; its keys: "
-      f"{short(list(tree)[:8])}. Re-save the state dict alone."
-    )
-  for key in tensors:
-    if not isinstance(key, str):
-      raise WeightsFileError(f"a tensor has the key {key}, a string expected. {ADVICE}")
-  if (total := sum(tensor.nbytes for tensor in tensors.values())) > budget:
-    raise WeightsFileError(
-      f"its tensors would fill {short(total)} bytes, more than the {budget} that a file of its "
-      "size is allowed: they repeat the elements of small storages. Re-save them as copies."
-    )
-  return tensors
-
-
 def _from_stream(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-  if Machine(file).load() != _STREAM_MAGIC:
-    raise WeightsFileError(f"it is a pickle, but none of PyTorch's. {ADVICE}")
+  machine = Machine(file)
+  if machine.load() != _STREAM_MAGIC:
+    raise WeightsFileError(f"it is a pickle, but none of PyTorch's.{not_run(machine)} {ADVICE}")
   version = Machine(file).load()
   if type(version) is not int or version != _STREAM_VERSION:
     # A container is not shown: one that repeats itself can take forever to print.
@@ -107,7 +69,7 @@ def _from_stream(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     case _:
       raise WeightsFileError("its system record is damaged.")
   machine = Machine(file)
-  tensors = _state_dict(machine.load(), _budget(size))
+  tensors = state_dict(machine, _budget(size))
   keys = Machine(file).load()
   if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
     raise WeightsFileError("its list of storages is damaged.")
@@ -195,7 +157,7 @@ def _from_members(archive: zipfile.ZipFile, budget: int) -> dict[str, np.ndarray
     raise WeightsFileError(f"its byte order is {short(order)}, little expected. {ADVICE}")
   pickled = io.BytesIO(content("data.pkl"))
   machine = Machine(pickled)
-  tensors = _state_dict(machine.load(), budget)
+  tensors = state_dict(machine, budget)
   if left := len(pickled.read()):
     raise WeightsFileError(f"{left} bytes follow the end of its data.pkl: the file is damaged.")
   for key, storage in machine.storages.items():

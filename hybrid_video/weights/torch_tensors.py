@@ -18,6 +18,7 @@ ADVICE = (
   "safetensors (safetensors.torch.save_file)."
 )
 _DIMENSIONS = 32
+_TENSOR_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 
 
 def short(value: Any) -> str:
@@ -65,6 +66,14 @@ _TYPED_STORAGES = {
   "CharStorage": "int8",
   "ByteStorage": "uint8",
   "BoolStorage": "bool",
+}
+# Their tensors are placeholders; a storage's bytes are counted all the same, to find the next one.
+_UNREADABLE_STORAGES = {
+  "ComplexFloatStorage": DType("complex64", np.dtype("V8")),
+  "ComplexDoubleStorage": DType("complex128", np.dtype("V16")),
+  "QInt8Storage": DType("qint8", np.dtype("V1")),
+  "QUInt8Storage": DType("quint8", np.dtype("V1")),
+  "QInt32Storage": DType("qint32", np.dtype("V4")),
 }
 
 
@@ -120,8 +129,22 @@ class Tensor:
     return self.dtype.values(view)
 
 
-class Opaque:
-  """What a name that is allowed, but of no use to us, stands for."""
+class Foreign:
+  """What stands for a thing that no tensor is made of: a class, a function, or what one would give.
+
+  It has the name that the file asks for and nothing else: no argument and no state is kept, so that
+  nothing can be looked up in it or called.
+  """
+
+  __slots__ = ("name",)
+
+  def __init__(self, name: str):
+    self.name = name
+
+
+def described(value: Any) -> str:
+  """What a value of a pickle is, for an error message: its type's name, in ASCII."""
+  return short(value.name)[1:-1] if isinstance(value, Foreign) else type(value).__name__.strip("_")
 
 
 class Function:
@@ -148,18 +171,21 @@ def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
   return result
 
 
-def set_item(container: dict[Any, Any], key: Any, value: Any) -> None:
-  """Puts an item into a dictionary, whose keys are texts or small whole numbers.
+def _default_dict(*arguments: Any) -> dict[Any, Any]:
+  # What makes its defaults is of no use: every item is in the file.
+  return _ordered_dict(*arguments[1:])
 
-  Raises:
-    WeightsFileError: another key.
+
+def set_item(container: dict[Any, Any], key: Any, value: Any) -> None:
+  """Puts an item into a dictionary.
+
+  Texts and small whole numbers are its keys as they are. Any other key, which no state dict has,
+  becomes a `Foreign`: the hash of a deeply nested tuple would overflow the stack.
   """
-  if type(key) is not str and not (type(key) is int and abs(key) < 1 << 31):
-    raise WeightsFileError(
-      f"a dictionary has a key of type {type(key).__name__}, where state dicts have strings. "
-      f"{ADVICE}"
-    )
-  container[key] = value
+  if type(key) is str or (type(key) is int and abs(key) < 1 << 31):
+    container[key] = value
+  else:
+    container[Foreign(described(key))] = value
 
 
 def _sizes(values: Any) -> bool:
@@ -175,8 +201,10 @@ def _require_possible(shape: Iterable[int]) -> None:
 
 
 def _rebuild(
-  storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | None, metadata: Any
-) -> Tensor:
+  storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any, metadata: Any
+) -> Tensor | Foreign:
+  if isinstance(dtype, Foreign):
+    return dtype
   if not (
     isinstance(storage, Storage)
     and _sizes((offset,))
@@ -190,6 +218,8 @@ def _rebuild(
       f"a tensor of storage {storage.key!r} is a lazy conjugate or negative view. {ADVICE}"
     )
   dtype = dtype or storage.dtype
+  if dtype in _UNREADABLE_STORAGES.values():
+    return Foreign(f"torch.{dtype.name}")
   itemsize = dtype.stored.itemsize
   _require_possible(shape)
   last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -202,7 +232,7 @@ def _rebuild(
   return Tensor(storage, dtype, offset, shape, strides)
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor | Foreign:
   return _rebuild(storage, offset, shape, strides, None, None)
 
 
@@ -214,7 +244,7 @@ def _rebuild_tensor_v2(
   requires_grad: Any,
   hooks: Any,
   metadata: Any = None,
-) -> Tensor:
+) -> Tensor | Foreign:
   return _rebuild(storage, offset, shape, strides, None, metadata)
 
 
@@ -227,16 +257,27 @@ def _rebuild_tensor_v3(
   hooks: Any,
   dtype: Any,
   metadata: Any = None,
-) -> Tensor:
-  if not isinstance(dtype, DType):
+) -> Tensor | Foreign:
+  if not isinstance(dtype, DType | Foreign):
     raise WeightsFileError("a tensor is not described as tensors are: the file is damaged.")
   return _rebuild(storage, offset, shape, strides, dtype, metadata)
 
 
-def _rebuild_parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Tensor:
-  if not isinstance(data, Tensor):
+def _rebuild_parameter(
+  data: Any, requires_grad: Any, hooks: Any, state: Any = None
+) -> Tensor | Foreign:
+  if not isinstance(data, Tensor | Foreign):
     raise WeightsFileError("a parameter is not made of a tensor: the file is damaged.")
   return data
+
+
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+  # A tensor that carries attributes, or of a subclass, whose meaning is not known.
+  if isinstance(kind, Foreign) and kind.name not in _TENSOR_CLASSES:
+    return kind
+  if not isinstance(function, Function) or type(arguments) is not tuple:
+    raise WeightsFileError("a tensor is not described as tensors are: the file is damaged.")
+  return function.call(*arguments)
 
 
 def _size(sizes: Any = ()) -> tuple[int, ...]:
@@ -245,25 +286,26 @@ def _size(sizes: Any = ()) -> tuple[int, ...]:
   return sizes
 
 
-def _device(kind: Any, index: Any = None) -> Opaque:
-  return Opaque()
-
-
-# Every name that a file may ask for, and what it gets: never the thing of that name.
+# Every name that means something, and what it gets: never the thing of that name. For any other there
+# is a `Foreign`.
 GLOBALS: dict[tuple[str, str], Any] = {
   ("collections", "OrderedDict"): Function(_ordered_dict),
+  ("collections", "defaultdict"): Function(_default_dict),
   ("torch._utils", "_rebuild_tensor"): Function(_rebuild_tensor),
   ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor_v2),
   ("torch._utils", "_rebuild_tensor_v3"): Function(_rebuild_tensor_v3),
   ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
   ("torch._utils", "_rebuild_parameter_with_state"): Function(_rebuild_parameter),
+  ("torch._tensor", "_rebuild_from_type_v2"): Function(_rebuild_from_type),
   ("torch", "Size"): Function(_size),
-  ("torch", "device"): Function(_device),
   **{("torch", name): dtype for name, dtype in _DTYPES.items()},
   **{
-    (module, name): StorageType(_DTYPES[dtype])
+    (module, name): StorageType(dtype)
     for module in ("torch", "torch.cuda")
-    for name, dtype in _TYPED_STORAGES.items()
+    for name, dtype in {
+      **{name: _DTYPES[dtype] for name, dtype in _TYPED_STORAGES.items()},
+      **_UNREADABLE_STORAGES,
+    }.items()
   },
   # Counted in bytes; a tensor over one brings its own dtype. The name moved between releases.
   **{

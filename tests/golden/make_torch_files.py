@@ -4,10 +4,14 @@ Run anywhere, from any folder:
   pip install torch==2.13.0 safetensors==0.8.0 numpy
   python tests/golden/make_torch_files.py
 Out: tests/golden/torch_files/: stream.pth, archive.pth, tensors.safetensors with the tensors of
-values.npz (bfloat16 widened to float32); *_wrapped.pth with the state dict of module.npz.
+values.npz (bfloat16 widened to float32); *_wrapped.pth with the state dict of module.npz, and
+*_training.pth with the same as a training script saves it, among objects of many classes.
 """
 
+import argparse
 import collections
+import datetime
+import functools
 import pathlib
 
 import numpy as np
@@ -105,6 +109,53 @@ def main() -> None:
   )
   nested = {**wrapped, "model": {"state_dict": parallel}}
   torch.save(nested, FOLDER / "archive_wrapped.pth", pickle_protocol=4)
+  save_training(network, optimizer)
+
+
+def save_training(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+  """What the training scripts of torchvision, timm, Lightning and DeepSpeed save, all in one."""
+  schedulers = [
+    torch.optim.lr_scheduler.LinearLR(optimizer),
+    torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(pow, 2)),
+    torch.optim.lr_scheduler.MultiStepLR(optimizer, [3]),
+  ]
+  one_after_another = torch.optim.lr_scheduler.SequentialLR(optimizer, schedulers[::2], [1])
+  average = torch.optim.swa_utils.AveragedModel(network)
+  with torch.no_grad():
+    for parameter in average.parameters():
+      parameter += 1.0
+  compiled = torch.nn.DataParallel(torch.compile(network))
+  checkpoint = {
+    "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("runs"), device="cuda"),
+    "epoch": np.int64(3),
+    "best_acc1": np.float64(71.25),
+    "curve": collections.defaultdict(list, loss=[np.float32(0.5), torch.tensor(0.25)]),
+    "confusion": np.arange(4).reshape(2, 2),
+    "names": {"a", "b"},
+    "frozen": frozenset({1}),
+    "seen": collections.Counter("aab"),
+    "time": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+    "state": {"python": (3, (2**31, 2**32 - 1), None), "torch": torch.get_rng_state()[:8]},
+    "dtype": [torch.bfloat16, torch.float8_e4m3fn, torch.strided, torch.contiguous_format],
+    "shapes": [collections.OrderedDict(weight=torch.Size([2, 3]))],
+    "device": torch.device("cuda", 0),
+    "optimizer": optimizer.state_dict(),
+    "lr_scheduler": one_after_another.state_dict(),
+    "lambda": schedulers[1].state_dict(),
+    "scaler": torch.amp.GradScaler("cpu").state_dict(),
+    "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "sparse": torch.eye(2).to_sparse(),
+    "float8": torch.ones(2).to(torch.float8_e4m3fn),
+    "callbacks": {torch.nn.Linear: {"best": 1}, ("tuple", 1): None},
+    "hyper_parameters": {"loss": torch.nn.CrossEntropyLoss(), "reduce": torch.mean},
+    "model": compiled.state_dict(),
+    "model_ema": average.state_dict(),
+  }
+  torch.save(checkpoint, FOLDER / "archive_training.pth", pickle_protocol=5)
+  # The older format cannot hold some of them.
+  for key in ("quantized", "float8", "dtype"):
+    del checkpoint[key]
+  torch.save(checkpoint, FOLDER / "stream_training.pth", _use_new_zipfile_serialization=False)
 
 
 if __name__ == "__main__":

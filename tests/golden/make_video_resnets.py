@@ -1,4 +1,4 @@
-"""Reference outputs of the video ResNets, from torchvision and from a twin written from the paper.
+"""Reference outputs of the video ResNets, from torchvision and from twins written by hand.
 
   pip install torch==2.13.0 numpy && pip install --no-deps torchvision==0.28.0
   python tests/golden/make_video_resnets.py
@@ -48,30 +48,15 @@ def torchvision_model(name: str) -> torch.nn.Module:
   return getattr(video, name)(num_classes=CLASSES)
 
 
-class Twin34(torch.nn.Module):
-  """R(2+1)D-34 by hand: per-convolution mid widths and BatchNorm epsilon 1e-3."""
+class Twin(torch.nn.Module):
+  """What the twins share: tensors by key, norms and the head."""
+
+  epsilon = 1e-5
 
   def __init__(self):
     super().__init__()
     self.shapes: dict[str, tuple[int, ...]] = {}
-    self._norm("stem.1", 45)
-    self._norm("stem.4", 64)
-    self.shapes |= {"stem.0.weight": (45, 3, 1, 7, 7), "stem.3.weight": (64, 45, 3, 1, 1)}
-    channels = 64
-    for stage, (blocks, out) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True), 1):
-      for b in range(blocks):
-        for n, source in ((1, channels), (2, out)):
-          mid = 27 * source * out // (9 * source + 3 * out)
-          key = f"layer{stage}.{b}.conv{n}"
-          self.shapes[f"{key}.0.0.weight"] = (mid, source, 1, 3, 3)
-          self._norm(f"{key}.0.1", mid)
-          self.shapes[f"{key}.0.3.weight"] = (out, mid, 3, 1, 1)
-          self._norm(f"{key}.1", out)
-        if channels != out:
-          self.shapes[f"layer{stage}.{b}.downsample.0.weight"] = (out, channels, 1, 1, 1)
-          self._norm(f"layer{stage}.{b}.downsample.1", out)
-        channels = out
-    self.shapes |= {"fc.weight": (CLASSES, 512), "fc.bias": (CLASSES,)}
+    self.describe()
     values = reference_weights.state_dict(self.shapes)
     self.tensors = {
       k: torch.tensor(v).requires_grad_("running" not in k and v.dtype == np.float32)
@@ -91,7 +76,7 @@ class Twin34(torch.nn.Module):
     self.shapes[f"{key}.num_batches_tracked"] = ()
 
   def bn(self, key: str, x: torch.Tensor) -> torch.Tensor:
-    """BatchNorm with epsilon 1e-3; 0.1 is the weight of the new batch."""
+    """BatchNorm; 0.1 is the weight of the new batch."""
     t = self.tensors
     return F.batch_norm(
       x,
@@ -101,12 +86,43 @@ class Twin34(torch.nn.Module):
       t[f"{key}.bias"],
       self.training,
       0.1,
-      1e-3,
+      self.epsilon,
     )
 
   def conv(self, key: str, x: torch.Tensor, stride, padding) -> torch.Tensor:
     """A convolution without bias."""
     return F.conv3d(x, self.tensors[f"{key}.weight"], None, stride, padding)
+
+  def head(self, x: torch.Tensor) -> torch.Tensor:
+    """Global average and linear layer."""
+    return F.linear(x.mean((2, 3, 4)), self.tensors["fc.weight"], self.tensors["fc.bias"])
+
+
+class Twin34(Twin):
+  """R(2+1)D-34 by hand: per-convolution mid widths and BatchNorm epsilon 1e-3."""
+
+  epsilon = 1e-3
+
+  def describe(self) -> None:
+    """Sets the shape of every tensor."""
+    self._norm("stem.1", 45)
+    self._norm("stem.4", 64)
+    self.shapes |= {"stem.0.weight": (45, 3, 1, 7, 7), "stem.3.weight": (64, 45, 3, 1, 1)}
+    channels = 64
+    for stage, (blocks, out) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True), 1):
+      for b in range(blocks):
+        for n, source in ((1, channels), (2, out)):
+          mid = 27 * source * out // (9 * source + 3 * out)
+          key = f"layer{stage}.{b}.conv{n}"
+          self.shapes[f"{key}.0.0.weight"] = (mid, source, 1, 3, 3)
+          self._norm(f"{key}.0.1", mid)
+          self.shapes[f"{key}.0.3.weight"] = (out, mid, 3, 1, 1)
+          self._norm(f"{key}.1", out)
+        if channels != out:
+          self.shapes[f"layer{stage}.{b}.downsample.0.weight"] = (out, channels, 1, 1, 1)
+          self._norm(f"layer{stage}.{b}.downsample.1", out)
+        channels = out
+    self.shapes |= {"fc.weight": (CLASSES, 512), "fc.bias": (CLASSES,)}
 
   def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
     """Of the stem and of every block."""
@@ -130,9 +146,55 @@ class Twin34(torch.nn.Module):
         outputs.append(x)
     return outputs
 
-  def head(self, x: torch.Tensor) -> torch.Tensor:
-    """Global average and linear layer."""
-    return F.linear(x.mean((2, 3, 4)), self.tensors["fc.weight"], self.tensors["fc.bias"])
+
+class TwinOfHara(Twin):
+  """R(2+1)D-18 of 3D-ResNets-PyTorch by hand: 7 frames and 110 channels in the stem, a max pool."""
+
+  def describe(self) -> None:
+    """Sets the shape of every tensor."""
+    self._pair("", 1, 3, 64, 7, 7)
+    channels = 64
+    for stage, out in enumerate((64, 128, 256, 512), 1):
+      for b in (0, 1):
+        key = f"layer{stage}.{b}."
+        self._pair(key, 1, channels, out, 3, 3)
+        self._pair(key, 2, out, out, 3, 3)
+        if channels != out:
+          self.shapes[f"{key}downsample.0.weight"] = (out, channels, 1, 1, 1)
+          self._norm(f"{key}downsample.1", out)
+        channels = out
+    self.shapes |= {"fc.weight": (CLASSES, 512), "fc.bias": (CLASSES,)}
+
+  def _pair(self, key: str, n: int, source: int, out: int, taps: int, side: int) -> None:
+    whole, halves = taps * side**2 * source * out, side**2 * source + taps * out
+    mid = whole // halves
+    self.shapes[f"{key}conv{n}_s.weight"] = (mid, source, 1, side, side)
+    self._norm(f"{key}bn{n}_s", mid)
+    self.shapes[f"{key}conv{n}_t.weight"] = (out, mid, taps, 1, 1)
+    self._norm(f"{key}bn{n}_t", out)
+
+  def pair(self, key: str, n: int, x: torch.Tensor, side: int, steps: tuple[int, int]):
+    """In space, then in time; without the last ReLU."""
+    taps = self.tensors[f"{key}conv{n}_t.weight"].shape[2]
+    x = self.conv(f"{key}conv{n}_s", x, (1, steps[1], steps[1]), (0, side // 2, side // 2))
+    x = F.relu(self.bn(f"{key}bn{n}_s", x))
+    x = self.conv(f"{key}conv{n}_t", x, (steps[0], 1, 1), (taps // 2, 0, 0))
+    return self.bn(f"{key}bn{n}_t", x)
+
+  def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+    """Of the stem with its pool and of every block."""
+    x = F.max_pool3d(F.relu(self.pair("", 1, x, 7, (1, 2))), kernel_size=3, stride=2, padding=1)
+    outputs = [x]
+    for stage in (1, 2, 3, 4):
+      for b in (0, 1):
+        key, step = f"layer{stage}.{b}.", 2 if stage > 1 and b == 0 else 1
+        y = F.relu(self.pair(key, 1, x, 3, (step, step)))
+        y = self.pair(key, 2, y, 3, (1, 1))
+        if f"{key}downsample.0.weight" in self.tensors:
+          x = self.bn(f"{key}downsample.1", self.conv(f"{key}downsample.0", x, step, 0))
+        x = F.relu(y + x)
+        outputs.append(x)
+    return outputs
 
 
 class FromTorchvision:
@@ -180,8 +242,9 @@ def main() -> None:
   clips = torch.tensor(reference_weights.clips(SHAPE)).permute(0, 4, 1, 2, 3)
   labels = torch.tensor([3, 5])
   arrays: dict[str, np.ndarray] = {}
-  for name in ("r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34"):
-    model = Twin34() if name == "r2plus1d_34" else FromTorchvision(name)
+  twins = {"r2plus1d_34": Twin34, "r2plus1d_18_hara": TwinOfHara}
+  for name in ("r2plus1d_18", "r3d_18", "mc3_18", "r2plus1d_34", "r2plus1d_18_hara"):
+    model = twins[name]() if name in twins else FromTorchvision(name)
     model.eval()
     with torch.no_grad():
       outputs = model.outputs(clips)

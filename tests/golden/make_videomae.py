@@ -73,8 +73,13 @@ def main() -> None:
       transformers.VideoMAEConfig(use_mean_pooling=False, **options)
     )
     arrays[f"{name}_pretraining_shapes"] = np.array(_filled(pretraining))
+    of_first_token = transformers.VideoMAEForVideoClassification(
+      transformers.VideoMAEConfig(use_mean_pooling=False, **options)
+    )
+    arrays[f"{name}_first_token_shapes"] = np.array(_filled(of_first_token))
     with torch.no_grad():
       arrays[f"{name}_logits"] = classifier(pixels).logits.numpy()
+      arrays[f"{name}_first_token_logits"] = of_first_token(pixels).logits.numpy()
       out = pretraining(pixels, bool_masked_pos=torch.from_numpy(mask))
     predictions = out.logits.numpy()
     arrays[f"{name}_mask"] = mask
