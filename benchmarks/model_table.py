@@ -31,6 +31,7 @@ ROWS = (
   ("r3d_18", {}, (16, 112, 112), TORCHVISION),
   ("mc3_18", {}, (16, 112, 112), TORCHVISION),
   ("r2plus1d_34", {}, (32, 112, 112), TWIN),
+  ("r2plus1d_18_hara", {}, (16, 112, 112), TWIN),
   ("hybrid", {}, (16, 112, 112), "perceiver-pytorch 0.11.0"),
   ("r2plus1d_18_bert", {}, (16, 112, 112), TWIN),
   ("r2plus1d_34_bert", {"frames": 64}, (64, 112, 112), TWIN),
@@ -71,8 +72,11 @@ def main() -> None:
     work = costs.of_model(name, clip, CLASSES, **options) / 1e9
     known = [s.name.split("/")[1] for s in sources.SOURCES.values() if s.model == name]
     family = name if name in errors else "bert" if name.endswith("_bert") else "videomae"
-    weights = ", ".join(known) or "trunk of " + name.removesuffix("_bert").replace(
-      "hybrid", "any ResNet"
+    local = "3D-ResNets-PyTorch's file" if name.endswith("_hara") else ""
+    weights = (
+      ", ".join(known)
+      or local
+      or "trunk of " + name.removesuffix("_bert").replace("hybrid", "any ResNet")
     )
     print(
       f"| `{name}` | {'x'.join(map(str, clip))} | {total:,} | {work:.3f} G | {weights} "
