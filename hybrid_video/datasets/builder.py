@@ -9,7 +9,7 @@ it, which is written last; the folder counts as a data set when TFDS's metadata 
 written after all record files. So an interrupted build loses nothing and is not taken for whole.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -41,7 +41,7 @@ SHARD_VIDEOS = 64
 _LEFTOVER_SECONDS = 24 * 60 * 60
 _PUBLISHED = {"hmdb51": hmdb51, "ucf101": ucf101, "kinetics": kinetics}
 # What file systems raise, Python's own and those that TensorFlow reads.
-_FILE_ERRORS = (OSError, tf.errors.OpError)
+FILE_ERRORS = (OSError, tf.errors.OpError)
 
 Index = Mapping[str, np.ndarray]
 
@@ -55,12 +55,40 @@ class StorageError(errors.UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
-  """A record file: its path, the videos it is to hold, and what tells them from others."""
+class Shard:
+  """A record file.
+
+  Attributes:
+    path: on any file system that TensorFlow and `etils.epath` know.
+    videos: those that it is to hold, each with a path.
+    digest: tells them from others.
+  """
 
   path: str
   videos: Sequence[listing.Video]
   digest: str
+
+
+# Stores the videos of some record files, in order, and gives each file once it is whole. It takes them,
+# the listing, the scale of stored frames, and how many processes decode, None for the default.
+StoreShards = Callable[
+  [Sequence[Shard], listing.Listing, StoredScale, int | None], Generator[Shard, None, None]
+]
+
+
+def store_here(
+  shards: Sequence[Shard], listed: listing.Listing, scale: StoredScale, workers: int | None
+) -> Generator[Shard, None, None]:
+  """Stores record files on this machine, one by one, with a bar; see `StoreShards`.
+
+  Its videos are decoded in parallel, by default in one process a core.
+  """
+  videos = [video for shard in shards for video in shard.videos]
+  total = sum(video.path is not None for video in listed.videos)
+  with contextlib.closing(_decoded(videos, scale, workers, total)) as results:
+    for shard in shards:
+      write_shard(shard, results, listed, scale)
+      yield shard
 
 
 def build(
@@ -71,6 +99,7 @@ def build(
   allow_missing: bool = False,
   missing_allowed: Collection[str] = (),
   workers: int | None = None,
+  store_shards: StoreShards = store_here,
 ) -> stored.Records:
   """Decodes and stores what is not stored yet, and gives the index.
 
@@ -81,7 +110,8 @@ def build(
     scale: size and quality of stored frames.
     allow_missing: whether listed videos may be missing or broken.
     missing_allowed: names of those that may be.
-    workers: decoding processes; the default is one a core.
+    workers: decoding processes; the default is that of `store_shards`.
+    store_shards: what stores record files, here or elsewhere. The records are the same.
 
   Raises:
     MissingVideosError: videos are missing or broken and not allowed to be. Missing ones are reported
@@ -101,7 +131,8 @@ def build(
     if not index or _not_allowed(index["broken_names"], allow_missing, missing_allowed):
       todo.append(shard)
   if todo:
-    indices |= _store(todo, folder, listed, scale, workers)
+    with _explained(folder, "written"):
+      indices |= _store(folder, store_shards(todo, listed, scale, workers))
   whole = {path: index for path, index in indices.items() if index is not None}
   records = stored.merge(
     whole,
@@ -210,7 +241,7 @@ def _folder(dataset: str, records_dir: str, scale: StoredScale, entries: Iterabl
 
 def _layout(
   listed: listing.Listing, records_dir: str, scale: StoredScale
-) -> tuple[str, list[_Shard]]:
+) -> tuple[str, list[Shard]]:
   """The folder of the records and the record files in it.
 
   Raises:
@@ -232,7 +263,7 @@ def _layout(
     videos = available[i * SHARD_VIDEOS : (i + 1) * SHARD_VIDEOS]
     name = f"{listed.dataset}-{SPLIT}.tfrecord-{i:05d}-of-{count:05d}"
     digest = _digest([entries[video.name] for video in videos], scale)
-    shards.append(_Shard(os.path.join(folder, name), videos, digest))
+    shards.append(Shard(os.path.join(folder, name), videos, digest))
   return folder, shards
 
 
@@ -241,7 +272,7 @@ def _info_path(folder: str) -> epath.Path:
   return epath.Path(folder) / "dataset_info.json"
 
 
-def _read_indices(folder: str, shards: Iterable[_Shard]) -> dict[str, Index | None]:
+def _read_indices(folder: str, shards: Iterable[Shard]) -> dict[str, Index | None]:
   with _explained(folder, "read"):
     return {shard.path: stored.read_shard_index(shard.path, shard.digest) for shard in shards}
 
@@ -251,7 +282,7 @@ def _explained(folder: str, what: str) -> Iterator[None]:
   """Turns errors of the file system into a `StorageError` that says what to do."""
   try:
     yield
-  except _FILE_ERRORS as error:
+  except FILE_ERRORS as error:
     free = ""
     if stored.is_local(folder):
       with contextlib.suppress(OSError):
@@ -267,29 +298,18 @@ def _explained(folder: str, what: str) -> Iterator[None]:
 # Storing.
 
 
-def _store(
-  shards: Sequence[_Shard],
-  folder: str,
-  listed: listing.Listing,
-  scale: StoredScale,
-  workers: int | None,
-) -> dict[str, Index | None]:
-  """Decodes the videos of some record files, writes these one by one, and gives their indices."""
-  described = features(listed, scale)
-  videos = [video for shard in shards for video in shard.videos]
-  total = sum(video.path is not None for video in listed.videos)
-  indices: dict[str, Index | None] = {}
-  with _explained(folder, "written"):
-    epath.Path(folder).mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    _info_path(folder).unlink(missing_ok=True)
-    with contextlib.closing(_decoded(videos, scale, workers, total)) as results:
-      for shard in shards:
-        _write_shard(shard, results, listed, described)
-        index = stored.read_shard_index(shard.path, shard.digest)
-        if index is None:
-          raise OSError(errno.EIO, f"{shard.path} reads otherwise than it was written")
-        indices[shard.path] = index
+def _store(folder: str, stored_shards: Generator[Shard, None, None]) -> dict[str, Index]:
+  """Has some record files written, and gives their indices."""
+  epath.Path(folder).mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(folder)
+  _info_path(folder).unlink(missing_ok=True)
+  indices = {}
+  with contextlib.closing(stored_shards):
+    for shard in stored_shards:
+      index = stored.read_shard_index(shard.path, shard.digest)
+      if index is None:
+        raise OSError(errno.EIO, f"{shard.path} reads otherwise than it was written")
+      indices[shard.path] = index
   return indices
 
 
@@ -328,13 +348,21 @@ def _decoded(
       yield result
 
 
-def _write_shard(
-  shard: _Shard,
+def write_shard(
+  shard: Shard,
   results: Iterator[StoredVideo | str],
   listed: listing.Listing,
-  described: tfds.features.FeaturesDict,
+  scale: StoredScale,
 ) -> None:
-  """Writes one record file and then its index; takes its videos from `results`."""
+  """Writes one record file and then its index.
+
+  Args:
+    shard: the record file.
+    results: its videos in order, each decoded or the reason why not; others may follow.
+    listed: the listing that it is a part of.
+    scale: size and quality of the decoded frames.
+  """
+  described = features(listed, scale)
   index = stored.ShardIndex()
   # Two runs may build at once: both write the same file, each under a name of its own.
   with files.whole_file(shard.path) as part, tf.io.TFRecordWriter(os.fspath(part)) as writer:

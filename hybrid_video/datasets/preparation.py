@@ -7,7 +7,7 @@ import logging
 import pathlib
 
 from hybrid_video import datasets, errors
-from hybrid_video.datasets import builder, made_actions, mirrors
+from hybrid_video.datasets import beam_build, builder, made_actions, mirrors
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 
@@ -37,7 +37,8 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
       "No data folder is named: set --config.data_dir to the folder of the videos and their lists, "
       "or of the official archives."
     )
-  folder = pathlib.Path(within(experiment.data_dir)).expanduser()
+  # The same path for whoever decodes, as broken videos are told by theirs.
+  folder = pathlib.Path(within(experiment.data_dir)).expanduser().absolute()
   dataset = experiment.dataset
   if dataset == "made_actions" and made_actions.make(
     folder, experiment.made_films, experiment.seed
@@ -48,10 +49,12 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     mirrors_file = within(experiment.mirrors)
     mirrors.fetch(dataset, folder, pathlib.Path(mirrors_file) if mirrors_file else None)
   listing = datasets.read(dataset, folder, test_share=experiment.test_share)
+  beam_options = experiment.beam_pipeline_options
   return builder.build(
     listing,
     within(experiment.records_dir),
     experiment.stored,
     allow_missing=experiment.allow_missing,
     missing_allowed=experiment.missing_allowed,
+    store_shards=beam_build.storing(beam_options) if beam_options else builder.store_here,
   )

@@ -1,0 +1,282 @@
+"""Record files stored by Apache Beam, on the machines of whichever runner its options name.
+
+In: the record files that `builder.build` wants stored. Out: the same files, byte for byte, as
+`builder.store_here` writes, since a worker runs the same code, a record file at a time. Here are only
+the way to the workers and back, and the bar.
+
+TFDS's own writer for Beam is not used: it orders records by a hash, cuts files by their bytes, and knows
+no index. Apache Beam (the extra `beam`) is imported when there is something to store.
+
+Workers need this package installed, and videos and records under the paths that they have here: on a
+shared file system, or records on one such as gs://.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+import socket
+import threading
+from typing import Any
+import uuid
+
+from etils import epath
+import tqdm
+
+from hybrid_video import errors, files
+from hybrid_video.datasets import builder, listing
+from hybrid_video.datasets import records as stored
+from hybrid_video.decoding import worker_pool
+from hybrid_video.decoding.storing import StoredScale, StoredVideo
+from hybrid_video.settings import SettingError
+
+SETTING = "--config.beam_pipeline_options"
+# From one look at what is stored to the next.
+_LOOK_SECONDS = 5.0
+
+
+class BeamError(errors.UserError):
+  """A pipeline that did not end well; the message has the runner's reason."""
+
+
+class UnseenVideoError(errors.UserError):
+  """A worker's machine does not see a video that the machine that started the pipeline sees."""
+
+
+def pipeline_options(text: str) -> Any:
+  """Beam's `PipelineOptions`, written as for TFDS's own flag `--beam_pipeline_options`.
+
+  Args:
+    text: Beam's flags without their dashes, by commas: `runner=DirectRunner,direct_num_workers=2`.
+
+  Raises:
+    MissingExtraError: Beam is not installed.
+    SettingError: a flag that is not written so, or a value that Beam refuses.
+  """
+  beam = _beam()
+  parts = text.split(",")
+  for part in parts:
+    if not part or part != part.strip() or part.startswith("-"):
+      raise SettingError(
+        f"{SETTING} is {text!r}, with {part!r} between commas: expected Beam's flags without dashes "
+        "and spaces, such as runner=DirectRunner,direct_num_workers=2."
+      )
+  flags = beam.options.pipeline_options.PipelineOptions([f"--{part}" for part in parts])
+  said = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(said):
+      flags.get_all_options()
+  except SystemExit as error:
+    # What argparse does with a value of another type, after a page about all flags.
+    reason = (said.getvalue().strip().splitlines() or ["refused"])[-1].partition("error: ")[2]
+    raise SettingError(f"{SETTING} is {text!r}: {reason}. Change it.") from error
+  return flags
+
+
+def storing(options: Any, runner: Any = None) -> builder.StoreShards:
+  """What `builder.build` takes to have record files stored by Beam.
+
+  Each worker decodes in one process of its own unless the build asks for more: runners have their own
+  settings for the number of workers.
+
+  Args:
+    options: Beam's `PipelineOptions`, None for its defaults, or a text as `pipeline_options` takes it.
+    runner: Beam's runner or its name; None is the one that the options name.
+
+  Returns:
+    A `builder.StoreShards`, which raises `MissingExtraError` without Beam, `SettingError` for a text
+    that cannot be read, and `BeamError` where the pipeline fails.
+  """
+
+  def store_shards(
+    shards: Sequence[builder.Shard],
+    listed: listing.Listing,
+    scale: StoredScale,
+    workers: int | None,
+  ) -> Generator[builder.Shard, None, None]:
+    chosen = options
+    if not options or isinstance(options, str):
+      chosen = pipeline_options(options) if options else _no_options()
+    # Every element of the pipeline would have it.
+    common = dataclasses.replace(listed, videos=(), unlisted=())
+    store = functools.partial(_store_shard, listed=common, scale=scale, workers=workers or 1)
+    with _orders(shards) as orders, _progress(shards, listed), _failures_explained():
+      _run(store, orders, chosen, runner)
+    for shard in shards:
+      if not epath.Path(shard.path).exists():
+        raise BeamError(
+          f"{shard.path}: a worker has stored this file, and it is not here. Set "
+          "--config.records_dir to a folder that all workers share with this machine."
+        )
+      yield shard
+
+  return store_shards
+
+
+def _beam() -> Any:
+  return errors.require("apache_beam", "beam", f"Storing records by {SETTING}")
+
+
+def _no_options() -> Any:
+  # Without arguments Beam takes this process's command line for its own.
+  return _beam().options.pipeline_options.PipelineOptions([])
+
+
+# The way to the workers.
+
+
+@contextlib.contextmanager
+def _orders(shards: Sequence[builder.Shard]) -> Iterator[str]:
+  """A file that lists record files and their videos, a JSON object a line; it goes at the end.
+
+  A pipeline holds its elements in its description, and runners limit that: Dataflow to 10 MB, where a
+  list of Kinetics' size takes 50.
+  """
+  folder = epath.Path(shards[0].path).parent
+  # Under a name that a later build clears away if this process is killed.
+  path = folder / f"beam-{uuid.uuid4().hex}{files.PART}"
+  try:
+    path.write_bytes(b"".join(map(_line, shards)))
+    yield _from_anywhere(os.fspath(path))
+  finally:
+    with contextlib.suppress(*builder.FILE_ERRORS):
+      path.unlink(missing_ok=True)
+
+
+def _from_anywhere(path: str) -> str:
+  # A worker has another working directory.
+  return os.fspath(pathlib.Path(path).absolute()) if stored.is_local(path) else path
+
+
+def _line(shard: builder.Shard) -> bytes:
+  videos = [
+    {**vars(video), "path": os.fspath(video.path.absolute()), "tags": dict(video.tags)}
+    for video in shard.videos
+    if video.path
+  ]
+  order = {"path": _from_anywhere(shard.path), "digest": shard.digest, "videos": videos}
+  # As ASCII, with file names that are not UTF-8 as lone surrogates.
+  return json.dumps(order).encode() + b"\n"
+
+
+def _read_lines(path: str) -> list[bytes]:
+  return epath.Path(path).read_bytes().splitlines()
+
+
+def _shard_of(line: bytes) -> builder.Shard:
+  order = json.loads(line)
+  videos = []
+  for known in order["videos"]:
+    path, codes = pathlib.Path(known["path"]), tuple(known["codes"])
+    videos.append(listing.Video(**{**known, "path": path, "codes": codes}))
+  return builder.Shard(order["path"], videos, order["digest"])
+
+
+def _run(store: functools.partial, orders: str, options: Any, runner: Any) -> None:
+  """Runs the pipeline to its end.
+
+  Raises:
+    BeamError: it ended otherwise than done.
+    Exception: whatever the runner raises.
+  """
+  beam = _beam()
+  pipeline = beam.Pipeline(runner=runner, options=options)
+  lines = pipeline | beam.Create([orders]) | "Read" >> beam.FlatMap(_read_lines)
+  # Without it, one worker would store all that one worker has read.
+  _ = lines | "Spread" >> beam.Reshuffle() | "Store" >> beam.Map(store)
+  result = pipeline.run()
+  try:
+    state = result.wait_until_finish()
+  except BaseException:
+    # After Ctrl-C too, nothing is left running elsewhere.
+    with contextlib.suppress(Exception):
+      result.cancel()
+    raise
+  if state != beam.runners.runner.PipelineState.DONE:
+    raise BeamError(f"Apache Beam's pipeline ended in the state {state}. {_CONTINUE}")
+
+
+_CONTINUE = "What is whole stays; the same command continues from there."
+
+
+@contextlib.contextmanager
+def _failures_explained() -> Iterator[None]:
+  """Turns what a runner raises into a `BeamError`."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as error:
+    # A worker's exception comes as the text of its traceback.
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    raise BeamError(f"Apache Beam's pipeline failed: {reason.rstrip('.')}. {_CONTINUE}") from error
+
+
+@contextlib.contextmanager
+def _progress(shards: Sequence[builder.Shard], listed: listing.Listing) -> Iterator[None]:
+  """A bar that counts the videos of record files that are there, whoever writes them."""
+  folder = epath.Path(shards[0].path).parent
+  total = sum(video.path is not None for video in listed.videos)
+  todo = sum(len(shard.videos) for shard in shards)
+  before = _names_in(folder)
+  waiting = {os.path.basename(shard.path): len(shard.videos) for shard in shards}
+  waiting = {name: videos for name, videos in waiting.items() if name not in before}
+  ended = threading.Event()
+
+  def look(progress: tqdm.tqdm) -> None:
+    while not ended.wait(_LOOK_SECONDS):
+      with contextlib.suppress(*builder.FILE_ERRORS):
+        for name in waiting.keys() & _names_in(folder):
+          progress.update(waiting.pop(name))
+
+  with tqdm.tqdm(
+    total=total, initial=total - todo, unit=" videos", desc="Decoding videos", dynamic_ncols=True
+  ) as progress:
+    thread = threading.Thread(target=look, args=(progress,), daemon=True)
+    thread.start()
+    try:
+      yield
+    finally:
+      ended.set()
+      thread.join()
+    progress.update(total - progress.n)
+
+
+def _names_in(folder: epath.Path) -> set[str]:
+  return {path.name for path in folder.iterdir()}
+
+
+# On a worker.
+
+
+def _store_shard(line: bytes, *, listed: listing.Listing, scale: StoredScale, workers: int) -> None:
+  """Decodes the videos of one record file and writes it; a second trial writes it again.
+
+  Raises:
+    UnseenVideoError: a video's file is not there.
+  """
+  shard = _shard_of(line)
+  paths = [video.path for video in shard.videos if video.path]
+  for path in paths:
+    if not path.exists():
+      # It would count as broken, and with it all others that this machine does not see.
+      raise UnseenVideoError(
+        f"{errors.printable(path)}: the worker on {socket.gethostname()} does not see this video. "
+        "All workers need the videos under the same path; if it was removed, start again"
+      )
+  results = worker_pool.store_videos(paths, scale, workers)
+  with contextlib.closing(results):
+    part = dataclasses.replace(listed, videos=tuple(shard.videos))
+    builder.write_shard(shard, _counted(result for _, result in results), part, scale)
+
+
+def _counted(results: Iterable[StoredVideo | str]) -> Iterator[StoredVideo | str]:
+  """Counts videos where the runner shows its metrics."""
+  counter = _beam().metrics.Metrics.counter
+  for result in results:
+    counter("hybrid_video", "broken" if isinstance(result, str) else "stored").inc()
+    yield result
