@@ -19,6 +19,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import socket
 import threading
 from typing import Any
@@ -104,7 +105,7 @@ def storing(options: Any, runner: Any = None) -> builder.StoreShards:
     # Every element of the pipeline would have it.
     common = dataclasses.replace(listed, videos=(), unlisted=())
     store = functools.partial(_store_shard, listed=common, scale=scale, workers=workers or 1)
-    with _orders(shards) as orders, _progress(shards, listed), _failures_explained():
+    with _orders(shards) as orders, _progress(shards, listed):
       _run(store, orders, chosen, runner)
     for shard in shards:
       if not epath.Path(shard.path).exists():
@@ -180,40 +181,42 @@ def _run(store: functools.partial, orders: str, options: Any, runner: Any) -> No
   """Runs the pipeline to its end.
 
   Raises:
-    BeamError: it ended otherwise than done.
-    Exception: whatever the runner raises.
+    BeamError: the runner refuses it, a worker fails, or it is stopped elsewhere.
   """
   beam = _beam()
-  pipeline = beam.Pipeline(runner=runner, options=options)
-  lines = pipeline | beam.Create([orders]) | "Read" >> beam.FlatMap(_read_lines)
-  # Without it, one worker would store all that one worker has read.
-  _ = lines | "Spread" >> beam.Reshuffle() | "Store" >> beam.Map(store)
-  result = pipeline.run()
   try:
-    state = result.wait_until_finish()
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    lines = pipeline | beam.Create([orders]) | "Read" >> beam.FlatMap(_read_lines)
+    # Without it, the one worker that has read the lines would store them all.
+    _ = lines | "Spread" >> beam.Reshuffle() | "Store" >> beam.Map(store)
+    state = _ended(pipeline.run())
+  except Exception as error:
+    raise BeamError(_failed(_reason(error))) from error
+  if state != beam.runners.runner.PipelineState.DONE:
+    raise BeamError(_failed(f"it ended as {state}"))
+
+
+def _ended(result: Any) -> str:
+  """The state in which a running pipeline ends; after Ctrl-C, it is not left running elsewhere."""
+  try:
+    return result.wait_until_finish()
   except BaseException:
-    # After Ctrl-C too, nothing is left running elsewhere.
     with contextlib.suppress(Exception):
       result.cancel()
     raise
-  if state != beam.runners.runner.PipelineState.DONE:
-    raise BeamError(f"Apache Beam's pipeline ended in the state {state}. {_CONTINUE}")
 
 
-_CONTINUE = "What is whole stays; the same command continues from there."
+def _failed(reason: str) -> str:
+  return (
+    f"Apache Beam's pipeline failed: {reason}. What is whole stays; the same command continues from "
+    "there."
+  )
 
 
-@contextlib.contextmanager
-def _failures_explained() -> Iterator[None]:
-  """Turns what a runner raises into a `BeamError`."""
-  try:
-    yield
-  except errors.UserError:
-    raise
-  except Exception as error:
-    # A worker's exception comes as the text of its traceback.
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    raise BeamError(f"Apache Beam's pipeline failed: {reason.rstrip('.')}. {_CONTINUE}") from error
+def _reason(error: Exception) -> str:
+  """The line that says why; a worker's exception may come as the text of its traceback."""
+  line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+  return re.sub(r" \[while running '[^']*'\]$", "", line).rstrip(".")
 
 
 @contextlib.contextmanager
