@@ -99,10 +99,8 @@ def storing(options: Any, runner: Any = None) -> builder.StoreShards:
     scale: StoredScale,
     workers: int | None,
   ) -> Generator[builder.Shard, None, None]:
-    chosen = options
-    if not options or isinstance(options, str):
-      chosen = pipeline_options(options) if options else _no_options()
-    # Every element of the pipeline would have it.
+    chosen = pipeline_options(options) if isinstance(options, str) else options or _no_options()
+    # What stands in the pipeline's description has to be small.
     common = dataclasses.replace(listed, videos=(), unlisted=())
     store = functools.partial(_store_shard, listed=common, scale=scale, workers=workers or 1)
     with _orders(shards) as orders, _progress(shards, listed):

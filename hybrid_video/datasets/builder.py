@@ -10,6 +10,7 @@ written after all record files. So an interrupted build loses nothing and is not
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import errno
@@ -272,9 +273,11 @@ def _info_path(folder: str) -> epath.Path:
   return epath.Path(folder) / "dataset_info.json"
 
 
-def _read_indices(folder: str, shards: Iterable[Shard]) -> dict[str, Index | None]:
-  with _explained(folder, "read"):
-    return {shard.path: stored.read_shard_index(shard.path, shard.digest) for shard in shards}
+def _read_indices(folder: str, shards: Sequence[Shard]) -> dict[str, Index | None]:
+  paths, digests = [shard.path for shard in shards], [shard.digest for shard in shards]
+  # Kinetics has thousands, and a remote file system takes a while to answer for each.
+  with _explained(folder, "read"), futures.ThreadPoolExecutor(16) as pool:
+    return dict(zip(paths, pool.map(stored.read_shard_index, paths, digests), strict=True))
 
 
 @contextlib.contextmanager
