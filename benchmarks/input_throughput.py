@@ -158,7 +158,12 @@ def stored_quality(paths: list[str]) -> list[dict[str, float]]:
   """Bytes a frame and PSNR (dB) by JPEG quality; the error is of all frames' pixels together."""
   from hybrid_video.decoding import storing, video_reader
 
-  frames = [f for path in paths for i, (f, _) in enumerate(video_reader.decode_frames(path, HEIGHT, WIDTH)) if i % 8 == 0]  # fmt: skip
+  target = video_reader.Target(HEIGHT, WIDTH, stretch=True)
+  frames = [
+    frame
+    for path in paths
+    for frame in video_reader.read_video(path, target, lambda frame: frame).frames[::8]
+  ]
   rows = []
   for quality in QUALITIES:
     errors, sizes = [], []

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import hybrid_video
-from hybrid_video import errors
+from hybrid_video import class_identity, errors
 from hybrid_video.experiment import Experiment
 from hybrid_video.state import State
 
@@ -115,7 +115,7 @@ class SavedModel:
 
 
 def shape_of_checkpoint(description: Description) -> dict[str, Any]:
-  """All that decides which parameters and optimizer state there are, and what they mean; flat."""
+  """All but the classes that decides which parameters and optimizer state there are; flat."""
   experiment = description.experiment
   model = {
     f"model.{name}": value
@@ -128,7 +128,6 @@ def shape_of_checkpoint(description: Description) -> dict[str, Any]:
     "optimizer.name": optimizer.name,
     "optimizer.clips_gradients": optimizer.clip_norm > 0,
     "optimizer.freeze": list(optimizer.freeze),
-    "classes": list(description.class_names),
   }
 
 
@@ -145,11 +144,13 @@ def check_same_model(saved: Description, wanted: Description, source: str) -> No
     for name in sorted(there.keys() | here.keys())
     if there.get(name, nothing) != here.get(name, nothing)
   ]
+  if of_classes := class_identity.differences(saved.class_names, wanted.class_names):
+    differences.append(f"  classes: {of_classes}")
   if differences:
     raise CheckpointError(
       f"{source} holds another model's checkpoint:\n"
       + "\n".join(differences)
-      + "\nName another --workdir, or set the values that made it."
+      + "\nName another --workdir, or set the values (and name the data) that made it."
     )
 
 

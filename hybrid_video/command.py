@@ -107,11 +107,18 @@ def _check_flags(rest: list[str]) -> None:
     )
 
 
+class _Formatter(logging.Formatter):
+  """Messages alone, as a terminal can show them, whatever names they hold."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    return errors.printable_lines(super().format(record))
+
+
 def _set_up_logging() -> None:
   # orbax and TFDS report every step they take at INFO.
   absl_logging.set_verbosity(absl_logging.WARNING)
   console = logging.StreamHandler(sys.stdout)
-  console.setFormatter(logging.Formatter("%(message)s"))
+  console.setFormatter(_Formatter("%(message)s"))
   logger = logging.getLogger("hybrid_video")
   logger.addHandler(console)
   logger.setLevel(logging.INFO)
@@ -178,7 +185,7 @@ def _main(pipeline_module: str) -> Callable[[list[str]], None]:
     except errors.UserError as error:
       if os.environ.get("HYBRID_VIDEO_TRACEBACK"):
         raise
-      sys.exit(f"Error: {error}")
+      sys.exit(f"Error: {errors.printable_lines(str(error))}")
     except KeyboardInterrupt:
       print("Stopped. The same command goes on from here.", file=sys.stderr)
       sys.exit(128 + signal.SIGINT)

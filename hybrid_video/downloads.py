@@ -386,7 +386,7 @@ def _receive(
     unit="B",
     unit_scale=True,
     unit_divisor=1024,
-    desc=download.path.name,
+    desc=errors.printable(download.path.name),
     disable=not progress,
   ) as bar:
     while total is None or size < total:

@@ -11,6 +11,8 @@ import os
 from types import ModuleType
 
 _SHOWN = 5
+# They join letters in names of many scripts and signs in emoji, and change nothing around them.
+_JOINERS = "\u200c\u200d"
 
 
 class UserError(ValueError):
@@ -28,17 +30,26 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3, cutoff: float = 
 
 
 def shown(names: Iterable[str], most: int = _SHOWN) -> str:
-  """The first few of some names, and how many more there are."""
+  """The first few of some names, each `printable`, and how many more there are."""
   names = list(names)
   more = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(names[:most]) + more
+  return ", ".join(map(printable, names[:most])) + more
 
 
 def printable(path: os.PathLike | str) -> str:
-  """A file's name for messages: what a terminal or JSON file cannot show is escaped, and only that."""
+  """A name for messages and pages: what a terminal or page cannot show is escaped, and only that.
+
+  So are line breaks, and marks that turn the direction of the text around the name.
+  """
   return "".join(
-    letter if letter.isprintable() else ascii(letter)[1:-1] for letter in os.fsdecode(path)
+    letter if letter.isprintable() or letter in _JOINERS else ascii(letter)[1:-1]
+    for letter in os.fsdecode(path)
   )
+
+
+def printable_lines(text: str) -> str:
+  """A text of several lines for a terminal, each line `printable`."""
+  return "\n".join(map(printable, text.split("\n")))
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

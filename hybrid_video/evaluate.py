@@ -5,6 +5,7 @@ In: an experiment whose checkpoint is in a work directory, and its stored videos
 """
 
 from collections.abc import Iterator
+import dataclasses
 import logging
 import os
 import pathlib
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_video import compilation, loading, progress, scoring, sharding
+from hybrid_video import class_identity, compilation, loading, progress, scoring, sharding
 from hybrid_video.checkpoints import CheckpointError, Description, check_same_model
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
@@ -124,24 +125,53 @@ def _with_progress(outputs: Iterator[scoring.Outputs], total: int) -> Iterator[s
     yield output
 
 
+def with_class_ids_of(description: Description, records: Records) -> Records:
+  """A data set with the class ids of a model, where it has the same classes under other ids or spellings.
+
+  Args:
+    description: of the model.
+    records: the stored videos; given back as they are where their classes are others.
+  """
+  theirs, ours = description.class_names, records.class_names
+  ids = class_identity.ids_in(theirs, ours)
+  if theirs == ours or len(theirs) != len(ours) or None in ids:
+    return records
+  if ids != tuple(range(len(ids))):
+    log.info(
+      "Labels reordered: the data set has the checkpoint's %d classes in another order", len(ids)
+    )
+  labels = np.array(ids, records.labels.dtype)[records.labels]
+  return dataclasses.replace(records, labels=labels, class_names=theirs)
+
+
 def report(
   evaluator: Evaluator,
   state: State,
   records: Records,
   experiment: Experiment,
   workdir: pathlib.Path,
+  compiled: compilation.Compilations,
+  began: float,
 ) -> dict[str, Any]:
-  """Evaluates every list that the experiment asks for; writes predictions and figures.
+  """Evaluates every list that the experiment asks for; writes predictions, results, then figures.
+
+  Args:
+    evaluator: of the experiment's lists.
+    state: `params`, `batch_stats` and `step`.
+    records: the index of the stored videos.
+    experiment: every setting.
+    workdir: where everything goes.
+    compiled: programs compiled in the run.
+    began: when the run began, of `time.monotonic`.
 
   Returns:
-    What `results.json` is to hold of it.
+    What `results.json` holds.
   """
   tested = evaluator.run(state, "test")
   views = evaluator.views("test")
   if jax.process_index() == 0:
     names = records.names[views.video_ids]
     results.write_predictions(workdir, tested, names, records.class_names)
-  run_figures.draw(workdir, records, evaluator, views, tested)
   outcome: dict[str, Any] = {
     "config": experiment.to_json(),
     "dataset": experiment.dataset,
@@ -166,6 +196,8 @@ def report(
     outcome["test"][f"shuffled_{metric}"] = shuffled[metric]
   if experiment.evaluate_train:
     outcome["train"] = dict(evaluator.run(state, "train").numbers)
+  results.finish(workdir, outcome, state["params"], compiled, began)
+  run_figures.draw(workdir, records, evaluator, views, tested)
   return outcome
 
 
@@ -200,6 +232,7 @@ def run(
     sharding.check_batch_size(experiment.eval_batch_size, mesh, "--config.eval_batch_size")
     results.make_folder(workdir)
     records = preparation.load_records(experiment, workdir)
+    records = with_class_ids_of(saved.description, records)
     check_same_model(saved.description, Description(experiment, records.class_names), saved.source)
     task = registry.create(experiment, len(records.class_names), mesh)
     if saved.description.experiment.task != task.name:
@@ -211,6 +244,4 @@ def run(
     state = {"params": params, "batch_stats": batch_stats, "step": saved.step}
     log.info("Evaluating %s, step %d", saved.source, saved.step)
     evaluator = Evaluator(records, task, experiment, pipeline, mesh)
-    outcome = report(evaluator, state, records, experiment, workdir)
-  results.finish(workdir, outcome, params, compiled, began)
-  return outcome
+    return report(evaluator, state, records, experiment, workdir, compiled, began)

@@ -17,7 +17,7 @@ from ml_collections import config_dict
 
 from hybrid_video import errors, models
 from hybrid_video.augmentation import AugmentationSettings
-from hybrid_video.decoding.storing import StoredScale
+from hybrid_video.decoding.storing import DecodingLimits, StoredScale
 from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
 from hybrid_video.settings import SettingError, Settings, setting
@@ -128,8 +128,11 @@ class Experiment(Settings):
     split: official split, from 1.
     validation_share: share of the training list's groups that become the validation list.
     data_service: address of a tf.data service dispatcher; "" is this process.
-    stored: at which size frames are stored. Width 0 keeps the aspect ratio, with the height the
-      short side's.
+    stored: at which size frames are stored. Width 0 keeps every shape, with the height the short
+      side's; otherwise videos of another shape keep theirs too, unless they are stretched.
+    decoding: what decoding a video may take.
+    hash_whole_files: whether changed files are told by all of their bytes, and not by their size, time
+      and ends.
     clip: training clips.
     evaluation: evaluation clips; frames, window and crop are the training clip's unless set.
     augmentation: on the device, the same for all frames of a clip, on top of crop and mirroring.
@@ -137,6 +140,8 @@ class Experiment(Settings):
       weights.
     model: the model and its options.
     init_from: weights to start from: a published name, a URL, a file or another work directory.
+    init_classes: the class names of those weights by id, where they do not say them: kinetics400, ssv2,
+      a text file with one name a line, or "same" for the data set's own.
     replace_head: whether a head of other classes starts fresh; if not, it is an error.
     epochs: of training.
     batch_size: clips a step, over all devices.
@@ -166,6 +171,8 @@ class Experiment(Settings):
   validation_share: float = setting(0.0, at_least=0, below=1)
   data_service: str = setting("")
   stored: StoredScale = setting(StoredScale)
+  decoding: DecodingLimits = setting(DecodingLimits)
+  hash_whole_files: bool = setting(False)
   clip: ClipSettings = setting(ClipSettings)
   evaluation: EvaluationSettings = setting(EvaluationSettings)
   augmentation: AugmentationSettings = setting(AugmentationSettings)
@@ -175,6 +182,7 @@ class Experiment(Settings):
     default_factory=lambda: ModelSettings.resolve({"name": _MODEL}, {})
   )
   init_from: str = setting("")
+  init_classes: str = setting("")
   replace_head: bool = setting(True)
   epochs: float = setting(100.0, above=0)
   batch_size: int = setting(8, at_least=1)
@@ -186,6 +194,14 @@ class Experiment(Settings):
   profile: bool = setting(False)
   evaluate_shuffled: bool = setting(False)
   evaluate_train: bool = setting(False)
+
+  def validate(self) -> None:
+    """Checks that names of classes come with the weights that they belong to."""
+    if self.init_classes and not self.init_from:
+      raise SettingError(
+        f"{self.path('init_classes')} is {self.init_classes!r} and {self.path('init_from')} is not set: "
+        "it names the classes of weights to start from. Set both or none."
+      )
 
   @property
   def task(self) -> str:
@@ -216,6 +232,9 @@ class Experiment(Settings):
     """
     values = dict(values)
     values["model"] = ModelSettings.resolve(values["model"], {})
+    if "stretch" not in values["stored"]:
+      # Before there was a choice, every video was stretched.
+      values["stored"] = {**values["stored"], "stretch": True}
     return cls.from_mapping(values)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 from flax import nnx
 import jax
@@ -90,23 +91,45 @@ def read(path: os.PathLike | str) -> SavedModel:
   file = pathlib.Path(path).expanduser()
   if not file.is_file():
     return checkpoints.read(file)
-  metadata = weights.read_metadata(file)
-  if METADATA_KEY not in metadata:
+  description = description_in(file)
+  if description is None:
     raise CheckpointError(
       f"{file}: the file does not say which experiment it belongs to. Give a work directory, or a "
       "file that --mode=export wrote; published weights are for --config.init_from."
     )
+  model = build(description)
+  weights.load_pretrained(model, file)
+  _, params, batch_stats = models.split(model)
+  step = int(_metadata_of(file).get("step", 0))
+  return SavedModel(description, params, batch_stats, step, str(file))
+
+
+def _metadata_of(file: pathlib.Path) -> dict[str, Any]:
+  """What --mode=export wrote into a file's header; {} of any other file.
+
+  Raises:
+    CheckpointError: it is damaged.
+  """
+  metadata = weights.read_metadata(file)
+  if METADATA_KEY not in metadata:
+    return {}
   try:
     values = json.loads(metadata[METADATA_KEY])
   except json.JSONDecodeError as error:
     raise CheckpointError(
       f"{file}: its description is not JSON ({error}). Export it again."
     ) from error
-  description = Description.from_json(values, str(file))
-  model = build(description)
-  weights.load_pretrained(model, file)
-  _, params, batch_stats = models.split(model)
-  return SavedModel(description, params, batch_stats, int(values.get("step", 0)), str(file))
+  return values if isinstance(values, dict) else {"layout": None}
+
+
+def description_in(file: pathlib.Path) -> Description | None:
+  """What an exported file says of its model; None of any other file of weights.
+
+  Raises:
+    CheckpointError: it is damaged, or of another layout.
+  """
+  values = _metadata_of(file)
+  return Description.from_json(values, str(file)) if values else None
 
 
 def build(description: Description) -> nnx.Module:

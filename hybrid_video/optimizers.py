@@ -98,9 +98,12 @@ def make_schedule(settings: OptimizerSettings, *, steps: int, steps_per_epoch: f
   """
   warmup = round(settings.warmup_epochs * steps_per_epoch)
   if warmup and warmup >= steps:
+    epochs = steps / steps_per_epoch
     raise OptimizerError(
       f"--config.optimizer.warmup_epochs is {settings.warmup_epochs:g}: a warm-up of {warmup} steps "
-      f"leaves nothing of a training of {steps}. Lower it, or raise --config.epochs."
+      f"leaves nothing of a training of {steps} (epochs: {epochs:.3g}). Set "
+      f"--config.optimizer.warmup_epochs={epochs / 10:.2g}, a tenth of it, or --config.epochs above "
+      f"{settings.warmup_epochs:g}."
     )
   left = steps - warmup
   every = max(1, round(settings.step_epochs * steps_per_epoch))

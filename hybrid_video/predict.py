@@ -125,7 +125,8 @@ class Predictor:
 
     A broken video gives a prediction without probabilities; the others are predicted.
     """
-    stored = worker_pool.store_videos(videos, self.experiment.stored)
+    experiment = self.experiment
+    stored = worker_pool.store_videos(videos, experiment.stored, limits=experiment.decoding)
     order: collections.deque[_Pending] = collections.deque()
     with contextlib.closing(stored):
       clips = self._clips(videos, stored, order)
@@ -250,21 +251,26 @@ def run(
 def _line(prediction: Prediction, names: Sequence[str], done: int, total: int, left: float) -> str:
   if prediction.error:
     return f"{errors.printable(prediction.video)}: broken"
-  best = ", ".join(f"{name} {100 * share:.1f} %" for name, share in prediction.top(names))
+  top = prediction.top(names)
+  best = ", ".join(f"{errors.printable(name)} {100 * share:.1f} %" for name, share in top)
   after = f"  ({done}/{total}, {progress.duration(left)} left)" if done < total else ""
   return f"{errors.printable(prediction.video)}: {best}{after}"
 
 
 def _as_csv(predictions: Sequence[Prediction], names: Sequence[str]) -> str:
-  """Columns `video`, `top1`, `top1_probability` to `top5`, `top5_probability`."""
+  """Columns `video`, `top1`, `top1_probability` to `top5`, `top5_probability`.
+
+  Names are quoted, whatever they hold; bytes of a file's name that are no text are written out as
+  Python does.
+  """
   text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
+  writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
   columns = [f"top{rank}{what}" for rank in range(1, TOP + 1) for what in ("", "_probability")]
   writer.writerow(["video", *columns])
   for prediction in predictions:
-    cells = [cell for name, share in prediction.top(names) for cell in (name, repr(share))]
+    cells = [cell for name, share in prediction.top(names) for cell in (name, share)]
     writer.writerow([prediction.video, *cells, *[""] * (2 * TOP - len(cells))])
-  return text.getvalue()
+  return text.getvalue().encode("utf-8", "backslashreplace").decode()
 
 
 def _as_json_lines(predictions: Sequence[Prediction], names: Sequence[str]) -> str:

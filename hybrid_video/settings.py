@@ -137,7 +137,10 @@ def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
       kinds = list(arguments)
       if len(value) != len(kinds):
         raise SettingError(f"{path} is {value!r}: expected {len(kinds)} values.")
-    return tuple(_checked(path, item, kind, field) for item, kind in zip(value, kinds, strict=True))
+    return tuple(
+      _checked(f"{path}[{i}]", item, kind, field)
+      for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
+    )
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   if isinstance(hint, type) and not _is_a(value, hint):

@@ -128,9 +128,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
     training = Run(experiment, workdir, pipeline, records, video_ids, length, task, mesh, compiled)
     state = _train(training)
     evaluator = evaluate.Evaluator(records, task, experiment, pipeline, mesh)
-    outcome = evaluate.report(evaluator, state, records, experiment, workdir)
-  results.finish(workdir, outcome, state["params"], compiled, began)
-  return outcome
+    return evaluate.report(evaluator, state, records, experiment, workdir, compiled, began)
 
 
 def _training_list(experiment: Experiment, records: Records) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import colorsys
 import functools
-import itertools
 import math
 import re
 
@@ -12,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 import pytest
+from video_writing import decoded
 
 from hybrid_video import augmentation, sharding
 from hybrid_video.augmentation import colour, erasing, mixing, randaugment
-from hybrid_video.decoding import video_reader
 from hybrid_video.settings import SettingError
 
 CLASSES = 7
@@ -41,8 +40,7 @@ def frames():
   """Real frames, higher than wide, some of one colour or few levels, and noise: `[T, H, W, 3]`."""
   real = []
   for path in sorted(REAL_CLIPS.glob("*.avi")):
-    decoded = video_reader.decode_frames(path, 112, 96)
-    real += [frame for frame, _ in itertools.islice(decoded, 0, 40, 20)]
+    real += decoded(path, 112, 96, stretch=True).frames[0:40:20]
   noise = np.random.default_rng(0).integers(0, 256, (1, 112, 96, 3), np.uint8)
   flat = np.full((1, 112, 96, 3), (0, 77, 255), np.uint8)
   return np.concatenate([real, noise, noise // 3 + 40, flat, noise // 128 * 9])

@@ -13,7 +13,15 @@ import tensorflow_datasets as tfds
 from test_builder import SMALL, break_file, build, few_videos, path_of, tree
 
 from hybrid_video import datasets, errors
-from hybrid_video.datasets import beam_build, builder, hmdb51, listing, made_actions, preparation
+from hybrid_video.datasets import (
+  beam_build,
+  builder,
+  file_identity,
+  hmdb51,
+  listing,
+  made_actions,
+  preparation,
+)
 from hybrid_video.datasets.records import Records
 from hybrid_video.settings import SettingError
 
@@ -131,9 +139,10 @@ def test_a_worker_that_does_not_see_the_videos_ends_the_build(beam, listed, tmp_
   """They would all count as broken."""
   gone = tmp_path / "elsewhere.avi"
   videos = [*listed.videos[:2], listing.Video("x", "hop", "x", (1, 1, 1), gone)]
-  shard = builder.Shard(str(tmp_path / "records.tfrecord"), videos, "digest")
+  contents = [file_identity.Content(1, 1, "")] * 3
+  shard = builder.Shard(str(tmp_path / "records.tfrecord"), videos, contents, "digest")
   with pytest.raises(beam_build.BeamError, match="does not see this video") as error:
-    next(beam_build.storing(RUNNER)([shard], listed, SMALL, None))
+    next(beam_build.storing(RUNNER)([shard], listed, builder.Decoder(SMALL)))
   assert str(gone) in str(error.value) and "[while running" not in str(error.value)
   assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("records*"))
 

@@ -33,6 +33,13 @@ def small_records(**changes) -> records.Records:
     "num_frames": np.array([10, 20, 30, 40, 100, 15]),
     "height": np.array([38, 38, 38, 38, 38, 50]),
     "width": np.array([50, 50, 50, 50, 50, 38]),
+    "shown_height": np.array([240, 240, 240, 240, 240, 320]),
+    "shown_width": np.array([320, 320, 320, 320, 320, 240]),
+    "notes": np.full(count, "{}"),
+    "file_size": zeros,
+    "file_modified": zeros,
+    "file_ends": np.full(count, ""),
+    "file_digest": np.full(count, ""),
     "shards": ("/records/one",),
     "shard": zeros,
     "offset": zeros,
@@ -79,6 +86,32 @@ def test_lengths_and_sizes_are_those_counted_by_hand():
   bins = [(b["from"], b["below"], b["videos"]) for b in summary["seconds_histogram"]]
   assert bins == [(0.5, 1, 1), (1, 2, 1), (2, 3, 2), (3, 4, 1), (4, 5, 0), (5, 7, 1)]
   assert [b["videos"] for b in summary["frames_histogram"]] == [2, 2, 1, 1]
+
+
+def test_what_was_adapted_is_counted_named_and_warned_of(tmp_path):
+  notes = np.array(
+    [
+      json.dumps({"orientation": "turned by 180°", "time": "<3> clocks"}),
+      "{}",
+      json.dumps({"time": "61 frames at uneven times"}),
+      json.dumps({"stream": "stream 1 is taken", "pixel aspect": "pixels of 64:45"}),
+      "{}",
+      json.dumps({"start": "2 frames"}),
+    ]
+  )
+  summary = data_summary.summarize(small_records(notes=notes), 1)
+  assert summary["adapted"][0] == {"name": "v0.avi", "kind": "time", "note": "<3> clocks"}
+  assert [entry["kind"] for entry in summary["adapted"]] == [
+    *("time", "time", "orientation", "pixel aspect", "stream", "start")
+  ]
+  assert summary["shapes"] == {"upright": 1, "near 4:3": 5}
+  warnings = "\n".join(data_summary.warnings(summary))
+  assert "2 videos, put on an even grid" in warnings and "v0.avi, v2.avi" in warnings
+  assert "1 video, turned or mirrored" in warnings
+  assert "several shapes (1 upright, 5 near 4:3)" in warnings
+  page = data_page.write(tmp_path, summary, ()).read_text(encoding="utf-8")
+  assert "turned by 180°" in page and "&lt;3&gt; clocks" in page
+  assert "240 × 320" in page and "pixels of 64:45" in page
 
 
 def test_a_video_longer_than_every_bin_is_counted():

@@ -85,3 +85,14 @@ def test_every_file_exists_and_code_is_python(name):
     assert (ROOT / path).exists(), path
   for block in re.findall(r"```python\n(.*?)\n```", TEXTS[name], re.DOTALL):
     ast.parse(block)
+
+
+def test_every_row_of_the_inputs_is_held_by_a_test():
+  rows = [line for line in TEXTS["inputs.md"].splitlines() if line.startswith("| ")]
+  rows = [row for row in rows if not row.endswith("| held by |")]
+  assert len(rows) > 30
+  for row in rows:
+    held_by = re.findall(r"`(\w+\.py)::(\w+)`", row)
+    assert held_by, row
+    for file, name in held_by:
+      assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), row

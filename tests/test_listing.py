@@ -70,8 +70,12 @@ def test_a_contradictory_list_is_refused(tmp_path, videos, message):
 
 
 def test_hidden_files_and_unfinished_unpacking_are_left_out(tmp_path):
-  files = _files(tmp_path, "a.avi", "._a.avi", ".cache/b.avi", "set.part/c.avi", "__MACOSX/._d.avi")
+  files = _files(
+    tmp_path, "a.avi", "._a.avi", ".cache/b.avi", "unpacked/set.part/c.avi", "__MACOSX/._d.avi"
+  )
   assert files == [tmp_path / "a.avi"]
+  # A class may be named like unfinished work.
+  assert _files(tmp_path, "take.part/c.avi") == [tmp_path / "a.avi", tmp_path / "take.part/c.avi"]
 
 
 def test_linked_folders_are_followed_but_never_in_a_circle(tmp_path):
@@ -149,6 +153,23 @@ def test_a_path_starts_from_the_first_folder_that_has_it(tmp_path):
   assert files.at("run/x.avi", folders) == tmp_path / "lists" / "run" / "x.avi"
   assert files.at("run/x.avi", folders[1:]) == tmp_path / "run" / "x.avi"
   assert files.at(str(tmp_path / "run" / "x.avi"), folders) == tmp_path / "run" / "x.avi"
+
+
+def test_a_listed_path_never_leads_out_of_the_data_folder(tmp_path):
+  data = tmp_path / "data"
+  files = listing.VideoFiles(_files(data, "lists/a.txt", "videos/x.avi", "y.avi"))
+  folders = (data / "lists", data)
+  (tmp_path / "y.avi").touch()
+  (tmp_path / "z.avi").touch()
+  # From the list's folder it leads to y.avi of the data folder, not from there to that above.
+  assert files.at("../y.avi", folders) == data / "lists" / ".." / "y.avi"
+  assert files.at("../z.avi", folders) is None
+  assert files.at("../videos/../videos/x.avi", folders).resolve() == data / "videos" / "x.avi"
+  for listed in ("../../z.avi", "../../../etc/passwd", "videos/../../../z.avi"):
+    with pytest.raises(listing.ListingError, match=r"leads out of the data folder.*absolute path"):
+      files.at(listed, folders)
+  # Lists of names alone know no folders.
+  assert files.named("../../z.avi") is None and files.named("../y.avi") == data / "y.avi"
 
 
 def test_a_path_from_another_machine_matches_by_its_last_components_alone(tmp_path):

@@ -129,7 +129,7 @@ def test_a_mistake_on_the_command_line_is_one_clear_message(
   [
     ("--config.log_every_steps=0", "--config.log_every_steps is 0: expected a whole number of 1"),
     ("--config.seed=-1", "--config.seed is -1: expected a whole number of 0 or more"),
-    ("--config.std=(0.2,0,0.2)", "--config.std is 0: expected a finite number above 0"),
+    ("--config.std=(0.2,0,0.2)", "--config.std[1] is 0: expected a finite number above 0"),
     ("--config.optimizer.learning_rate=nan", "--config.optimizer.learning_rate is nan"),
     ("--config.model.blocks=3", "--config.model.blocks cannot be set: The model 'hybrid' has no"),
   ],

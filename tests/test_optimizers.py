@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,11 +79,21 @@ def test_an_unknown_schedule_is_refused():
   )
 
 
-def test_a_warm_up_as_long_as_the_training_is_refused():
-  with pytest.raises(
-    optimizers.OptimizerError, match=r"--config\.optimizer\.warmup_epochs is 10: .*of 100 steps"
-  ):
-    _schedule(warmup_epochs=10)
+@pytest.mark.parametrize(("steps", "per_epoch"), [(100, 10.0), (4, 3.5), (1, 0.2)])
+def test_a_warm_up_as_long_as_the_training_is_refused_with_one_that_fits(steps, per_epoch):
+  def schedule(warmup_epochs):
+    settings = optimizers.OptimizerSettings(warmup_epochs=warmup_epochs)
+    return optimizers.make_schedule(settings, steps=steps, steps_per_epoch=per_epoch)
+
+  message = (
+    rf"--config\.optimizer\.warmup_epochs is 10: a warm-up of \d+ steps .* training of {steps} .*"
+    r"Set --config\.optimizer\.warmup_epochs=(\S+), .* --config\.epochs above 10\."
+  )
+  with pytest.raises(optimizers.OptimizerError, match=message) as error:
+    schedule(10.0)
+  advised = re.search(message, str(error.value))
+  assert advised
+  schedule(float(advised[1]))
 
 
 def test_an_unknown_optimizer_is_refused():

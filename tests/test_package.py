@@ -124,8 +124,9 @@ def test_a_wheel_holds_the_package_its_templates_configs_and_pipeline(tmp_path):
   (wheel,) = tmp_path.glob("*.whl")
   held = set(zipfile.ZipFile(wheel).namelist())
   wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hybrid_video").rglob("*.py")}
-  templates = (ROOT / "hybrid_video" / "report" / "templates").iterdir()
-  wanted |= {path.relative_to(ROOT).as_posix() for path in templates}
+  for folder in ("report/templates", "weights/class_names"):
+    files = (ROOT / "hybrid_video" / folder).iterdir()
+    wanted |= {path.relative_to(ROOT).as_posix() for path in files}
   wanted |= {f"hybrid_video/_configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
   wanted |= {"hybrid_video/py.typed", "hybrid_video_input_pipeline.py"}
   assert wanted <= held

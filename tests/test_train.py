@@ -24,7 +24,7 @@ from hybrid_video import (
   train,
 )
 from hybrid_video.datasets import preparation
-from hybrid_video.report import results, writers
+from hybrid_video.report import figures, results, writers
 from hybrid_video.tasks import registry
 import input_pipeline
 
@@ -66,6 +66,24 @@ def test_figures_are_pictures_with_something_on_them(finished):
     picture = np.asarray(Image.open(workdir / "figures" / f"{name}.png").convert("RGB"))
     assert min(picture.shape[:2]) > 200
     assert picture.std() > 10
+
+
+def test_a_figure_that_fails_is_named_and_takes_no_results_with_it(
+  finished, tmp_path, monkeypatch, logged
+):
+  _, workdir, outcome = finished
+
+  def fail(*_, **__):
+    raise ZeroDivisionError("no room")
+
+  monkeypatch.setattr(figures, "confusion_matrix", fail)
+  evaluated = evaluate.run(None, tmp_path, input_pipeline, checkpoint=workdir)
+  assert evaluated["test"] == outcome["test"]
+  assert json.loads((tmp_path / "results.json").read_text())["test"] == outcome["test"]
+  assert (tmp_path / "predictions.npz").is_file()
+  assert "confusion.png was not drawn" in logged.text and "no room" in logged.text
+  drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+  assert drawn == {"clips.png", "learning_curves.png"}
 
 
 def test_tensorboard_and_history_have_the_training_curve(finished):

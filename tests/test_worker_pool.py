@@ -1,6 +1,7 @@
 """Decoding in parallel: the order, who is blamed, and that no process is left."""
 
 import ast
+from collections.abc import Callable
 import errno
 import itertools
 import multiprocessing
@@ -19,6 +20,7 @@ from hybrid_video.decoding import storing, worker_pool
 
 GOLF, BOW, WAVE = REAL_LISTS
 SCALE = storing.StoredScale(24, 32)
+LIMITS = storing.DecodingLimits(stall_seconds=1.5)
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -33,7 +35,7 @@ def test_parallel_decoding_keeps_the_order_and_names_broken_files(tmp_path):
   assert "empty" in together[1][1]
 
 
-@pytest.mark.parametrize("settings", [{"workers": 0}, {"seconds_limit": 0}])
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": -1}])
 def test_invalid_settings_are_refused_before_any_work(settings):
   with pytest.raises(ValueError, match="expected"):
     worker_pool.store_videos([], SCALE, **settings)
@@ -43,11 +45,25 @@ def test_no_videos_need_no_process():
   assert list(worker_pool.store_videos([], SCALE)) == []
 
 
-def scripted(path: str, scale: storing.StoredScale) -> storing.StoredVideo:
+def scripted(
+  path: str, scale: storing.StoredScale, progress: Callable[[], None]
+) -> storing.StoredVideo:
   """Does in a decoding process what the file's name says."""
   name = pathlib.Path(path).name
   if name.startswith("sleep"):
     time.sleep(600)
+  if name.startswith("spin"):
+    while True:
+      pass
+  if name.startswith("slow"):
+    # Longer than the limit in all, on the processor and off it, and never without a step.
+    for _ in range(6):
+      progress()
+      computed = time.process_time()
+      while time.process_time() - computed < 0.4:
+        pass
+  if name.startswith("nap"):
+    time.sleep(2.5)
   if name.startswith("exit"):
     os._exit(139)
   if name.startswith("segv"):
@@ -72,15 +88,17 @@ def scripted(path: str, scale: storing.StoredScale) -> storing.StoredVideo:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_only_the_guilty_video_is_blamed(tmp_path, workers):
   bad = {
-    "sleep": "longer than 1.5 s",
+    "spin": "no further frame in 1.5 s of its decoder",
     "exit": r"crashed twice (exit code 139)",
     "segv": "crashed twice (SIGSEGV)",
     "hungry": "GiB of memory",
     "bug": "KeyError",
   }
   names = list(itertools.chain.from_iterable((f"good{b}", b, f"fine{b}") for b in bad))
+  # Time that passes is no time of the decoder's.
+  names += ["slow", "nap"]
   paths = [tmp_path / name for name in names]
-  results = list(worker_pool.store_videos(paths, SCALE, workers, seconds_limit=1.5, store=scripted))
+  results = list(worker_pool.store_videos(paths, SCALE, workers, limits=LIMITS, store=scripted))
   assert [index for index, _ in results] == list(range(len(names)))
   for name, (_, result) in zip(names, results, strict=True):
     if name in bad:
@@ -101,7 +119,7 @@ def test_a_crash_that_does_not_repeat_costs_nothing(tmp_path):
   ]
 
 
-def test_decoding_processes_start_without_jax_and_tensorflow(tmp_path):
+def testdecoding_processes_start_without_jax_and_tensorflow(tmp_path):
   # The stored frames name the heavy modules that the process has loaded, besides the file.
   [(_, result)] = worker_pool.store_videos([tmp_path / "x"], SCALE, 1, store=scripted)
   assert result.frames == [b"x"]
@@ -127,7 +145,7 @@ def test_what_a_decoding_process_imports_is_light():
   assert all(name.split(".")[1] in names for name in ast.literal_eval(own))
 
 
-def _decoding_processes(parent: int) -> list[int]:
+def decoding_processes(parent: int) -> list[int]:
   processes = []
   for entry in pathlib.Path("/proc").glob("[0-9]*"):
     try:
@@ -155,7 +173,7 @@ def test_processes_that_cannot_be_started_are_an_error_that_leaves_none(monkeypa
   with pytest.raises(worker_pool.WorkerError, match=r"cannot be started .*unavailable"):
     list(worker_pool.store_videos(["a", "b", "c"], SCALE, 3, store=scripted))
   assert len(starts) == 2
-  assert _decoding_processes(os.getpid()) == []
+  assert decoding_processes(os.getpid()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -163,10 +181,10 @@ def test_leaving_early_leaves_no_process(tmp_path):
   paths = [tmp_path / "good", *(tmp_path / f"sleep{i}" for i in range(8))]
   results = worker_pool.store_videos(paths, SCALE, 2, store=scripted)
   assert next(results)[0] == 0
-  assert len(_decoding_processes(os.getpid())) == 2
+  assert len(decoding_processes(os.getpid())) == 2
   started = time.monotonic()
   results.close()
-  assert _decoding_processes(os.getpid()) == []
+  assert decoding_processes(os.getpid()) == []
   assert time.monotonic() - started < 2
 
 
@@ -199,7 +217,7 @@ def test_ctrl_c_ends_a_program_and_its_processes(tmp_path):
     start_new_session=True,
   ) as process:
     assert process.stdout.readline() == "got 0\n"
-    children = _decoding_processes(process.pid)
+    children = decoding_processes(process.pid)
     assert len(children) == 2
     # As a terminal does it: to the whole group.
     os.killpg(process.pid, signal.SIGINT)
@@ -225,7 +243,7 @@ def test_a_program_without_a_main_guard_gets_an_error_that_says_so(tmp_path):
   assert "before it was given a file" in ended.stderr
 
 
-def test_the_command_line_starts_decoding_processes_without_jax_and_tensorflow():
+def test_the_command_line_startsdecoding_processes_without_jax_and_tensorflow():
   # A spawned process imports the parent's main module again.
   ended = subprocess.run(
     [

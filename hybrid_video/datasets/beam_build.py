@@ -31,8 +31,8 @@ import tqdm
 from hybrid_video import errors, files
 from hybrid_video.datasets import builder, listing
 from hybrid_video.datasets import records as stored
-from hybrid_video.decoding import worker_pool
-from hybrid_video.decoding.storing import StoredScale, StoredVideo
+from hybrid_video.datasets.file_identity import Content
+from hybrid_video.decoding.storing import StoredVideo
 from hybrid_video.settings import SettingError
 
 SETTING = "--config.beam_pipeline_options"
@@ -96,13 +96,13 @@ def storing(options: Any, runner: Any = None) -> builder.StoreShards:
   def store_shards(
     shards: Sequence[builder.Shard],
     listed: listing.Listing,
-    scale: StoredScale,
-    workers: int | None,
+    decoder: builder.Decoder,
   ) -> Generator[builder.Shard, None, None]:
     chosen = pipeline_options(options) if isinstance(options, str) else options or _no_options()
     # What stands in the pipeline's description has to be small.
     common = dataclasses.replace(listed, videos=(), unlisted=())
-    store = functools.partial(_store_shard, listed=common, scale=scale, workers=workers or 1)
+    decoder = dataclasses.replace(decoder, workers=decoder.workers or 1)
+    store = functools.partial(_store_shard, listed=common, decoder=decoder)
     with _orders(shards) as orders, _progress(shards, listed):
       _run(store, orders, chosen, runner)
     for shard in shards:
@@ -157,7 +157,13 @@ def _line(shard: builder.Shard) -> bytes:
     for video in shard.videos
     if video.path
   ]
-  order = {"path": _from_anywhere(shard.path), "digest": shard.digest, "videos": videos}
+  contents = [vars(content) for content in shard.contents]
+  order = {
+    **vars(shard),
+    "path": _from_anywhere(shard.path),
+    "videos": videos,
+    "contents": contents,
+  }
   # As ASCII, with file names that are not UTF-8 as lone surrogates.
   return json.dumps(order).encode() + b"\n"
 
@@ -172,7 +178,8 @@ def _shard_of(line: bytes) -> builder.Shard:
   for known in order["videos"]:
     path, codes = pathlib.Path(known["path"]), tuple(known["codes"])
     videos.append(listing.Video(**{**known, "path": path, "codes": codes}))
-  return builder.Shard(order["path"], videos, order["digest"])
+  contents = [Content(**known) for known in order["contents"]]
+  return builder.Shard(**{**order, "videos": videos, "contents": contents})
 
 
 def _run(store: functools.partial, orders: str, options: Any, runner: Any) -> None:
@@ -254,7 +261,7 @@ def _names_in(folder: epath.Path) -> set[str]:
 # On a worker.
 
 
-def _store_shard(line: bytes, *, listed: listing.Listing, scale: StoredScale, workers: int) -> None:
+def _store_shard(line: bytes, *, listed: listing.Listing, decoder: builder.Decoder) -> None:
   """Decodes the videos of one record file and writes it; a second trial writes it again.
 
   Raises:
@@ -269,10 +276,9 @@ def _store_shard(line: bytes, *, listed: listing.Listing, scale: StoredScale, wo
         f"{errors.printable(path)}: the worker on {socket.gethostname()} does not see this video. "
         "All workers need the videos under the same path; if it was removed, start again"
       )
-  results = worker_pool.store_videos(paths, scale, workers)
-  with contextlib.closing(results):
-    part = dataclasses.replace(listed, videos=tuple(shard.videos))
-    builder.write_shard(shard, _counted(result for _, result in results), part, scale)
+  part = dataclasses.replace(listed, videos=tuple(shard.videos))
+  with contextlib.closing(decoder.decode(paths)) as results:
+    builder.write_shard(shard, _counted(results), part)
 
 
 def _counted(results: Iterable[StoredVideo | str]) -> Iterator[StoredVideo | str]:

@@ -7,6 +7,9 @@ splits; and its index, `Records`.
 Videos are stored in record files of `SHARD_VIDEOS`. A record file counts when its index lies beside
 it, which is written last; the folder counts as a data set when TFDS's metadata is there, which is
 written after all record files. So an interrupted build loses nothing and is not taken for whole.
+
+A video is known by the content of its file. What an earlier build has stored of the same content, in
+whatever list, is taken from there: only what is new or has changed is decoded.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import shutil
 import time
 from typing import Any
@@ -30,14 +34,16 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from hybrid_video import errors, files
-from hybrid_video.datasets import hmdb51, kinetics, listing, ucf101
+from hybrid_video.datasets import file_identity, hmdb51, kinetics, listing, ucf101
 from hybrid_video.datasets import records as stored
+from hybrid_video.datasets.file_identity import Content
+from hybrid_video.datasets.stored_before import Place, StoredBefore
 from hybrid_video.decoding import worker_pool
-from hybrid_video.decoding.storing import StoredScale, StoredVideo
+from hybrid_video.decoding.storing import DecodingLimits, StoredScale, StoredVideo, file_digest
 
 # The one stored TFDS split: every video once. ("all" is a reserved word there.)
 SPLIT = "videos"
-VERSION = "2.0.0"
+VERSION = "3.0.0"
 SHARD_VIDEOS = 64
 _LEFTOVER_SECONDS = 24 * 60 * 60
 _PUBLISHED = {"hmdb51": hmdb51, "ucf101": ucf101, "kinetics": kinetics}
@@ -62,33 +68,49 @@ class Shard:
   Attributes:
     path: on any file system that TensorFlow and `etils.epath` know.
     videos: those that it is to hold, each with a path.
+    contents: of their files.
     digest: tells them from others.
   """
 
   path: str
   videos: Sequence[listing.Video]
+  contents: Sequence[Content]
   digest: str
 
 
-# Stores the videos of some record files, in order, and gives each file once it is whole. It takes them,
-# the listing, the scale of stored frames, and how many processes decode, None for the default.
-StoreShards = Callable[
-  [Sequence[Shard], listing.Listing, StoredScale, int | None], Generator[Shard, None, None]
-]
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """How videos are decoded: the scale, the number of processes and the limits of each."""
+
+  scale: StoredScale
+  workers: int | None = None
+  limits: DecodingLimits | None = None
+
+  def decode(self, paths: Sequence[pathlib.Path]) -> Generator[StoredVideo | str, None, None]:
+    """The videos of files in order, each decoded or the reason why not."""
+    results = worker_pool.store_videos(paths, self.scale, self.workers, limits=self.limits)
+    with contextlib.closing(results):
+      for _, result in results:
+        yield result
+
+
+# Stores the videos of some record files of a listing, in order, and gives each file once it is whole.
+StoreShards = Callable[[Sequence[Shard], listing.Listing, Decoder], Generator[Shard, None, None]]
 
 
 def store_here(
-  shards: Sequence[Shard], listed: listing.Listing, scale: StoredScale, workers: int | None
+  shards: Sequence[Shard], listed: listing.Listing, decoder: Decoder
 ) -> Generator[Shard, None, None]:
   """Stores record files on this machine, one by one, with a bar; see `StoreShards`.
 
-  Its videos are decoded in parallel, by default in one process a core.
+  Its videos are decoded in parallel, by default in one process a core. Those that an earlier build has
+  stored are taken from there.
   """
-  videos = [video for shard in shards for video in shard.videos]
   total = sum(video.path is not None for video in listed.videos)
-  with contextlib.closing(_decoded(videos, scale, workers, total)) as results:
+  before = StoredBefore(_earlier_folders(os.path.dirname(shards[0].path), decoder.scale))
+  with contextlib.closing(_results(shards, before, decoder, total)) as results:
     for shard in shards:
-      write_shard(shard, results, listed, scale)
+      write_shard(shard, results, listed)
       yield shard
 
 
@@ -100,6 +122,8 @@ def build(
   allow_missing: bool = False,
   missing_allowed: Collection[str] = (),
   workers: int | None = None,
+  limits: DecodingLimits | None = None,
+  hash_whole_files: bool = False,
   store_shards: StoreShards = store_here,
 ) -> stored.Records:
   """Decodes and stores what is not stored yet, and gives the index.
@@ -113,6 +137,9 @@ def build(
     missing_allowed: names of those that may be.
     workers: decoding processes; the default is that of `store_shards`.
     store_shards: what stores record files, here or elsewhere. The records are the same.
+    limits: what decoding a file may take.
+    hash_whole_files: whether a file's content is told by all of its bytes, and not by its size, its
+      time and its ends.
 
   Raises:
     MissingVideosError: videos are missing or broken and not allowed to be. Missing ones are reported
@@ -123,17 +150,21 @@ def build(
   source = str(listed.folder)
   missing = [video.name for video in listed.videos if video.path is None]
   check_missing(missing, allow_missing, missing_allowed, source, "are missing")
-  folder, shards = _layout(listed, records_dir, scale)
+  contents = _contents(listed, hash_whole_files)
+  folder, shards = _layout(listed, records_dir, scale, contents)
   indices = _read_indices(folder, shards)
   todo = []
   for shard in shards:
     index = indices[shard.path]
-    # A broken file that is not allowed may have been fixed since, at the same size.
+    if index and not hash_whole_files:
+      index = indices[shard.path] = _current(shard, index)
+    # A broken file that is not allowed may have become readable since, as it is.
     if not index or _not_allowed(index["broken_names"], allow_missing, missing_allowed):
       todo.append(shard)
   if todo:
+    decoder = Decoder(scale, workers, limits)
     with _explained(folder, "written"):
-      indices |= _store(folder, store_shards(todo, listed, scale, workers))
+      indices |= _store(folder, store_shards(todo, listed, decoder))
   whole = {path: index for path, index in indices.items() if index is not None}
   records = stored.merge(
     whole,
@@ -146,7 +177,7 @@ def build(
   )
   if not _info_path(folder).exists():
     with _explained(folder, "written"):
-      _write_metadata(records, features(listed, scale), whole)
+      _write_metadata(records, features(listed, records), whole)
   what = _reasons(records.broken)
   check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
@@ -195,20 +226,21 @@ def _reasons(broken: Mapping[str, str]) -> str:
 # Where records lie.
 
 
-def _entry(video: listing.Video) -> bytes:
-  """What tells a video from another: all that is listed of it, and its file's size in bytes.
+def _contents(listed: listing.Listing, whole: bool) -> dict[str, Content]:
+  """The content of each video's file, by the video's name.
 
   Raises:
-    MissingVideosError: its file has gone since it was listed.
+    ContentError: a file has gone since it was listed.
   """
-  try:
-    size = video.path.stat().st_size if video.path else None
-  except OSError as error:
-    raise MissingVideosError(
-      f"{errors.printable(video.path or '')}: the listed video cannot be read ({error.strerror}). "
-      "Check the data folder and run the same command again."
-    ) from error
-  known = (video.name, video.label, video.group, video.codes, sorted(video.tags.items()), size)
+  available = {video.name: video.path for video in listed.videos if video.path}
+  contents = file_identity.contents_of(list(available.values()), whole=whole)
+  return dict(zip(available, contents, strict=True))
+
+
+def _entry(video: listing.Video, content: Content | None) -> bytes:
+  """What tells a video from another: all that is listed of it, and its file's content."""
+  file = content and (content.size, content.digest)
+  known = (video.name, video.label, video.group, video.codes, sorted(video.tags.items()), file)
   return repr(known).encode("utf-8", "surrogateescape")
 
 
@@ -223,7 +255,7 @@ def _digest(entries: Iterable[bytes], scale: StoredScale) -> str:
 def records_folder(listed: listing.Listing, records_dir: str, scale: StoredScale) -> str:
   """Where the records of a listing lie: `RECORDS_DIR/DATASET/SCALE-DIGEST/VERSION`.
 
-  The name holds a digest of the lists and of the files' names and sizes, so that records made of
+  The name holds a digest of the lists and of the files' names and contents, so that records made of
   other files are never taken for these.
 
   Args:
@@ -231,25 +263,25 @@ def records_folder(listed: listing.Listing, records_dir: str, scale: StoredScale
     records_dir: folder of all records.
     scale: size and quality of stored frames.
   """
-  return _folder(listed.dataset, records_dir, scale, map(_entry, listed.videos))
+  return _layout(listed, records_dir, scale, _contents(listed, whole=False))[0]
 
 
-def _folder(dataset: str, records_dir: str, scale: StoredScale, entries: Iterable[bytes]) -> str:
+def _scales_folder(dataset: str, records_dir: str) -> str:
   # Not a pathlib path: records may lie on gs:// or another remote file system.
-  root = os.path.expanduser(records_dir or "~/tensorflow_datasets")
-  return os.path.join(root, dataset, f"{scale.name}-{_digest(entries, scale)[:12]}", VERSION)
+  return os.path.join(os.path.expanduser(records_dir or "~/tensorflow_datasets"), dataset)
 
 
 def _layout(
-  listed: listing.Listing, records_dir: str, scale: StoredScale
+  listed: listing.Listing, records_dir: str, scale: StoredScale, contents: Mapping[str, Content]
 ) -> tuple[str, list[Shard]]:
   """The folder of the records and the record files in it.
 
   Raises:
     StorageError: the folder is on a file system that is not known.
   """
-  entries = {video.name: _entry(video) for video in listed.videos}
-  folder = _folder(listed.dataset, records_dir, scale, entries.values())
+  entries = {video.name: _entry(video, contents.get(video.name)) for video in listed.videos}
+  name = f"{scale.name}-{_digest(entries.values(), scale)[:12]}"
+  folder = os.path.join(_scales_folder(listed.dataset, records_dir), name, VERSION)
   try:
     epath.Path(folder)
   except KeyError as error:
@@ -264,8 +296,43 @@ def _layout(
     videos = available[i * SHARD_VIDEOS : (i + 1) * SHARD_VIDEOS]
     name = f"{listed.dataset}-{SPLIT}.tfrecord-{i:05d}-of-{count:05d}"
     digest = _digest([entries[video.name] for video in videos], scale)
-    shards.append(Shard(os.path.join(folder, name), videos, digest))
+    of_files = [contents[video.name] for video in videos]
+    shards.append(Shard(os.path.join(folder, name), videos, of_files, digest))
   return folder, shards
+
+
+def _earlier_folders(folder: str, scale: StoredScale) -> list[str]:
+  """The folders of a data set's records at one scale, the one that is to be written among them."""
+  dataset = epath.Path(folder).parent.parent
+  if not dataset.exists():
+    return []
+  names = sorted(path.name for path in dataset.iterdir() if path.name.startswith(f"{scale.name}-"))
+  return [os.path.join(str(dataset), name, VERSION) for name in names]
+
+
+def _current(shard: Shard, index: Index) -> Index | None:
+  """A record file's index, or None if a video's file is another than it was made of.
+
+  Sizes and ends of the files are the same. A file that was written since is read to the end; if it is
+  the same, its new time is noted.
+  """
+  rows = {name: row for row, name in enumerate(index["names"].tolist())}
+  modified = index["file_modified"].copy()
+  for video, content in zip(shard.videos, shard.contents, strict=True):
+    row = rows.get(_text(video.name))
+    if row is None or content.modified == modified[row]:
+      continue
+    assert video.path is not None
+    if file_digest(video.path) != index["file_digest"][row]:
+      return None
+    modified[row] = content.modified
+  if np.array_equal(modified, index["file_modified"]):
+    return index
+  renewed = {**index, "file_modified": modified}
+  # Records that may only be read stay as they are.
+  with contextlib.suppress(*FILE_ERRORS):
+    stored.write_shard_index(shard.path, renewed)
+  return renewed
 
 
 def _info_path(folder: str) -> epath.Path:
@@ -326,24 +393,33 @@ def _remove_leftovers(folder: str) -> None:
           path.unlink(missing_ok=True)
 
 
-def _decoded(
-  videos: Sequence[listing.Video], scale: StoredScale, workers: int | None, total: int
+def _results(
+  shards: Sequence[Shard], before: StoredBefore, decoder: Decoder, total: int
 ) -> Generator[StoredVideo | str, None, None]:
-  """The videos in order, each decoded or the reason why not, with a bar that counts them."""
-  paths = [video.path for video in videos if video.path]
-  results = worker_pool.store_videos(paths, scale, workers)
+  """The videos of record files in order, each stored or the reason why not, with a bar.
+
+  What is stored before is taken from there.
+  """
+  files = [
+    (video.path, before.find(video.path, content))
+    for shard in shards
+    for video, content in zip(shard.videos, shard.contents, strict=True)
+    if video.path is not None
+  ]
+  results = decoder.decode([path for path, place in files if place is None])
   broken = 0
   with (
     contextlib.closing(results),
     tqdm.tqdm(
       total=total,
-      initial=total - len(videos),
+      initial=total - len(files),
       unit=" videos",
       desc="Decoding videos",
       dynamic_ncols=True,
     ) as progress,
   ):
-    for _, result in results:
+    for path, place in files:
+      result = next(results) if place is None else _taken(place, path, decoder)
       progress.update()
       if isinstance(result, str):
         broken += 1
@@ -351,11 +427,13 @@ def _decoded(
       yield result
 
 
+def _taken(place: Place, path: pathlib.Path, decoder: Decoder) -> StoredVideo | str:
+  """A video from where it is stored, or decoded again if it is damaged there."""
+  return place.read() or next(decoder.decode([path]))
+
+
 def write_shard(
-  shard: Shard,
-  results: Iterator[StoredVideo | str],
-  listed: listing.Listing,
-  scale: StoredScale,
+  shard: Shard, results: Iterator[StoredVideo | str], listed: listing.Listing
 ) -> None:
   """Writes one record file and then its index.
 
@@ -363,13 +441,12 @@ def write_shard(
     shard: the record file.
     results: its videos in order, each decoded or the reason why not; others may follow.
     listed: the listing that it is a part of.
-    scale: size and quality of the decoded frames.
   """
-  described = features(listed, scale)
+  described = _features(listed.class_names, listed.num_splits, (None, None))
   index = stored.ShardIndex()
   # Two runs may build at once: both write the same file, each under a name of its own.
   with files.whole_file(shard.path) as part, tf.io.TFRecordWriter(os.fspath(part)) as writer:
-    for video in shard.videos:
+    for video, content in zip(shard.videos, shard.contents, strict=True):
       result = next(results)
       if isinstance(result, str):
         index.broken[video.name] = result
@@ -385,7 +462,20 @@ def write_shard(
       serialized = _serialize(example, described)
       writer.write(serialized)
       known["labels"] = known.pop("label")
-      index.add(serialized, result.frames, names=name, groups=group, **known)
+      index.add(
+        serialized,
+        result.frames,
+        names=name,
+        groups=group,
+        shown_height=result.shown_size[0],
+        shown_width=result.shown_size[1],
+        notes=json.dumps(dict(result.notes)),
+        file_size=content.size,
+        file_modified=content.modified,
+        file_ends=content.digest,
+        file_digest=result.file_digest,
+        **known,
+      )
   index.write(shard.path, shard.digest)
 
 
@@ -403,18 +493,26 @@ def _text(name: str) -> str:
 # What TFDS reads.
 
 
-def features(listed: listing.Listing, scale: StoredScale) -> tfds.features.FeaturesDict:
-  """The features of a record, in TFDS's form."""
-  shape = (None, scale.height, scale.width, 3) if scale.width else (None, None, None, 3)
+def features(listed: listing.Listing, records: stored.Records) -> tfds.features.FeaturesDict:
+  """The features of a record, in TFDS's form, with the size of frames if it is one."""
+  heights, widths = {*records.height.tolist()}, {*records.width.tolist()}
+  one_size = len(heights) == len(widths) == 1
+  size = (heights.pop(), widths.pop()) if one_size else (None, None)
+  return _features(listed.class_names, listed.num_splits, size)
+
+
+def _features(
+  class_names: Sequence[str], num_splits: int, size: tuple[int | None, int | None]
+) -> tfds.features.FeaturesDict:
   return tfds.features.FeaturesDict(
     {
       "name": tfds.features.Text(),
-      "label": tfds.features.ClassLabel(names=list(listed.class_names)),
+      "label": tfds.features.ClassLabel(names=list(class_names)),
       "group": tfds.features.Text(doc="Videos of one group share people and scenery."),
       "tags": tfds.features.Text(doc="What else is known of the video, a JSON object."),
-      "split_codes": tfds.features.Tensor(shape=(listed.num_splits,), dtype=np.int64),
+      "split_codes": tfds.features.Tensor(shape=(num_splits,), dtype=np.int64),
       "fps": tfds.features.Scalar(dtype=np.float64),
-      "video": tfds.features.Video(shape=shape, encoding_format="jpeg"),
+      "video": tfds.features.Video(shape=(None, *size, 3), encoding_format="jpeg"),
     }
   )
 

@@ -120,10 +120,13 @@ def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
       folders.clear()
       continue
     entered.add((status.st_dev, status.st_ino))
-    # Unfinished work of unpacking is not data, and archives made on macOS hold a hidden
-    # `._NAME.avi` beside NAME.avi.
+    # Unfinished work of unpacking is not data (a class folder may well be named like it), and
+    # archives made on macOS hold a hidden `._NAME.avi` beside NAME.avi.
+    unpacks_here = os.path.basename(os.path.abspath(parent)) == UNPACKED
     folders[:] = sorted(
-      name for name in folders if not name.endswith(files.PART) and not name.startswith(".")
+      name
+      for name in folders
+      if not name.startswith(".") and not (unpacks_here and name.endswith(files.PART))
     )
     paths += [os.path.join(parent, name) for name in names if not name.startswith(".")]
   if not paths:
@@ -170,12 +173,13 @@ class VideoFiles:
       folders: where a relative path may start; the first that has the file counts.
 
     Raises:
-      ListingError: none of the folders has it, and the paths of two files elsewhere end like this.
+      ListingError: it leads out of all these folders by `..`; or none of them has it, and the paths of
+        two files elsewhere end like this.
     """
-    for folder in folders:
+    for path in _candidates(listed, folders):
       # Of `pathlib` this would raise an error for a name that is too long.
-      if os.path.isfile(folder / listed):
-        return folder / listed
+      if os.path.isfile(path):
+        return path
     if pathlib.Path(listed).is_absolute():
       return None
     above = pathlib.PurePath(self._fold(listed)).parts[:-1]
@@ -191,6 +195,29 @@ class VideoFiles:
     if len(paths) > 1:
       raise ListingError(f"{paths[0]} and {paths[1]}: two files of one name. Remove one.")
     return paths[0] if paths else None
+
+
+def _candidates(listed: str, folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+  """Where a listed path may lead from some folders: never out of all of them by `..`.
+
+  Raises:
+    ListingError: from each it leads out; the message names the path, and what to do.
+  """
+  paths = [folder / listed for folder in folders]
+  if ".." not in pathlib.PurePath(listed).parts or os.path.isabs(listed):
+    return paths
+  tops = [os.path.abspath(folder) for folder in folders]
+  inside = [
+    path
+    for path in paths
+    if any(os.path.commonpath([top, os.path.abspath(path)]) == top for top in tops)
+  ]
+  if not inside:
+    raise ListingError(
+      f"{errors.printable(folders[-1])}: a list names {errors.printable(listed)}, which leads out of "
+      "the data folder. Put the file into the data folder, or give its absolute path."
+    )
+  return inside
 
 
 def only_file(paths: Iterable[pathlib.Path], names: Sequence[str]) -> pathlib.Path | None:
@@ -306,13 +333,43 @@ def _class_order(name: str) -> tuple[int, int, str, str]:
   return 1, 0, name.casefold(), name
 
 
+def _with_class_names(videos: Iterable[Video], folder: pathlib.Path) -> list[Video]:
+  """The videos with class names that a file of one name a line can hold, as TFDS stores them.
+
+  Bytes of a folder's name that are no text are written out as Python does, and white space around a
+  name goes.
+
+  Raises:
+    ListingError: a class name is empty or has a line break, or two become the same.
+  """
+  labels: dict[str, str] = {}
+  named = []
+  for video in videos:
+    text = (
+      video.label.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").strip()
+    )
+    first = labels.setdefault(text, video.label)
+    if not text or "\n" in text or "\r" in text:
+      raise ListingError(
+        f"{errors.printable(folder)}: found the class name '{errors.printable(video.label)}', expected "
+        "a name of one line. Rename its folder, or fix its list."
+      )
+    if first != video.label:
+      raise ListingError(
+        f"{errors.printable(folder)}: the class names '{errors.printable(first)}' and "
+        f"'{errors.printable(video.label)}' differ in white space around them alone. Give them one name."
+      )
+    named.append(dataclasses.replace(video, label=text))
+  return named
+
+
 def make(
   dataset: str,
   folder: os.PathLike | str,
   videos: Iterable[Video],
   video_paths: Iterable[pathlib.Path] = (),
 ) -> Listing:
-  """Sorts and checks what a reader read.
+  """Sorts and checks what a reader read; class names become one line of text each.
 
   Args:
     dataset: its name.
@@ -322,34 +379,40 @@ def make(
 
   Raises:
     ListingError: nothing is listed, a name or file is listed twice or in two classes, videos have
-      different numbers of splits, or no listed video has a file.
+      different numbers of splits, no listed video has a file, or a class name is no line of text.
   """
   folder = pathlib.Path(folder)
-  videos = sorted(videos, key=lambda video: (_class_order(video.label), video.name))
+  videos = _with_class_names(videos, folder)
+  videos.sort(key=lambda video: (_class_order(video.label), video.name))
   if not videos:
     raise ListingError(f"{folder}: no video is listed. Look at the lists of {dataset} there.")
+  shown = errors.printable
   by_name: dict[str, Video] = {}
   by_path: dict[str, Video] = {}
   for video in videos:
     if video.name in by_name:
       first = by_name[video.name].label
-      what = "twice" if first == video.label else f"in two classes, {first} and {video.label}"
-      raise ListingError(f"{folder}: {video.name} is listed {what}. Remove one entry.")
+      classes = f"{shown(first)} and {shown(video.label)}"
+      what = "twice" if first == video.label else f"in two classes, {classes}"
+      raise ListingError(f"{folder}: {shown(video.name)} is listed {what}. Remove one entry.")
     by_name[video.name] = video
     if len(video.codes) != len(videos[0].codes) or not video.codes:
-      raise ListingError(f"{folder}: {video.name} is not in the lists of every split.")
+      raise ListingError(f"{folder}: {shown(video.name)} is not in the lists of every split.")
     if video.path:
       path = os.path.abspath(video.path)
       if path in by_path:
+        first_video, second = (
+          f"{shown(v.name)} ({shown(v.label)})" for v in (by_path[path], video)
+        )
         raise ListingError(
-          f"{video.path}: one file for two listed videos, {by_path[path].name} ("
-          f"{by_path[path].label}) and {video.name} ({video.label}). Remove one entry."
+          f"{shown(video.path)}: one file for two listed videos, {first_video} and {second}. Remove "
+          "one entry."
         )
       by_path[path] = video
   class_names = sorted({video.label for video in videos}, key=_class_order)
   if not by_path:
     raise ListingError(
-      f"{folder}: none of the {len(videos)} listed videos is there, such as {videos[0].name}. Put "
+      f"{folder}: none of the {len(videos)} listed videos is there, such as {shown(videos[0].name)}. Put "
       "the video files into this folder, at any depth, under the names in the lists."
     )
   unlisted = [

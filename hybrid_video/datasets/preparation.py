@@ -56,5 +56,7 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     experiment.stored,
     allow_missing=experiment.allow_missing,
     missing_allowed=experiment.missing_allowed,
+    limits=experiment.decoding,
+    hash_whole_files=experiment.hash_whole_files,
     store_shards=beam_build.storing(beam_options) if beam_options else builder.store_here,
   )

@@ -24,18 +24,21 @@ from hybrid_video.decoding import jpeg_stripes
 
 # A TFRecord is: length (8 bytes), its checksum (4), the data, its checksum (4).
 HEADER_BYTES, FOOTER_BYTES = 12, 4
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 # An index file ends in the CRC-32C of what stands before.
 _CHECK_BYTES = 4
-# By video: what a listing says of it, what decoding showed, and where its record lies.
+# By video: what a listing says of it, what decoding showed, where its record lies, and which file it
+# was made of (`file_identity.Content`, and the digest of all of it).
 _VIDEO_COLUMNS = (
   "names", "labels", "groups", "tags", "split_codes", "fps", "num_frames", "height", "width",
-  "header", "offset", "length",
+  "header", "offset", "length", "shown_height", "shown_width", "notes", "file_size", "file_modified",
+  "file_ends", "file_digest",
 )  # fmt: skip
 # By frame: where its entropy-coded data lies within its record, its bytes, and their CRC-32C.
 _FRAME_COLUMNS = ("scan_at", "scan_bytes", "scan_crc")
 _COLUMN_TYPES = {
-  **dict.fromkeys(("names", "groups", "tags"), np.str_),
+  **dict.fromkeys(("names", "groups", "tags", "notes", "file_ends", "file_digest"), np.str_),
+  **dict.fromkeys(("shown_height", "shown_width", "file_size", "file_modified"), np.int64),
   **dict.fromkeys(("labels", "split_codes", "num_frames", "height", "width"), np.int64),
   **dict.fromkeys(("header", "offset", "length"), np.int64),
   **dict.fromkeys(("scan_at", "scan_bytes"), np.int32),
@@ -64,6 +67,10 @@ class Records:
     fps: frames a second, float64 `[V]`.
     num_frames: int64 `[V]`.
     height, width: pixels of a video's stored frames, int64 `[V]`.
+    shown_height, shown_width: pixels that a video's file asks to be seen at, int64 `[V]`.
+    notes: what was adapted in decoding, by kind, as JSON objects, `[V]`; see `video_reader.Video`.
+    file_size, file_modified, file_ends: of the video file, see `file_identity.Content`, `[V]`.
+    file_digest: of all bytes of the video file, `[V]`.
     shards: paths of the record files.
     shard: record file of each video, `[V]`.
     offset, length: first byte and bytes of a record's data, `[V]`.
@@ -90,6 +97,13 @@ class Records:
   num_frames: np.ndarray
   height: np.ndarray
   width: np.ndarray
+  shown_height: np.ndarray
+  shown_width: np.ndarray
+  notes: np.ndarray
+  file_size: np.ndarray
+  file_modified: np.ndarray
+  file_ends: np.ndarray
+  file_digest: np.ndarray
   shards: tuple[str, ...]
   shard: np.ndarray
   offset: np.ndarray
@@ -183,16 +197,14 @@ class Records:
     Raises:
       RecordsError: the record file is missing, or damaged.
     """
-    path, length = self.shards[self.shard[video_id]], int(self.length[video_id])
+    path = self.shards[self.shard[video_id]]
     try:
-      with epath.Path(path).open("rb") as file:
-        file.seek(int(self.offset[video_id]))
-        data = file.read(length + FOOTER_BYTES)
+      data = read_record(path, int(self.offset[video_id]), int(self.length[video_id]))
     except (OSError, tf.errors.OpError) as error:
       raise RecordsError(_unreadable(path, error)) from error
-    if data[length:] != _masked_crc(data[:length]):
+    if data is None:
       raise RecordsError(self.damaged(video_id))
-    return data[:length]
+    return data
 
   def damaged(self, video_id: int) -> str:
     """The message for a video whose stored frames are not what was written."""
@@ -240,6 +252,22 @@ class Records:
     for at, size, separator in zip(starts, sizes, jpeg_stripes.separators(count), strict=True):
       pieces += [tf.strings.substr(record, at, size), tf.constant(separator)]
     return tf.strings.join(pieces)
+
+
+def read_record(path: str, offset: int, length: int) -> bytes | None:
+  """The data of a record; None where its checksum does not fit.
+
+  Args:
+    path: the record file.
+    offset, length: as in `Records`.
+
+  Raises:
+    OSError, tf.errors.OpError: the file cannot be read.
+  """
+  with epath.Path(path).open("rb") as file:
+    file.seek(offset)
+    data = file.read(length + FOOTER_BYTES)
+  return data[:length] if data[length:] == _masked_crc(data[:length]) else None
 
 
 def damaged(path: str, what: str) -> str:
@@ -324,15 +352,25 @@ class ShardIndex:
     arrays["broken_names"] = np.array(list(self.broken), np.str_)
     arrays["broken_reasons"] = np.array(list(self.broken.values()), np.str_)
     arrays["about"] = np.array([str(INDEX_VERSION), digest, str(self._bytes)])
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    packed = buffer.getvalue()
-    with files.whole_file(_index_path(path)) as part:
-      part.write_bytes(packed + google_crc32c.value(packed).to_bytes(_CHECK_BYTES))
+    write_shard_index(path, arrays)
 
 
 def _index_path(path: str) -> str:
   return f"{path}.index.npz"
+
+
+def write_shard_index(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a record file's index, whole or not at all.
+
+  Args:
+    path: the record file.
+    arrays: as `read_shard_index` gives them.
+  """
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)  # type: ignore[arg-type]
+  packed = buffer.getvalue()
+  with files.whole_file(_index_path(path)) as part:
+    part.write_bytes(packed + google_crc32c.value(packed).to_bytes(_CHECK_BYTES))
 
 
 def read_shard_index(path: str, digest: str | None = None) -> Mapping[str, np.ndarray] | None:

@@ -33,7 +33,9 @@ from hybrid_video import errors
 from hybrid_video.datasets import tfds_splits
 from hybrid_video.decoding.storing import StoredScale
 
-_SCALE = re.compile(r"(?P<height>\d+)(?:x(?P<width>\d+)|short)-q(?P<jpeg_quality>\d+)")
+_SCALE = re.compile(
+  r"(?P<height>\d+)(?:x(?P<width>\d+)(?P<stretch>stretched)?|short)-q(?P<jpeg_quality>\d+)"
+)
 _FOLDER = re.compile(rf"(?P<scale>{_SCALE.pattern})-[0-9a-f]{{12}}")
 
 
@@ -137,8 +139,10 @@ class StoredVideosBuilder(tfds.core.DatasetBuilder, skip_registration=True):  # 
   def _scale(self) -> StoredScale:
     match = _SCALE.match(self.builder_config.name)
     assert match
+    found = match.groupdict()
     # A name such as `128short-q75` has no width.
-    return StoredScale(**{name: int(value or 0) for name, value in match.groupdict().items()})
+    height, width, quality = (int(found[k] or 0) for k in ("height", "width", "jpeg_quality"))
+    return StoredScale(height, width, quality, stretch=found["stretch"] is not None)
 
   def _advice(self, scale: StoredScale) -> str:
     return (

@@ -4,10 +4,12 @@ In: the path of a video file. Out: a `StoredVideo`, which the builder of records
 prediction keeps in memory (`StoredVideos`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
 import io
 import os
+import pathlib
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +25,9 @@ class StoredScale(settings.Settings):
 
   Attributes:
     height: pixels; the short side's where `width` is 0.
-    width: pixels, or 0 to keep the aspect ratio.
+    width: pixels, or 0 to keep every shape.
+    stretch: whether videos of another shape than `height` x `width` are stretched to it, as
+      torchvision's recipes do; if not, their short side is stored at the short one of the two.
     jpeg_quality: 1 to 95.
 
   Raises:
@@ -35,12 +39,28 @@ class StoredScale(settings.Settings):
   height: int = settings.setting(128, at_least=1)
   width: int = settings.setting(171, at_least=0)
   jpeg_quality: int = settings.setting(75, at_least=1, at_most=95)
+  stretch: bool = settings.setting(False)
 
   @property
   def name(self) -> str:
     """A short name for folders, such as `128x171-q75` or `128short-q75`."""
     size = f"{self.height}x{self.width}" if self.width else f"{self.height}short"
-    return f"{size}-q{self.jpeg_quality}"
+    return f"{size}{'stretched' if self.width and self.stretch else ''}-q{self.jpeg_quality}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingLimits(settings.Settings):
+  """What decoding a file may take; a file that takes more is refused, with the setting's name.
+
+  Attributes:
+    max_frames: of a video, frames that are repeated counted; an hour at 60 a second.
+    stall_seconds: of its process's own time (CPU seconds) without a further frame.
+  """
+
+  PATH: ClassVar[str] = "decoding"
+
+  max_frames: int = settings.setting(video_reader.MAX_FRAMES, at_least=1)
+  stall_seconds: float = settings.setting(60.0, above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +72,18 @@ class StoredVideo:
     fps: frames a second.
     height: pixels of every frame.
     width: likewise.
+    shown_size: (height, width) that the file asks to be seen at, in square pixels.
+    notes: what was adapted, by kind, see `video_reader.Video`.
+    file_digest: of the video file's bytes, see `file_digest`.
   """
 
   frames: list[bytes]
   fps: float
   height: int
   width: int
+  shown_size: tuple[int, int] = (0, 0)
+  notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  file_digest: str = ""
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
@@ -77,28 +103,37 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
   return buffer.getvalue()
 
 
+def file_digest(path: os.PathLike | str) -> str:
+  """BLAKE2b of all of a file's bytes, 128 bits in hex."""
+  with pathlib.Path(path).open("rb") as file:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def store_video(
-  path: os.PathLike | str, scale: StoredScale, *, max_frames: int = video_reader.MAX_FRAMES
+  path: os.PathLike | str,
+  scale: StoredScale,
+  progress: Callable[[], None] = lambda: None,
+  *,
+  max_frames: int = video_reader.MAX_FRAMES,
 ) -> StoredVideo:
   """Decodes a whole video file, in this process, and encodes its frames as they are stored.
 
   Args:
-    path: see `video_reader.decode_frames`.
+    path: see `video_reader.read_video`.
     scale: how to store the frames.
+    progress: called after each frame, and between them while much is read.
     max_frames: how long a video may be.
 
   Raises:
-    VideoError: see `video_reader.decode_frames`.
+    VideoError: see `video_reader.read_video`.
   """
-  jpegs: list[bytes] = []
-  encoded, rate = None, 0.0
-  frames = video_reader.decode_frames(path, scale.height, scale.width, max_frames=max_frames)
-  for frame, fps in frames:
-    # A repeated frame is the same object.
-    jpegs.append(jpegs[-1] if frame is encoded else encode_jpeg(frame, scale.jpeg_quality))
-    encoded, rate = frame, fps
-  assert encoded is not None  # decode_frames raises rather than giving nothing.
-  return StoredVideo(jpegs, rate, *encoded.shape[:2])
+  target = video_reader.Target(scale.height, scale.width, scale.stretch, max_frames)
+  video = video_reader.read_video(
+    path, target, lambda frame: encode_jpeg(frame, scale.jpeg_quality), progress
+  )
+  return StoredVideo(
+    video.frames, video.fps, *video.size, video.shown_size, video.notes, file_digest(path)
+  )
 
 
 class StoredVideos:

@@ -1,33 +1,141 @@
 """The first step: a video file to its frames, scaled, upright and evenly spaced in time.
 
-In: the path of a file that may be anything. Out: its frames one by one, or an error that says what
-is wrong with the file.
+In: the path of a file that may be anything. Out: its frames and their rate, and what was adapted to
+get them; or an error that says what is wrong with the file.
 """
 
-from collections.abc import Iterable, Iterator
-import contextlib
+from collections.abc import Callable, Iterator
+import dataclasses
+from fractions import Fraction
 import os
 import pathlib
-import struct
+from typing import Generic, TypeVar
 
 import av
-from av.stream import Disposition
+from av.format import Flags
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.decoding import jpeg_stripes, timing
+from hybrid_video.decoding import containers, jpeg_stripes, shape, timing, wholeness
+from hybrid_video.decoding.containers import ADVICE, MAX_PIXELS, VideoError
 
-# A frame of more pixels is taken for a damaged or hostile header, not for a video.
-MAX_PIXELS = 8192 * 8192
 # An hour at 60 frames a second.
 MAX_FRAMES = 60 * 60 * 60
-_ADVICE = "Copy it again or re-encode it."
 # FFmpeg's own, and those of seeks and fractions that damaged headers ask for.
 _DECODING_ERRORS = (av.error.FFmpegError, OSError, ArithmeticError, ValueError)
 
+# GIF counts hundredths of a second; a unit that is longer is a frame's time.
+_COARSEST_ROUNDING = 0.01
 
-class VideoError(errors.UserError):
-  """A video file that cannot be used; the message names it and says what is wrong with it."""
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What to make of a video's frames.
+
+  Attributes:
+    height: pixels of a frame given out; of its short side where `width` is 0.
+    width: pixels; 0 keeps every shape.
+    stretch: whether frames of another shape than `height` x `width` are stretched to it. If not,
+      their short side gets the target's and their shape is kept.
+    max_frames: how long a video may be, repeated frames counted.
+  """
+
+  height: int
+  width: int = 0
+  stretch: bool = False
+  max_frames: int = MAX_FRAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class Video(Generic[T]):
+  """A decoded video.
+
+  Attributes:
+    frames: evenly spaced in time, what was kept of each; one that is repeated is the same object.
+    fps: frames a second.
+    size: (height, width) of the frames.
+    shown_size: (height, width) that the file asks to be seen at, in square pixels.
+    notes: what was adapted, by kind: "time", "orientation", "pixel aspect", "stream", "start".
+  """
+
+  frames: list[T]
+  fps: float
+  size: tuple[int, int]
+  shown_size: tuple[int, int]
+  notes: dict[str, str]
+
+
+def read_video(
+  path: os.PathLike | str,
+  target: Target,
+  keep: Callable[[np.ndarray], T],
+  progress: Callable[[], None] = lambda: None,
+) -> Video[T]:
+  """Decodes a whole video file, scaled (bilinear) and as a person sees it.
+
+  Every frame that the decoder gives is kept, at the time it is shown at, see `timing.make_grid`.
+  Frames are turned and mirrored as the file's display matrix says, and its pixels' width is honored.
+  Sound is ignored. The file is the only one that is read, whatever it names.
+
+  A damaged file never passes for a whole one: it raises. (Cut MPEG transport streams, and cut files
+  that do not say their length, look whole.) Frames before the first key frame, of a recording that
+  begins in the middle, cannot be decoded and are left out, with a note.
+
+  Args:
+    path: a file in any container and codec that FFmpeg reads, under any name. Metadata need not be
+      UTF-8.
+    target: size of the frames.
+    keep: what to keep of each frame, uint8 RGB `[height, width, 3]`; called once a frame.
+    progress: called after each frame, and between them while much is read.
+
+  Raises:
+    VideoError: the file is missing, empty, cut short, damaged, too long, no video, or holds no
+      frame.
+  """
+  path = pathlib.Path(path)
+  name = errors.printable(path)
+  _check_file(path)
+  suspicion = None
+  reader = _Reader(name, target, keep, progress)
+  try:
+    suspicion = wholeness.suspicion_of(path)
+    with containers.open_video(path) as source:
+      reader.read(source, path.stat().st_size)
+      if not reader.found.frames:
+        cut = f"the file is cut short: {suspicion}; " if suspicion else ""
+        raise VideoError(f"{name}: {cut}it holds no frame that can be decoded. {ADVICE}")
+      lacks = suspicion and wholeness.missing(
+        suspicion, reader.found, source.container, source.stream
+      )
+      if lacks:
+        raise VideoError(f"{name}: the file is cut short: {lacks}. Copy it again from the source.")
+      return reader.video(source)
+  except VideoError:
+    raise
+  except _DECODING_ERRORS as error:
+    count = reader.found.frames
+    what = f"decoding broke after {count} frames" if count else "it is not a video FFmpeg can read"
+    cut = f"the file is cut short: {suspicion}; " if suspicion else ""
+    raise VideoError(f"{name}: {cut}{what} ({_reason(error)}). {ADVICE}") from error
+
+
+def check_video(path: os.PathLike | str) -> None:
+  """Checks that FFmpeg finds a video stream in a file, without decoding it.
+
+  Raises:
+    VideoError: it does not, and why.
+  """
+  path = pathlib.Path(path)
+  _check_file(path)
+  try:
+    with containers.open_video(path):
+      pass
+  except _DECODING_ERRORS as error:
+    raise VideoError(
+      f"{errors.printable(path)}: it is not a video FFmpeg can read ({_reason(error)}). {ADVICE}"
+    ) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -39,251 +147,166 @@ def _check_file(path: pathlib.Path) -> None:
   """Checks what can be seen without a decoder.
 
   Raises:
-    VideoError: the file is missing, a folder, not readable, empty or shorter than it says.
+    VideoError: the file is missing, a folder, no regular file, not readable, or empty.
   """
   name = errors.printable(path)
   try:
     if path.is_dir():
       raise VideoError(f"{name}: this is a folder. Name the video files in it.")
-    if not path.is_file():
+    if not path.exists():
       raise VideoError(f"{name}: there is no such file. Check the path.")
-    size = path.stat().st_size
+    if not path.is_file():
+      raise VideoError(f"{name}: a pipe or device, not a file. Copy what it gives into a file.")
     with path.open("rb") as file:
-      head = file.read(4096)
+      head = file.read(1)
   except OSError as error:
     raise VideoError(
       f"{name}: it cannot be opened ({error.strerror}). Check the file's permissions."
     ) from error
-  if size == 0:
+  if not head:
     raise VideoError(f"{name}: the file is empty. Copy it again from the source.")
-  stated = _stated_size(head)
-  if stated > size:
-    raise VideoError(
-      f"{name}: the file is cut short, its header says {stated} bytes and it has {size}. Copy it "
-      "again from the source."
-    )
 
 
-def _stated_size(head: bytes) -> int:
-  """Bytes that a file has at least, by its first bytes: AVI (RIFF) and Matroska say so, else 0.
+class _Reader(Generic[T]):
+  """Decodes one file's frames and keeps them with their times."""
 
-  Decoders take the end of a cut file for the end of the video. Sources: Microsoft's AVI RIFF File
-  Reference; RFC 8794, section 4 (a size's width in bytes, its value, and "unknown" as all ones).
-  """
-  if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-    return 8 + struct.unpack("<I", head[4:8])[0]
-  at = head.find(b"\x18\x53\x80\x67") + 4
-  if head[:4] == b"\x1a\x45\xdf\xa3" and 4 <= at < len(head) and head[at]:
-    width = 9 - head[at].bit_length()
-    unknown = (1 << 7 * width) - 1
-    size = int.from_bytes(head[at : at + width]) & unknown
-    if size != unknown:
-      return at + width + size
-  return 0
-
-
-@contextlib.contextmanager
-def _open_stream(
-  path: pathlib.Path,
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-  """The container and its video stream, with decoding set up but not begun."""
-  name = errors.printable(path)
-  # FFmpeg sees bytes and no name (a file opened by its number has none): names with `%d` or `:`
-  # mean other things to it. No protocol is allowed, because some formats (playlists) name other
-  # files and addresses to read.
-  options = {"max_pixels": str(MAX_PIXELS), "protocol_whitelist": "none"}
-  with (
-    open(os.open(path, os.O_RDONLY), "rb") as file,
-    av.open(file, metadata_errors="ignore", options=options) as container,
+  def __init__(
+    self, name: str, target: Target, keep: Callable[[np.ndarray], T], progress: Callable[[], None]
   ):
-    # Music files carry their cover as a video stream.
-    streams = [s for s in container.streams.video if Disposition.attached_pic not in s.disposition]
-    if not streams:
+    self.found = wholeness.Found()
+    self._name = name
+    self._target = target
+    self._keep = keep
+    self._progress = progress
+    self._kept: list[T] = []
+    self._seconds: list[float | None] = []
+    self._orientations: dict[shape.Orientation, None] = {}
+    self._aspect = Fraction(1)
+    self._scaler: shape.Scaler | None = None
+    self._shown = (0, 0)
+    self._before_start = 0
+
+  def read(self, source: containers.Source, size: int) -> None:
+    """Decodes all frames.
+
+    Raises:
+      VideoError: frames are missing or damaged, or there are too many.
+    """
+    end = wholeness.index_end(source.stream)
+    if end > size:
       raise VideoError(
-        f"{name}: no video stream, only {len(container.streams)} of other kinds. Take the file out."
+        f"{self._name}: the file is cut short, its index names byte {end} and it has {size} bytes. "
+        "Copy it again from the source."
       )
-    stream, context = streams[0], streams[0].codec_context
-    if container.format.name.endswith("_pipe"):
-      raise VideoError(f"{name}: a still image, not a video. Take the file out.")
-    if context is None:
-      raise VideoError(f"{name}: FFmpeg has no decoder for its codec. Re-encode the file.")
-    # Where a header asks for more than max_pixels, FFmpeg leaves the size at 0.
-    if context.width * context.height == 0:
-      raise VideoError(
-        f"{name}: no usable frame size, it is missing in the file or above the {MAX_PIXELS} pixels "
-        f"allowed. {_ADVICE}"
-      )
-    # Files are decoded in parallel, not the frames of one file.
-    context.thread_type = "NONE"
-    context.options = {"max_pixels": str(MAX_PIXELS)}
-    yield container, stream
+    self._aspect = shape.pixel_aspect(source.stream)
+    for frame in self._decoded(source):
+      self._add(frame)
 
-
-def _read_stamps(
-  path: pathlib.Path,
-  container: av.container.InputContainer,
-  stream: av.VideoStream,
-  max_frames: int,
-) -> list[int | None]:
-  """Presentation times of a stream's packets, in the stream's unit, as they come.
-
-  Raises:
-    VideoError: the file is cut short, a packet is damaged, or there are more than `max_frames`.
-  """
-  name, size = errors.printable(path), path.stat().st_size
-  end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-  if end > size:
-    raise VideoError(
-      f"{name}: the file is cut short, its index names byte {end} and it has {size} bytes. Copy it "
-      "again from the source."
-    )
-  stamps: list[int | None] = []
-  for packet in container.demux(stream):
-    if packet.is_corrupt:
-      raise VideoError(f"{name}: packet {len(stamps)} is cut short or damaged. {_ADVICE}")
-    # The last packet is empty and there to flush the decoder.
-    if packet.size and not packet.is_discard:
-      stamps.append(packet.pts)
-    if len(stamps) > max_frames:
-      raise _too_long(path, max_frames)
-  return stamps
-
-
-def _too_long(path: pathlib.Path, max_frames: int) -> VideoError:
-  return VideoError(
-    f"{errors.printable(path)}: more than {max_frames} frames. Cut the video into shorter ones."
-  )
-
-
-def _read_timing(path: pathlib.Path, max_frames: int) -> timing.Timing:
-  """Whether a file is whole and when its frames are shown, from its packets, without decoding.
-
-  Raises:
-    VideoError: see `decode_frames`.
-  """
-  name = errors.printable(path)
-  try:
-    with _open_stream(path) as (container, stream):
-      stamps = _read_stamps(path, container, stream, max_frames)
-      stated = stream.average_rate or stream.guessed_rate
-      time_base = stream.time_base
-    known = sorted(stamp for stamp in stamps if stamp is not None)
-    if not time_base or len(known) < len(stamps):
-      known = []
-    seconds = np.array([stamp - known[0] for stamp in known], float) * float(time_base or 0)
-    found = timing.timing_of(seconds, float(stated) if stated else None)
-  except VideoError:
-    raise
-  except _DECODING_ERRORS as error:
-    raise VideoError(
-      f"{name}: it is not a video FFmpeg can read ({_reason(error)}). {_ADVICE}"
-    ) from error
-  if found is None:
-    raise VideoError(f"{name}: the frame rate is not known. Re-encode the file.")
-  if not timing.MIN_FPS <= found.fps <= timing.MAX_FPS:
-    raise VideoError(
-      f"{name}: {found.fps:g} frames a second, expected {timing.MIN_FPS:g} to "
-      f"{timing.MAX_FPS:g}. {_ADVICE}"
-    )
-  return found
-
-
-def _scaled_size(
-  path: pathlib.Path, frame_size: tuple[int, int], target: tuple[int, int]
-) -> tuple[int, int]:
-  """(height, width) to scale a frame of (height, width) to; a target width of 0 keeps the aspect.
-
-  Raises:
-    VideoError: the scaled frame is larger than a JPEG may be.
-  """
-  height, width = target
-  if not width:
-    factor = height / min(frame_size)
-    height, width = (max(1, round(side * factor)) for side in frame_size)
-  if max(height, width) > jpeg_stripes.MAX_ROWS or height * width > MAX_PIXELS:
-    raise VideoError(
-      f"{errors.printable(path)}: frames of {frame_size[0]}x{frame_size[1]} pixels would be stored "
-      f"as {height}x{width}, too large for JPEG. Set a stored width or re-encode the file."
-    )
-  return height, width
-
-
-def _decode_all(
-  path: pathlib.Path, height: int, width: int
-) -> Iterator[tuple[np.ndarray, float | None]]:
-  """All frames that the decoder gives, scaled and upright, with the seconds they are shown at."""
-  name = errors.printable(path)
-  size = None
-  count = 0
-  try:
-    with _open_stream(path) as (container, stream):
-      for frame in container.decode(stream):
-        if frame.is_corrupt:
+  def _decoded(self, source: containers.Source) -> Iterator[av.VideoFrame]:
+    """The frames of the stream, in the decoder's order, from its first key frame on."""
+    # In streams that are cut into packets of a fixed size, a packet is flagged after any break of
+    # its counters, as where two recordings are joined; what is damaged then shows in the frames.
+    counted = _may_change_clocks(source.container)
+    packets = 0
+    for packet in source.container.demux():
+      self.found.add_packet(packet)
+      if packet.stream is not source.stream:
+        self._progress()
+        continue
+      if packet.is_corrupt and not counted:
+        raise VideoError(f"{self._name}: packet {packets} is cut short or damaged. {ADVICE}")
+      packets += 1
+      try:
+        frames = packet.decode()
+      except av.error.InvalidDataError:
+        if self._kept or not counted:
+          raise
+        frames = []
+        self._before_start += 1
+      for frame in frames:
+        if frame.is_corrupt and not self._kept and not frame.key_frame:
+          self._before_start += 1
+        elif frame.is_corrupt:
           # FFmpeg hides what it cannot decode under pixels of other frames.
-          raise VideoError(f"{name}: frame {count} is damaged. {_ADVICE}")
-        # A phone held upright writes frames on their side and how far to turn them,
-        # counterclockwise.
-        quarters = round(frame.rotation / 90) % 4
-        on_side = quarters % 2 == 1
-        if size is None:
-          shown_size = (frame.height, frame.width)
-          size = _scaled_size(path, shown_size[::-1] if on_side else shown_size, (height, width))
-        scaled = frame.reformat(
-          width=size[0] if on_side else size[1],
-          height=size[1] if on_side else size[0],
-          format="rgb24",
-          interpolation="BILINEAR",
-        )
-        pixels = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), quarters))
-        yield pixels, None if frame.time_base is None else frame.time
-        count += 1
-  except VideoError:
-    raise
-  except _DECODING_ERRORS as error:
-    what = f"decoding broke after {count} frames" if count else "it is not a video FFmpeg can read"
-    raise VideoError(f"{name}: {what} ({_reason(error)}). {_ADVICE}") from error
-  if not count:
-    raise VideoError(f"{name}: it holds no frame that can be decoded. {_ADVICE}")
+          raise VideoError(f"{self._name}: frame {self.found.frames} is damaged. {ADVICE}")
+        else:
+          yield frame
 
-
-def decode_frames(
-  path: os.PathLike | str, height: int, width: int, *, max_frames: int = MAX_FRAMES
-) -> Iterator[tuple[np.ndarray, float]]:
-  """Decodes a video file frame by frame, scaled (bilinear) and upright.
-
-  Frames come evenly spaced. A file whose timestamps keep to a constant rate, within half a frame,
-  gives exactly the frames of its decoder. Of any other, the frames are put on a grid of its average
-  rate, repeated and left out as FFmpeg's `fps` filter does.
-
-  A damaged file never passes for a whole one: it raises, at the latest at the first damaged frame.
-  (Cut MPEG transport streams, and cut files that do not say their length, look whole.) Quarter
-  turns in the file's display matrix are honoured; mirrorings in it, and pixels that are not square,
-  are not. Sound is ignored.
-
-  Args:
-    path: a file in any container and codec that FFmpeg reads, under any name. Metadata need not be
-      UTF-8.
-    height: pixels of a frame given out; of its short side where `width` is 0.
-    width: pixels; 0 keeps the aspect ratio.
-    max_frames: how long a video may be.
-
-  Yields:
-    (uint8 RGB `[height, width, 3]`, frames a second), both sizes the same for all frames. A frame
-    that is repeated is the same object.
-
-  Raises:
-    VideoError: the file is missing, empty, cut short, damaged, too long, no video, or holds no
-      frame.
-  """
-  path = pathlib.Path(path)
-  _check_file(path)
-  shown = _read_timing(path, max_frames)
-  decoded = _decode_all(path, height, width)
-  frames: Iterable[np.ndarray] = (
-    timing.on_grid(decoded, shown.fps) if shown.irregular else (pixels for pixels, _ in decoded)
-  )
-  for count, pixels in enumerate(frames):
+  def _add(self, frame: av.VideoFrame) -> None:
     # Streams without packets of one frame each are only counted here.
-    if count == max_frames:
-      raise _too_long(path, max_frames)
-    yield pixels, shown.fps
+    if len(self._kept) == self._target.max_frames:
+      raise self._too_long(f"more than {self._target.max_frames} frames")
+    orientation = shape.orientation_of(frame)
+    if self._scaler is None:
+      self._scaler = shape.Scaler(self._first_size(frame, orientation))
+    self._orientations[orientation] = None
+    self._kept.append(self._keep(self._scaler.scale(frame, orientation)))
+    self._seconds.append(None if frame.time_base is None else frame.time)
+    self.found.add_frame(frame.pts)
+    self._progress()
+
+  def _first_size(self, frame: av.VideoFrame, orientation: shape.Orientation) -> tuple[int, int]:
+    """(height, width) to scale all frames to, by the first one."""
+    target = self._target
+    stored = (frame.height, frame.width)
+    self._shown = shape.shown_size(stored, self._aspect, orientation)
+    height, width = shape.scaled_size(
+      self._shown, (target.height, target.width), stretch=target.stretch
+    )
+    if max(height, width) > jpeg_stripes.MAX_ROWS or height * width > MAX_PIXELS:
+      raise VideoError(
+        f"{self._name}: frames of {self._shown[0]}x{self._shown[1]} pixels would be stored as "
+        f"{height}x{width}, too large for JPEG. Set --config.stored.stretch=True or re-encode the "
+        "file."
+      )
+    return height, width
+
+  def _too_long(self, what: str) -> VideoError:
+    return VideoError(
+      f"{self._name}: {what}. Cut the video into shorter ones, or raise "
+      "--config.decoding.max_frames."
+    )
+
+  def video(self, source: containers.Source) -> Video[T]:
+    """All that was read, evenly spaced in time.
+
+    Raises:
+      VideoError: it is too long with its repeated frames.
+    """
+    assert self._scaler is not None
+    stream, container = source.stream, source.container
+    rates = [stream.guessed_rate, stream.average_rate, stream.base_rate]
+    grid = timing.make_grid(
+      self._seconds,
+      [float(rate) for rate in rates if rate],
+      resolution=_resolution(stream),
+      new_clocks=_may_change_clocks(container),
+    )
+    if grid.length > self._target.max_frames:
+      raise self._too_long(
+        f"its {len(self._kept)} frames take {grid.length / grid.fps:.0f} s, {grid.length} frames at "
+        f"{grid.fps:g} a second, and {self._target.max_frames} are allowed"
+      )
+    repeats = np.diff(grid.slots, append=grid.length)
+    frames = [
+      kept for kept, times in zip(self._kept, repeats.tolist(), strict=True) for _ in range(times)
+    ]
+    notes = shape.describe(self._orientations, self._aspect)
+    if grid.note:
+      notes["time"] = grid.note
+    if source.choice:
+      notes["stream"] = source.choice
+    if self._before_start:
+      notes["start"] = f"{self._before_start} frames before the first key frame are left out"
+    return Video(frames, grid.fps, self._scaler.size, self._shown, notes)
+
+
+def _resolution(stream: av.VideoStream) -> float:
+  """To how many seconds a stream's times are rounded; 0 where its unit is its frames'."""
+  unit = float(stream.time_base or 0)
+  return unit if unit <= _COARSEST_ROUNDING else 0.0
+
+
+def _may_change_clocks(container: av.container.InputContainer) -> bool:
+  """Whether the container is of a format for broadcasts and discs, whose clocks may start anew."""
+  return bool(container.format.flags & Flags.ts_discont.value)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from hybrid_video import errors
-from hybrid_video.decoding.storing import StoredScale, StoredVideo, store_video
+from hybrid_video.decoding.storing import DecodingLimits, StoredScale, StoredVideo, store_video
 from hybrid_video.decoding.video_reader import VideoError
 
 # Address space a decoding process may take beyond what its imports took, in bytes.
@@ -27,7 +27,8 @@ MEMORY_LIMIT = 4 * 2**30
 # A decoding process that has not asked for work by then never will.
 _START_SECONDS = 300.0
 
-Store = Callable[[str, StoredScale], StoredVideo]
+# What a process does with a path: it calls its last argument at every step forward.
+Store = Callable[[str, StoredScale, Callable[[], None]], StoredVideo]
 Result = StoredVideo | str
 
 
@@ -46,10 +47,32 @@ def _limit_memory() -> None:
       resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
-def _result_of(path: str, store: Store, scale: StoredScale) -> Result:
+class _StallTimer:
+  """Ends this process when it has computed for too long without a step forward.
+
+  Its clock is the process's own time: however busy the machine, a good file has its time. The signal's
+  default action needs no Python, so it ends native code too.
+  """
+
+  def __init__(self, seconds: float):
+    self._seconds = seconds
+    self._parent = os.getppid()
+
+  def restart(self) -> None:
+    """Notes a step forward; ends the process if nobody waits for it any more."""
+    if os.getppid() != self._parent:
+      os._exit(1)
+    signal.setitimer(signal.ITIMER_PROF, self._seconds)
+
+  def stop(self) -> None:
+    """Ends the watch."""
+    signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _result_of(path: str, store: Store, scale: StoredScale, progress: Callable[[], None]) -> Result:
   name = errors.printable(path)
   try:
-    return store(path, scale)
+    return store(path, scale, progress)
   except VideoError as error:
     return str(error)
   except MemoryError:
@@ -64,18 +87,19 @@ def _result_of(path: str, store: Store, scale: StoredScale) -> Result:
     )
 
 
-def _work(pipe: connection.Connection, store: Store, scale: StoredScale, limit: float) -> None:
+def _work(
+  pipe: connection.Connection, store: Store, scale: StoredScale, stall_seconds: float
+) -> None:
   """A decoding process: takes paths from the pipe and gives back stored videos or reasons."""
   _limit_memory()
+  timer = _StallTimer(stall_seconds)
   with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
     pipe.send(None)
     while True:
       path = pipe.recv()
-      # The parent kills a process that takes too long. If the parent is gone, this ends it; the
-      # default action needs no Python, so it ends native code too.
-      signal.setitimer(signal.ITIMER_REAL, limit + 10)
-      result = _result_of(path, store, scale)
-      signal.setitimer(signal.ITIMER_REAL, 0)
+      timer.restart()
+      result = _result_of(path, store, scale, timer.restart)
+      timer.stop()
       pipe.send(result)
 
 
@@ -99,15 +123,15 @@ class _Worker:
     ready: whether the process has asked for work.
     fresh: whether it has not been given any yet.
     task: index of the file that it decodes, or None.
-    deadline: when the process has to have answered, in seconds of `time.monotonic`.
+    deadline: when the process has to have started, in seconds of `time.monotonic`.
   """
 
-  def __init__(self, store: Store, scale: StoredScale, seconds_limit: float):
+  def __init__(self, store: Store, scale: StoredScale, stall_seconds: float):
     # A forked child of a process that runs TensorFlow's and JAX's threads can hang: spawn instead.
     context = multiprocessing.get_context("spawn")
     self.pipe, child_end = context.Pipe()
     self._process = context.Process(
-      target=_work, args=(child_end, store, scale, seconds_limit), daemon=True
+      target=_work, args=(child_end, store, scale, stall_seconds), daemon=True
     )
     try:
       self._process.start()
@@ -116,7 +140,6 @@ class _Worker:
       raise
     finally:
       child_end.close()
-    self._seconds_limit = seconds_limit
     self.ready = False
     self.fresh = True
     self.task: int | None = None
@@ -139,7 +162,6 @@ class _Worker:
     except (BrokenPipeError, ConnectionResetError):
       return False
     self.task, self.fresh = task, False
-    self.deadline = time.monotonic() + self._seconds_limit
     return True
 
   def take(self) -> tuple[int, Result]:
@@ -151,7 +173,6 @@ class _Worker:
     result = self.pipe.recv()
     assert self.task is not None
     task, self.task = self.task, None
-    self.deadline = math.inf
     return task, result
 
   def kill(self) -> None:
@@ -181,13 +202,13 @@ class _Pool:
     paths: list[str],
     scale: StoredScale,
     size: int,
-    seconds_limit: float,
+    stall_seconds: float,
     store: Store,
   ):
     self._paths = paths
     self._size = size
-    self._seconds_limit = seconds_limit
-    self._new_worker = functools.partial(_Worker, store, scale, seconds_limit)
+    self._stall_seconds = stall_seconds
+    self._new_worker = functools.partial(_Worker, store, scale, stall_seconds)
     self._workers: list[_Worker] = []
     self._results: dict[int, Result] = {}
     self._given = 0
@@ -237,9 +258,10 @@ class _Pool:
       for worker in list(self._workers):
         if worker.pipe in readable:
           self._collect(worker)
-        # A result that waits to be read was made in time, however late it is read.
         elif worker.deadline <= time.monotonic():
-          self._stop(worker)
+          raise WorkerError(
+            f"A decoding process did not start in {_START_SECONDS:g} s. Check the machine's load."
+          )
       self._hand_out(wanted + 4 * self._size)
       if wanted in self._results:
         return self._results.pop(wanted)
@@ -297,7 +319,13 @@ class _Pool:
         "script that decodes needs `if __name__ == '__main__':` around its work."
       )
     crashed = worker.task
-    if crashed in self._tried_again:
+    if crashed is not None and how == "SIGPROF":
+      self._results[crashed] = (
+        f"{errors.printable(self._paths[crashed])}: no further frame in {self._stall_seconds:g} s of "
+        "its decoder's time. Re-encode the file or leave it out, or raise "
+        "--config.decoding.stall_seconds."
+      )
+    elif crashed in self._tried_again:
       self._results[crashed] = (
         f"{errors.printable(self._paths[crashed])}: the decoder crashed twice ({how}). Re-encode "
         "the file or leave it out."
@@ -305,21 +333,6 @@ class _Pool:
     elif crashed is not None:
       self._tried_again.add(crashed)
       self._suspects.append(crashed)
-    self._start_needed()
-
-  def _stop(self, worker: _Worker) -> None:
-    """Kills a process that is past its deadline."""
-    if not worker.ready:
-      raise WorkerError(
-        f"A decoding process did not start in {_START_SECONDS:g} s. Check the machine's load."
-      )
-    assert worker.task is not None
-    self._results[worker.task] = (
-      f"{errors.printable(self._paths[worker.task])}: decoding took longer than "
-      f"{self._seconds_limit:g} s. Re-encode the file or leave it out."
-    )
-    worker.kill()
-    self._remove(worker)
     self._start_needed()
 
   def _remove(self, worker: _Worker) -> str:
@@ -339,8 +352,8 @@ def store_videos(
   scale: StoredScale,
   workers: int | None = None,
   *,
-  seconds_limit: float = 120.0,
-  store: Store = store_video,
+  limits: DecodingLimits | None = None,
+  store: Store | None = None,
 ) -> Generator[tuple[int, Result], None, None]:
   """Decodes many files in parallel processes, in the given order.
 
@@ -353,23 +366,23 @@ def store_videos(
     paths: video files, under any names.
     scale: how to store the frames.
     workers: processes; the default is one a core.
-    seconds_limit: how long one file may take.
-    store: what a process does with a path, importable by name.
+    limits: what decoding a file may take.
+    store: what a process does with a path, importable by name; the default is to store its video.
 
   Yields:
     (index of the file in `paths`, its stored video or why it cannot be used).
 
   Raises:
-    ValueError: the number of workers or the limit is not positive.
+    ValueError: the number of workers is not positive.
     WorkerError: a decoding process does not start.
   """
   if workers is not None and workers < 1:
     raise ValueError(f"{workers} decoding processes: expected 1 or more. Change workers.")
-  if not seconds_limit > 0:
-    raise ValueError(f"{seconds_limit} seconds a video: expected more than 0. Change the limit.")
+  limits = limits or DecodingLimits()
+  store = store or functools.partial(store_video, max_frames=limits.max_frames)
   files = [os.fspath(path) for path in paths]
   size = min(workers or _cores(), len(files))
-  return _store_in_order(_Pool(files, scale, size, seconds_limit, store), len(files))
+  return _store_in_order(_Pool(files, scale, size, limits.stall_seconds, store), len(files))
 
 
 def _store_in_order(pool: _Pool, count: int) -> Generator[tuple[int, Result], None, None]:

@@ -16,7 +16,12 @@ from hybrid_video.report.data_summary import LISTS, amount
 PAGE, SUMMARY, STRIPS = "index.html", "data.json", "strips"
 _TEMPLATE = "data_page.html.j2"
 # Headings before the sheets': the template's ids and titles.
-_SECTIONS = (("numbers", "Numbers"), ("classes", "Classes"), ("problems", "Missing and broken"))
+_SECTIONS = (
+  ("numbers", "Numbers"),
+  ("classes", "Classes"),
+  ("problems", "Missing and broken"),
+  ("adapted", "Adapted"),
+)
 # Longer lists are folded, and longer histograms end in a line for the rest.
 _OPEN_ROWS, _HISTOGRAM_ROWS = 24, 10
 # A data set of which most is missing would make a page of many megabytes.
@@ -162,12 +167,16 @@ def _histograms(summary: dict[str, Any]) -> list[pages.Table]:
   rates = [(f"{entry['fps']:g}", entry["videos"]) for entry in summary["fps_histogram"]]
   seconds = [(_bin_name(entry, 0), entry["videos"]) for entry in summary["seconds_histogram"]]
   frames = [(_bin_name(entry, 1), entry["videos"]) for entry in summary["frames_histogram"]]
-  sizes = [(f"{size['height']} × {size['width']}", size["videos"]) for size in summary["sizes"]]
+  shown, sizes = (
+    [(f"{size['height']} × {size['width']}", size["videos"]) for size in summary[key]]
+    for key in ("shown_sizes", "sizes")
+  )
   sizes_caption = f"Size of stored frames, JPEG quality {summary['jpeg_quality']}"
   return [
     _histogram("Frames a second", "rate", _first_rows(rates)),
     _histogram("Length in seconds", "seconds", seconds),
     _histogram("Length in frames", "frames", frames),
+    _histogram("Size that videos are shown at", "height × width", _first_rows(shown)),
     _histogram(sizes_caption, "height × width", _first_rows(sizes)),
   ]
 

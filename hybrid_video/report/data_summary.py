@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,14 @@ _SECONDS = (0, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 45, 60, 120, 300, 600, 180
 _FRAMES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 # Names, rates and sizes in a line of the console.
 _SHOWN = 3
+# What decoding adapts, by the kinds of `video_reader.Video.notes`.
+ADAPTED = {
+  "time": "put on an even grid of times, frames repeated where nothing was recorded",
+  "orientation": "turned or mirrored, as the files say",
+  "pixel aspect": "of pixels that are not square, widened as they are shown",
+  "stream": "of several video streams, of which the main one is used",
+  "start": "without a beginning: frames before the first key frame cannot be decoded",
+}
 
 
 def summarize(records: Records, split: int, validation_share: float = 0.0) -> dict[str, Any]:
@@ -46,7 +55,6 @@ def summarize(records: Records, split: int, validation_share: float = 0.0) -> di
   seconds = records.num_frames / records.fps
   frames = int(records.num_frames.sum())
   rates = Counter(np.round(records.fps, 3).tolist())
-  sizes = Counter(zip(records.height.tolist(), records.width.tolist(), strict=True))
   return {
     "dataset": records.dataset,
     "records": records.folder,
@@ -72,15 +80,53 @@ def summarize(records: Records, split: int, validation_share: float = 0.0) -> di
     "frames_histogram": _bins(records.num_frames, _FRAMES),
     "seconds_histogram": _bins(seconds, _SECONDS),
     "fps_histogram": [{"fps": fps, "videos": videos} for fps, videos in rates.most_common()],
-    "sizes": [
-      {"height": height, "width": width, "videos": videos}
-      for (height, width), videos in sizes.most_common()
-    ],
+    "sizes": _sizes(records.height, records.width),
+    "shown_sizes": _sizes(records.shown_height, records.shown_width),
+    "shapes": _shapes(records),
+    "adapted": _adapted(records),
     "groups": _groups(records, lists),
     "broken": [{"name": str(name), "reason": str(why)} for name, why in records.broken.items()],
     "missing": [str(name) for name in records.missing],
     "unlisted": [str(name) for name in records.unlisted],
   }
+
+
+def _sizes(heights: np.ndarray, widths: np.ndarray) -> list[dict[str, int]]:
+  sizes = Counter(zip(heights.tolist(), widths.tolist(), strict=True))
+  return [
+    {"height": height, "width": width, "videos": videos}
+    for (height, width), videos in sizes.most_common()
+  ]
+
+
+def _shapes(records: Records) -> dict[str, int]:
+  """Videos by the shape that they are shown in."""
+  ratio = records.shown_width / records.shown_height
+  limits = {
+    "upright": (0, 0.9),
+    "square": (0.9, 1.1),
+    "near 4:3": (1.1, 1.55),
+    "wide": (1.55, np.inf),
+  }
+  counts = {
+    name: int(((ratio >= low) & (ratio < high)).sum()) for name, (low, high) in limits.items()
+  }
+  return {name: count for name, count in counts.items() if count}
+
+
+def _adapted(records: Records) -> list[dict[str, str]]:
+  """What was adapted in decoding, a row a video and kind, in the order of `ADAPTED`."""
+  notes = {
+    str(name): json.loads(str(text))
+    for name, text in zip(records.names.tolist(), records.notes.tolist(), strict=True)
+    if text != "{}"
+  }
+  return [
+    {"name": name, "kind": kind, "note": of_video[kind]}
+    for kind in ADAPTED
+    for name, of_video in notes.items()
+    if kind in of_video
+  ]
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -166,7 +212,7 @@ def shown_lists(summary: dict[str, Any]) -> list[str]:
 
 
 def _few(names: Iterable[str]) -> str:
-  return errors.shown([errors.printable(name) for name in names], _SHOWN)
+  return errors.shown(names, _SHOWN)
 
 
 def _class_warnings(summary: dict[str, Any]) -> list[str]:
@@ -213,6 +259,24 @@ def warnings(summary: dict[str, Any]) -> list[str]:
   if videos["unlisted"]:
     verb = "is" if videos["unlisted"] == 1 else "are"
     lines.append(f"{amount(videos['unlisted'], 'video file')} {verb} in no list, and not used.")
+  return lines + _adapted_warnings(summary)
+
+
+def _adapted_warnings(summary: dict[str, Any]) -> list[str]:
+  names: dict[str, list[str]] = {}
+  for entry in summary["adapted"]:
+    names.setdefault(entry["kind"], []).append(entry["name"])
+  lines = [
+    f"{amount(len(names[kind]), 'video')}, {what}: {_few(names[kind])}."
+    for kind, what in ADAPTED.items()
+    if kind in names
+  ]
+  if len(summary["shapes"]) > 1:
+    counts = [f"{count:,} {name}" for name, count in summary["shapes"].items()]
+    lines.append(
+      f"Videos of several shapes ({', '.join(counts)}), stored as {len(summary['sizes']):,} sizes: a "
+      "crop shows less of those that are far from square. More --config.evaluation.crops show more."
+    )
   return lines
 
 

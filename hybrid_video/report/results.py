@@ -112,7 +112,6 @@ def finish(
     log.info("Compiled in all: %s", compiled)
     log.info("Results: %s", path)
     log.info("Predictions: %s", workdir / PREDICTIONS)
-    log.info("Figures: %s", workdir / "figures")
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 `sources` finds the file (a known name, a URL, a path), `reading` reads it, `matching` recognizes the
 network, the `*_names` files hold the names as tables, and `porting` puts every array in its place by
-such a table, or says all that does not fit.
+such a table, or says all that does not fit. `heads` decides whether a classifier is for the same classes.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ import numpy as np
 from hybrid_video import errors, models
 from hybrid_video.models import video_resnet
 from hybrid_video.weights import (
+  heads,
   matching,
   own_names,
   porting,
@@ -23,11 +24,13 @@ from hybrid_video.weights import (
   safetensors_files,
   video_resnet_names,
 )
+from hybrid_video.weights.heads import Classes
 from hybrid_video.weights.porting import Ported
 from hybrid_video.weights.reading import read_metadata
 from hybrid_video.weights.weights_errors import PortingError, WeightsFileError
 
 __all__ = [
+  "Classes",
   "Ported",
   "PortingError",
   "WeightsFileError",
@@ -41,7 +44,11 @@ log = logging.getLogger("hybrid_video")
 
 
 def load_pretrained(
-  model: nnx.Module, path: os.PathLike | str, *, replace_head: bool = False
+  model: nnx.Module,
+  path: os.PathLike | str,
+  *,
+  replace_head: bool = False,
+  classes: Classes | None = None,
 ) -> Ported:
   """Loads a file of weights into a model, in place.
 
@@ -53,7 +60,9 @@ def load_pretrained(
   Args:
     model: from `hybrid_video.models.create`.
     path: a PyTorch file (old or new format) or a safetensors file; nothing in it is executed.
-    replace_head: whether a head of another number of classes may stay as initialized.
+    replace_head: whether a head of other classes may stay as initialized.
+    classes: the class names of model and file, by which the head is kept, put into the model's order
+      or left fresh; None goes by their number alone.
 
   Returns:
     What was loaded, what of the file is unused, and which parts stay fresh.
@@ -62,7 +71,8 @@ def load_pretrained(
     PortingError: the file does not fit; nothing was loaded.
     WeightsFileError: the file cannot be read, or asks for more than tensors.
   """
-  return _load(model, reading.read(path), source=errors.printable(path), replace_head=replace_head)
+  state_dict, source = reading.read(path), errors.printable(path)
+  return _load(model, state_dict, source=source, replace_head=replace_head, classes=classes)
 
 
 def load_trees(
@@ -72,6 +82,7 @@ def load_trees(
   *,
   source: str,
   replace_head: bool = False,
+  classes: Classes | None = None,
 ) -> Ported:
   """Loads the parameters of a model of ours into another, in place.
 
@@ -84,8 +95,9 @@ def load_trees(
     model: from `hybrid_video.models.create`.
     params, batch_stats: nested dicts of arrays, as `models.split` gives them.
     source: what to call the weights in an error.
-    replace_head: whether a head of another number of classes, or another attention with its head,
-      may stay as initialized.
+    replace_head: whether a head of other classes, or another attention with its head, may stay as
+      initialized.
+    classes: as of `load_pretrained`.
 
   Returns:
     What was loaded, what is unused, and which parts stay fresh.
@@ -94,15 +106,23 @@ def load_trees(
     PortingError: the arrays do not fit; nothing was loaded.
   """
   state_dict = own_names.state_dict(params, batch_stats)
-  return _load(model, state_dict, source=source, replace_head=replace_head)
+  return _load(model, state_dict, source=source, replace_head=replace_head, classes=classes)
 
 
 def _load(
-  model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, source: str, replace_head: bool
+  model: nnx.Module,
+  state_dict: Mapping[str, np.ndarray],
+  *,
+  source: str,
+  replace_head: bool,
+  classes: Classes | None,
 ) -> Ported:
   _, params, batch_stats = models.split(model)
   match = matching.match(
     model, params, batch_stats, state_dict, replace_head=replace_head, source=source
+  )
+  match, state_dict = heads.fit(
+    match, params, state_dict, classes, replace_head=replace_head, source=source
   )
   ported = porting.port(
     state_dict,

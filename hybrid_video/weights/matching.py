@@ -15,15 +15,12 @@ import numpy as np
 from hybrid_video import errors, models
 from hybrid_video.models import video_resnet
 from hybrid_video.weights import own_names, perceiver_names, video_resnet_names, videomae_names
-from hybrid_video.weights.porting import LINEAR, Path, Row, Table, Target, Tree, leaves
+from hybrid_video.weights.porting import Path, Row, Table, Target, Tree, leaves
 from hybrid_video.weights.weights_errors import PortingError
 
 log = logging.getLogger("hybrid_video")
 
 StateDict = Mapping[str, np.ndarray]
-
-# The kernels of the classifiers, after a norm or not.
-_HEADS: tuple[Path, ...] = (("head", "linear", "kernel"), ("head", "kernel"))
 
 _TRUNK_ADVICE = (
   "To take the trunk alone and start a new attention and head ask for it: replace_head=True "
@@ -55,60 +52,31 @@ def match(
   replace_head: bool,
   source: str,
 ) -> Match:
-  """Recognizes the weights, and decides which parts of a model they are for.
+  """Recognizes the weights, and decides which parts of a model they are for; `heads` follows.
 
   Args:
     model: from `hybrid_video.models.create`.
     params, batch_stats: its nested dicts.
     state_dict: arrays by key.
-    replace_head: whether what does not fit after the trunk may stay as initialized: a head of
-      another number of classes, or, from a model of our own, another attention with its head.
+    replace_head: whether what does not fit after the trunk of a model of our own may stay as
+      initialized: another attention with its head.
     source: what to call the weights in an error.
 
   Raises:
-    PortingError: weights of no known network or of another than the model's, or a head of another
-      number of classes that was not to be replaced.
+    PortingError: weights of no known network or of another than the model's.
   """
   if own_names.is_own(state_dict):
-    matched = _own(model, params, batch_stats, state_dict, replace_head, source)
-  elif any("patch_embed" in key for key in state_dict):
-    matched = _videomae(model, state_dict, source)
-  elif any(key.startswith(("stem.", "layer1.")) for key in state_dict):
-    matched = _video_resnet(model, state_dict, source)
-  elif "latents" in state_dict:
-    matched = _perceiver(model, state_dict, source)
-  else:
-    raise PortingError(
-      f"{source} holds the weights of no network that is known here; its first keys: "
-      f"{errors.shown(state_dict)}."
-    )
-  if "head" in matched.fresh or not _another_head(
-    matched.table, params, state_dict, source, replace_head
-  ):
-    return matched
-  return dataclasses.replace(matched, fresh=(*matched.fresh, "head"))
-
-
-def _another_head(
-  table: Table, params: Tree, state_dict: StateDict, source: str, replace_head: bool
-) -> bool:
-  """Whether the file's classifier has another shape than the model's, and that is allowed."""
-  ours = leaves(params, {})
-  for row in table.rows:
-    if row.path in _HEADS and row.target in ours and row.keys[0] in state_dict:
-      theirs = state_dict[row.keys[0]].shape
-      theirs = theirs[::-1] if row.layout is LINEAR else theirs
-      expected = tuple(ours[row.target].shape)
-      if theirs == expected or len(theirs) != len(expected):
-        return False
-      if replace_head:
-        return True
-      raise PortingError(
-        f"{source}: its head reads {theirs[0]} channels for {theirs[1]} classes, the model's "
-        f"{expected[0]} for {expected[1]}. To start a new head ask for it: replace_head=True "
-        "(--config.replace_head=True)."
-      )
-  return False
+    return _own(model, params, batch_stats, state_dict, replace_head, source)
+  if any("patch_embed" in key for key in state_dict):
+    return _videomae(model, state_dict, source)
+  if any(key.startswith(("stem.", "layer1.")) for key in state_dict):
+    return _video_resnet(model, state_dict, source)
+  if "latents" in state_dict:
+    return _perceiver(model, state_dict, source)
+  raise PortingError(
+    f"{source} holds the weights of no network that is known here; its first keys: "
+    f"{errors.shown(state_dict)}."
+  )
 
 
 def _trunk_rows(architecture: str) -> list[Row]:

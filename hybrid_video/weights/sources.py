@@ -5,17 +5,21 @@ SHA-256 checked wherever one is published.
 """
 
 import dataclasses
+import functools
 import hashlib
+import importlib.resources
 import os
 import pathlib
 import re
 import urllib.parse
 import urllib.request
 
-from hybrid_video import downloads, errors
+from hybrid_video import class_identity, downloads, errors
 
 CACHE_VARIABLE = "HYBRID_VIDEO_CACHE"
 DEFAULT_CACHE = "~/.cache/hybrid_video/weights"
+# Lists of class names that come with the package, see class_names/README.md.
+CLASS_LISTS = ("kinetics400", "ssv2")
 
 _HUB_NAME = re.compile(r"-([0-9a-f]{8,64})\.[A-Za-z0-9]+$")
 
@@ -34,6 +38,7 @@ class Source:
     sha256_prefix: how the file's SHA-256 begins, lower-case hex; None where none is published.
     model: the architecture, a name of `hybrid_video.models`.
     num_classes: width of the logits; None for a pretraining model, which has none.
+    classes: the list of `CLASS_LISTS` that the logits follow; None where no list is published.
     frames: frames in a clip in training.
     licence: what is known of the terms; weights often state none of their own.
     origin: the page or file that says all this.
@@ -47,6 +52,7 @@ class Source:
   frames: int
   licence: str
   origin: str
+  classes: str | None = None
 
   @property
   def file(self) -> str:
@@ -55,6 +61,14 @@ class Source:
       return _url_name(self.url)
     # Hugging Face calls every model's weights the same.
     return self.name.replace("/", "-") + pathlib.PurePosixPath(_url_name(self.url)).suffix
+
+
+@functools.cache
+def class_names(name: str) -> tuple[str, ...]:
+  """The names of a list of `CLASS_LISTS`, by class id."""
+  folder = importlib.resources.files("hybrid_video.weights") / "class_names"
+  with importlib.resources.as_file(folder / f"{name}.txt") as path:
+    return class_identity.read_names(path)
 
 
 _IG65M = "https://github.com/moabitcoin/ig65m-pytorch"
@@ -68,6 +82,7 @@ def _torchvision(model: str, prefix: str) -> Source:
     sha256_prefix=prefix,
     model=model,
     num_classes=400,
+    classes="kinetics400",
     frames=16,
     licence="none stated for the weights; torchvision's code is BSD-3-Clause",
     origin="https://github.com/pytorch/vision, torchvision/models/video/resnet.py",
@@ -81,6 +96,9 @@ def _ig65m(name: str, prefix: str, trained: str, frames: int, num_classes: int) 
     sha256_prefix=prefix,
     model="r2plus1d_34",
     num_classes=num_classes,
+    # VMZ's Kinetics weights follow the same list: MMAction2 tests others of that model zoo by it. The
+    # names of IG-65M's own classes are not published.
+    classes="kinetics400" if trained == "ft_kinetics_from_ig65m" else None,
     frames=frames,
     licence="not known for the weights; the code that publishes them is MIT",
     origin=_IG65M,
@@ -94,6 +112,7 @@ def _videomae(size: str, trained: str, repository: str, num_classes: int | None)
     sha256_prefix=None,
     model=f"videomae_{size}",
     num_classes=num_classes,
+    classes=trained if trained in CLASS_LISTS else None,
     frames=16,
     licence="CC-BY-NC 4.0",
     origin=f"{_HUGGING_FACE}/{repository}",
@@ -138,6 +157,13 @@ def describe() -> list[dict[str, str]]:
   ]
 
 
+def published(source: str) -> Source | None:
+  """The known weights that a name or URL stands for, None for any other."""
+  if source in SOURCES:
+    return SOURCES[source]
+  return next((known for known in SOURCES.values() if known.url == source), None)
+
+
 def locate(
   source: str, *, cache_dir: pathlib.Path | None = None, progress: bool = True
 ) -> pathlib.Path:
@@ -160,8 +186,8 @@ def locate(
       a full disk, or a wrong SHA-256. Where a download failed, the message names the file to put
       in place by hand.
   """
-  if source in SOURCES:
-    return _cached(_known(SOURCES[source], cache_dir), progress)
+  if known := published(source):
+    return _cached(_known(known, cache_dir), progress)
   if "://" in source:
     url = urllib.parse.urlsplit(source)
     if url.scheme == "file":
@@ -171,9 +197,6 @@ def locate(
         f"Weights cannot be downloaded from {source!r}: the scheme is {url.scheme!r}, and only http, "
         "https and file are read. Download it by hand and give the file's path."
       )
-    for known in SOURCES.values():
-      if known.url == source:
-        return _cached(_known(known, cache_dir), progress)
     return _cached(_unknown(source, cache_dir), progress)
   path = pathlib.Path(source).expanduser()
   if os.path.exists(path) or source.startswith(("/", "~", ".")) or path.suffix:

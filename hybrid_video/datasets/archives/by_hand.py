@@ -11,7 +11,6 @@ import os
 import pathlib
 from typing import Any
 
-from hybrid_video import files
 from hybrid_video.datasets import listing
 from hybrid_video.datasets.archives import names, reading
 
@@ -30,15 +29,17 @@ class OwnFiles:
 
   @classmethod
   def below(cls, folder: pathlib.Path) -> "OwnFiles":
-    """Walks through the folder; links are followed."""
+    """Walks through the folder; links are followed, but never in a circle."""
     own = cls()
+    entered: set[tuple[int, int]] = set()
     for parent, folders, file_names in os.walk(folder, followlinks=True):
+      status = os.stat(parent)
+      if (status.st_dev, status.st_ino) in entered:
+        folders.clear()
+        continue
+      entered.add((status.st_dev, status.st_ino))
       at_top = pathlib.Path(parent) == folder
-      folders[:] = [
-        name
-        for name in folders
-        if not name.endswith(files.PART) and not (at_top and name == listing.UNPACKED)
-      ]
+      folders[:] = [name for name in folders if not (at_top and name == listing.UNPACKED)]
       if not at_top and any(name.lower().endswith(listing.VIDEO_SUFFIXES) for name in file_names):
         own._folders.add(os.path.basename(parent))
       for name in file_names:
@@ -63,8 +64,10 @@ class OwnFiles:
 
   def _reason(self, member: reading.Member, is_only: bool) -> Reason | None:
     """Why a member is left out, None if it is not; `is_only`: no other member has its name."""
-    if member.is_archive and names.folder_name(member.path.name) in self._folders:
-      return [names.folder_name(member.path.name)]
+    if member.is_archive:
+      own = names.by_hand_names(names.stem(member.path.name)) & self._folders
+      if own:
+        return [min(own)]
     if is_only and (member.path.name, member.bytes) in self._files:
       return [member.path.name, member.bytes]
     in_folder = (member.path.parent.name, member.path.name, member.bytes)

@@ -46,10 +46,25 @@ def folder_name(name: str) -> str:
   It is always one component of a path that names a folder directly below its parent (not "..", not
   "", no drive, no dots at its end), and not the name of unfinished work or of a note.
   """
-  safe = _SEPARATORS.sub("_", stem(name)).rstrip(".")
+  return _safe(stem(name))
+
+
+def _safe(own: str) -> str:
+  safe = _SEPARATORS.sub("_", own).rstrip(".")
   if safe.endswith((files.PART, NOTE)):
     return f"{safe}_"
   return safe or _UNNAMED
+
+
+def by_hand_names(own: str) -> set[str]:
+  """The names of folders that an archive may have been unpacked into by hand.
+
+  Args:
+    own: its stem. It is one of them where it names a folder directly below its parent; the others are
+      what `folder_name` makes of it.
+  """
+  is_component = own not in ("", ".", "..") and "/" not in own and "\0" not in own
+  return {_safe(own), own} if is_component else {_safe(own)}
 
 
 def volumes(path: pathlib.Path) -> list[pathlib.Path]:

@@ -14,10 +14,11 @@ import pathlib
 import shutil
 import tempfile
 from typing import IO, Any
+import unicodedata
 
 import tqdm
 
-from hybrid_video import files
+from hybrid_video import errors, files
 from hybrid_video.datasets import listing
 from hybrid_video.datasets.archives import by_hand, failures, names, reading
 
@@ -47,12 +48,12 @@ def unpacked(folder: pathlib.Path, *, progress: bool = True) -> pathlib.Path:
   targets = _targets(folder)
   own_files: by_hand.OwnFiles | None = None
   for path, target in targets.items():
-    with failures.explained(str(path), target.parent):
+    with failures.explained(errors.printable(path), target.parent):
       # The walk through the folder is made only where the note does not settle it.
       if _is_done(path, target, lambda: by_hand.OwnFiles.below(folder)):
         continue
       own_files = own_files or by_hand.OwnFiles.below(folder)
-      if own := _unpacked_by_hand(folder / target.name, target):
+      if own := _unpacked_by_hand(path, target):
         log.info(
           "%s is not unpacked: %s is taken for its contents. Remove that folder to have it "
           "unpacked.",
@@ -83,7 +84,9 @@ def _targets(folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
   by_name: dict[str, pathlib.Path] = {}
   for path in archives:
     targets[path] = folder / listing.UNPACKED / names.folder_name(path.name)
-    other = by_name.setdefault(targets[path].name.casefold(), path)
+    # Some file systems know no difference of case or of Unicode form.
+    name = unicodedata.normalize("NFC", targets[path].name).casefold()
+    other = by_name.setdefault(name, path)
     if other != path:
       raise failures.ArchiveError(
         f"{other} and {path.name} would both be unpacked into {targets[path]}. Rename one of them, "
@@ -95,16 +98,22 @@ def _targets(folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path]:
 def _check_volumes(paths: list[pathlib.Path], stems: set[str]) -> None:
   for path in paths:
     stem = names.first_of_later(path.name)
-    if stem is not None and stem not in stems and not by_hand.has_contents(path.parent / stem):
+    if stem is not None and stem not in stems and not _folder_beside(path.parent, stem):
       raise failures.ArchiveError(
         f"{path} is a later volume of an archive whose first volume is missing. Put "
         f"{stem}.part1.rar into {path.parent}."
       )
 
 
-def _unpacked_by_hand(beside: pathlib.Path, target: pathlib.Path) -> pathlib.Path | None:
+def _folder_beside(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
+  """The folder beside an archive that the user has unpacked it into, if there is one."""
+  own = names.by_hand_names(stem) - {listing.UNPACKED}
+  return next((folder / name for name in sorted(own) if by_hand.has_contents(folder / name)), None)
+
+
+def _unpacked_by_hand(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path | None:
   """The folder of the user's own that is taken for an archive's contents, if there is one."""
-  if by_hand.has_contents(beside):
+  if beside := _folder_beside(path.parent, names.stem(path.name)):
     return beside
   return target if by_hand.has_contents(target) and not _note(target).exists() else None
 
@@ -135,7 +144,7 @@ def _is_done(
 def _unpack_outer(
   path: pathlib.Path, target: pathlib.Path, own_files: by_hand.OwnFiles, progress: bool
 ) -> None:
-  label = str(path)
+  label = errors.printable(path)
   with reading.opened(path, label) as archive:
     wanted, left_out = own_files.missing(archive.members)
     if archive.members and not wanted:
@@ -154,7 +163,7 @@ def _unpack_outer(
           unit="B",
           unit_scale=True,
           unit_divisor=1024,
-          desc=path.name,
+          desc=errors.printable(path.name),
           disable=not progress,
         ) as bar:
           left_out += _unpack(archive, wanted, part, own_files, bar, depth=1)
@@ -234,7 +243,7 @@ def _needed_bytes(
       continue
     within = _Needed(member.bytes, 0)
     if not member.is_compressed and archive.in_one_pass is None:
-      label = f"{archive.label}/{member.path}"
+      label = f"{archive.label}/{errors.printable(member.path)}"
       with archive.open(member) as stream, reading.opened(stream, label) as nested:
         _check_depth(label, depth)
         inner, _ = own_files.missing(nested.members)
@@ -266,7 +275,7 @@ def _unpack(
   """
   left_out = []
   for member, opened in archive.streams(wanted):
-    label = f"{archive.label}/{member.path}"
+    label = f"{archive.label}/{errors.printable(member.path)}"
     path = folder / member.path
     path.parent.mkdir(parents=True, exist_ok=True)
     with failures.explained(label, folder.parent), opened as stream:
@@ -302,8 +311,8 @@ def _copy(stream: IO[bytes], path: pathlib.Path, size: int, bar: "tqdm.tqdm | No
   written = 0
   if bar is not None and path.exists():
     raise failures.ArchiveError(
-      f"{path.name} is there twice: in an archive, and beside it or in another one, both in "
-      f"{path.parent.name}. Unpack the archive by hand."
+      f"{errors.printable(path.name)} is there twice: in an archive, and beside it or in another one, "
+      f"both in {errors.printable(path.parent.name)}. Unpack the archive by hand."
     )
   with path.open("wb") as file:
     while chunk := stream.read(reading.CHUNK_BYTES):
