@@ -120,6 +120,8 @@ class Experiment(Settings):
     download: hmdb51, ucf101: fetch the official archives into `data_dir` first.
     mirrors: a JSON file of more places to fetch them from.
     records_dir: where stored frames are kept; "" is ~/tensorflow_datasets.
+    beam_pipeline_options: have Apache Beam decode and store, on the runner of these options, as TFDS's
+      flag of this name has them: `runner=DirectRunner,direct_num_workers=2`. "" is this machine.
     allow_missing: go on although listed videos are missing or broken, any of them.
     missing_allowed: names of videos that may be missing or broken.
     made_films: made_actions: how many films to make.
@@ -163,6 +165,7 @@ class Experiment(Settings):
   download: bool = setting(False)
   mirrors: str = setting("")
   records_dir: str = setting("")
+  beam_pipeline_options: str = setting("")
   allow_missing: bool = setting(False)
   missing_allowed: tuple[str, ...] = setting(())
   made_films: int = setting(0, at_least=0)

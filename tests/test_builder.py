@@ -34,6 +34,7 @@ from hybrid_video.datasets import (
   mirrors,
   records,
   splits,
+  tfds_metadata,
 )
 from hybrid_video.decoding import storing, worker_pool
 from hybrid_video.sampling import plans
@@ -190,7 +191,7 @@ def test_a_class_name_with_a_line_end_is_one_class_for_tfds(tmp_path):
   videos = [
     listing.Video(label, label, label, (1,), tmp_path / label) for label in ("hop\nskip", "nod")
   ]
-  described = builder.features(listing.make("folder", tmp_path, videos), SMALL)
+  described = tfds_metadata.features(listing.make("folder", tmp_path, videos))
   described["label"].save_metadata(str(tmp_path), feature_name="label")
   read = tfds.features.ClassLabel()
   read.load_metadata(str(tmp_path), feature_name="label")

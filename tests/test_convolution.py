@@ -18,8 +18,7 @@ CONVOLUTIONS = [
   ((3, 1, 1), (2, 1, 1), (1, 0, 0)),
   ((1, 1, 1), (2, 2, 2), (0, 0, 0)),
   ((1, 1, 1), (1, 1, 1), (0, 0, 0)),
-  ((3, 3, 3), (1, 1, 1), (1, 1, 1)),
-  ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+  ((3, 3, 3), (1, 2, 2), (1, 1, 1)),
 ]
 SIZES = [(7, 9, 11), (1, 5, 5), (3, 1, 2), (4, 8, 16)]
 
@@ -58,14 +57,19 @@ def test_every_lowering_of_a_convolution_is_the_same_function(
   with jax.enable_x64(True):
     wide = _random(size, kernel, np.float64)
     expected = _with_gradients(*wide, strides, padding, convolution.DIRECT)
-    for lowering in convolution.lowerings(wide[1], strides, padding):
+    _, *others = convolution.lowerings(wide[1], strides, padding)
+    assert others
+    for lowering in others:
       for ours, plain in zip(
         _with_gradients(*wide, strides, padding, lowering), expected, strict=True
       ):
         assert ours.dtype == jnp.float64
         np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-11, err_msg=lowering)
+  if size != SIZES[0]:
+    return
+  # Rounding does not depend on what is left over at the edges.
   narrow = _random(size, kernel, np.float32)
-  for lowering in convolution.lowerings(narrow[1], strides, padding):
+  for lowering in others:
     for ours, plain in zip(
       _with_gradients(*narrow, strides, padding, lowering), expected, strict=True
     ):
@@ -74,11 +78,13 @@ def test_every_lowering_of_a_convolution_is_the_same_function(
       assert error < 5e-6 * max(1.0, np.abs(plain).max()), lowering
 
 
-@pytest.mark.parametrize("kind", ["spatial", "temporal"])
-def test_winograds_rounding_at_the_networks_own_widths_is_that_of_float32(kind):
+@pytest.mark.parametrize(
+  ("kernel", "padding", "size"),
+  [((1, 3, 3), (0, 1, 1), (2, 14, 14)), ((3, 1, 1), (1, 0, 0), (8, 7, 7))],
+)
+def test_winograds_rounding_at_the_networks_own_widths_is_that_of_float32(kernel, padding, size):
   rng = np.random.default_rng(0)
-  kernel, padding = ((1, 3, 3), (0, 1, 1)) if kind == "spatial" else ((3, 1, 1), (1, 0, 0))
-  x = rng.standard_normal((1, 8, 14, 14, 144))
+  x = rng.standard_normal((1, *size, 144))
   w = rng.standard_normal((*kernel, 144, 64)) / np.sqrt(np.prod(kernel) * 144)
   errors = {}
   with jax.enable_x64(True):
@@ -123,18 +129,26 @@ def _fused_with_gradients(x, spatial, temporal, scale, shift, fused):
   return tuple(np.asarray(array) for array in (y, *gradients))
 
 
-@pytest.mark.parametrize("tiles", [3, 12, 40, 10_000])
-@pytest.mark.parametrize("size", SIZES)
+# From one row of tiles at a time to all clips at once: the numbers that divide a size differently.
+@pytest.mark.parametrize(
+  ("size", "tiles"),
+  [
+    (SIZES[0], (3, 40, 10_000)),
+    (SIZES[1], (3, 12, 40)),
+    (SIZES[2], (3, 40)),
+    (SIZES[3], (3, 40, 10_000)),
+  ],
+)
 def test_two_convolutions_at_once_are_the_two_one_after_the_other(size, tiles, monkeypatch):
-  # From one row of tiles at a time to all clips at once.
-  monkeypatch.setattr(winograd, "_TILES_AT_ONCE", tiles)
   rng = np.random.default_rng(0)
   shapes = ((4, *size, 3), (1, 3, 3, 3, 5), (3, 1, 1, 5, 4), (5,), (5,))
   arguments = [rng.standard_normal(shape) / 3 for shape in shapes]
   with jax.enable_x64(True):
     expected = _fused_with_gradients(*arguments, fused=False)
-    for ours, plain in zip(_fused_with_gradients(*arguments, fused=True), expected, strict=True):
-      np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-10)
+    for count in tiles:
+      monkeypatch.setattr(winograd, "_TILES_AT_ONCE", count)
+      for ours, plain in zip(_fused_with_gradients(*arguments, fused=True), expected, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-10, err_msg=str(count))
 
 
 def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_are_the_same(
@@ -233,14 +247,12 @@ def _trunk_with_gradients(backend, architecture, blocks, size, frozen, remat=Fal
 @pytest.mark.parametrize(
   ("architecture", "blocks", "size", "frozen", "remat"),
   [
-    ("r2plus1d_18", 4, (5, 18, 20), False, False),
     ("r2plus1d_18", 3, (4, 17, 22), False, False),  # odd rows
     ("r2plus1d_18", 3, (4, 20, 18), False, True),  # an odd number of columns after the stem
-    ("r2plus1d_18", 2, (4, 20, 17), False, False),  # ends within the fold
-    ("r2plus1d_18", 3, (2, 8, 7), True, False),
+    ("r2plus1d_18", 2, (4, 20, 17), True, False),  # ends within the fold
     ("r3d_18", 3, (4, 12, 14), False, False),
-    ("mc3_18", 4, (4, 12, 13), False, False),
-    ("r2plus1d_34", 4, (4, 12, 18), False, False),  # a stage of three blocks
+    ("mc3_18", 3, (4, 12, 13), False, False),
+    ("r2plus1d_34", 4, (5, 12, 20), False, False),  # a stage of three blocks, odd frames
   ],
 )
 def test_a_folded_trunk_computes_what_the_plain_one_does(architecture, blocks, size, frozen, remat):
@@ -257,14 +269,19 @@ def test_a_folded_trunk_computes_what_the_plain_one_does(architecture, blocks, s
 
 
 def test_on_a_tpu_the_fold_holds_from_the_stem_to_the_first_stride():
-  clips = jnp.zeros((1, 2, 16, 16, 3))
-  with target.traced_for(_devices("tpu")):
-    trunk = video_resnet.Trunk(blocks=3, rng=np.random.default_rng(0))
+  trunk = video_resnet.Trunk(blocks=3, width=4, rng=np.random.default_rng(0))
+  trunk.eval()
+  kinds = []
+
+  def forward(clips):
     x = trunk.stem(clips)
-    kinds = [type(x)]
+    kinds.append(type(x))
     for _, block in trunk.blocks():
       x = block(x)
       kinds.append(type(x))
+
+  with target.traced_for(_devices("tpu")):
+    jax.eval_shape(forward, jnp.zeros((1, 2, 16, 16, 3)))
   assert kinds[:3] == [folded.Folded] * 3
   assert not issubclass(kinds[3], folded.Folded)
 

@@ -16,7 +16,7 @@ from test_main import run as run_command
 from video_writing import write_h264
 
 from hybrid_video import checkpoints, command, errors, predict
-from hybrid_video.datasets import builder, listing
+from hybrid_video.datasets import listing, tfds_metadata
 from hybrid_video.report import data_page, data_summary, figures, results
 from hybrid_video.tasks import Evaluation
 
@@ -165,7 +165,7 @@ def listed(folder: pathlib.Path, *labels: str) -> listing.Listing:
 def test_tfds_gets_every_class_under_its_id(tmp_path, key):
   made = listed(tmp_path, NAMES[key], "Wave", "wave")
   assert len(made.class_names) == 3
-  builder.features(made).save_config(tmp_path)
+  tfds_metadata.features(made).save_config(tmp_path)
   read = tfds.features.FeaturesDict.from_config(tmp_path)
   # A name of several lines is written in one.
   lines = [name.replace("\n", r"\n").replace("\r", r"\r") for name in made.class_names]

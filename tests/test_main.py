@@ -33,6 +33,50 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
   )
 
 
+# Runs main.py with each line of arguments in a copy of a process that has imported what all modes
+# import, which takes most of the time of a command that is refused.
+_COPIES = """
+import json, os, runpy, sys, tempfile, warnings
+import hybrid_video.command, hybrid_video.experiment
+
+for line in sys.stdin:
+  outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+  with warnings.catch_warnings(action="ignore"):  # No thread runs yet.
+    child = os.fork()
+  if not child:
+    for number, output in enumerate(outputs, 1):
+      os.dup2(output.fileno(), number)
+    sys.argv = ["main.py", *json.loads(line)]
+    runpy.run_path("main.py", run_name="__main__")
+    break
+  code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  for output in outputs:
+    output.seek(0)
+  print(json.dumps([code, *(output.read() for output in outputs)]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_copy():
+  """As `run`, for commands that are refused before they start to work."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", _COPIES],
+    cwd=ROOT,
+    env=ENVIRONMENT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+  def run_copy(*arguments: str) -> subprocess.CompletedProcess:
+    print(json.dumps(arguments), file=process.stdin, flush=True)
+    return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+
+  with process:
+    yield run_copy
+    process.stdin.close()
+
+
 def test_the_installed_command_finds_the_configs_from_any_folder(tmp_path):
   code = "from hybrid_video import command; command.installed()"
   arguments = ["--config=configs/demo.py", "--config.epoch=3", f"--workdir={tmp_path}"]
@@ -70,8 +114,10 @@ def test_the_installed_command_finds_the_configs_from_any_folder(tmp_path):
     (["--config=configs/demo.py", "--workdir=x", "epochs=3"], "--config.NAME=VALUE"),
   ],
 )
-def test_a_mistake_on_the_command_line_is_one_clear_message(arguments, expected, tmp_path):
-  done = run(*[a.replace("=x", f"={tmp_path / 'x'}") for a in arguments])
+def test_a_mistake_on_the_command_line_is_one_clear_message(
+  arguments, expected, tmp_path, run_copy
+):
+  done = run_copy(*[a.replace("=x", f"={tmp_path / 'x'}") for a in arguments])
   assert done.returncode != 0
   assert expected in done.stderr + done.stdout
   assert "Traceback" not in done.stderr
@@ -88,8 +134,10 @@ def test_a_mistake_on_the_command_line_is_one_clear_message(arguments, expected,
     ("--config.model.blocks=3", "--config.model.blocks cannot be set: The model 'hybrid' has no"),
   ],
 )
-def test_a_value_out_of_range_is_refused_before_a_file_is_touched(argument, expected, tmp_path):
-  done = run("--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", argument)
+def test_a_value_out_of_range_is_refused_before_a_file_is_touched(
+  argument, expected, tmp_path, run_copy
+):
+  done = run_copy("--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", argument)
   assert_one_clear_error(done, expected)
   assert not (tmp_path / "run").exists()
 
@@ -111,8 +159,10 @@ def test_data_that_is_not_there_is_one_clear_message(tmp_path):
   assert_one_clear_error(done, str(tmp_path / "none"), "--config.data_dir")
 
 
-def test_an_unknown_data_set_is_one_clear_message(tmp_path):
-  done = run("--config=configs/demo.py", f"--workdir={tmp_path}", "--config.dataset=hmdb51_layot")
+def test_an_unknown_data_set_is_one_clear_message(tmp_path, run_copy):
+  done = run_copy(
+    "--config=configs/demo.py", f"--workdir={tmp_path}", "--config.dataset=hmdb51_layot"
+  )
   assert_one_clear_error(done, "Did you mean hmdb51_layout", "kinetics")
 
 

@@ -49,9 +49,11 @@ def name(requirement: str) -> str:
 
 def test_the_requirements_are_those_of_the_package():
   assert requirements("requirements.txt") == [*PROJECT["dependencies"], *EXTRAS["train"]]
-  base, *tools = requirements("requirements-dev.txt")
+  base, *more = requirements("requirements-dev.txt")
   assert base == "-r requirements.txt"
-  assert [f"{PROJECT['name']}[train]", *tools] == EXTRAS["dev"]
+  train, beam, *tools = EXTRAS["dev"]
+  assert [train, beam] == [f"{PROJECT['name']}[{extra}]" for extra in ("train", "beam")]
+  assert more == [*EXTRAS["beam"], *tools]
   (jax,) = [line for line in PROJECT["dependencies"] if line.startswith("jax")]
   for extra in ("tpu", "cuda12", "cuda13"):
     assert EXTRAS[extra] == [jax.replace("jax", f"jax[{extra}]", 1)]

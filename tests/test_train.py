@@ -177,29 +177,7 @@ def test_every_list_and_order_is_evaluated_by_the_programs_of_the_first(finished
   assert len({*sizes, tested.numbers["clips"]}) > 1
 
 
-def test_an_interrupted_run_ends_with_the_same_parameters_to_the_bit(
-  finished, tmp_path, monkeypatch
-):
-  config, _, straight = finished
-  original = writers.HistoryWriter.write_scalars
-
-  def interrupt(self, step, scalars):
-    if step == 4:
-      raise KeyboardInterrupt
-    original(self, step, scalars)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(writers.HistoryWriter, "write_scalars", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-      run_training(config, tmp_path)
-  resumed = run_training(config, tmp_path)
-  assert resumed["params_digest"] == straight["params_digest"]
-  assert resumed["test"] == straight["test"]
-  steps = [line["step"] for line in writers.read_history(tmp_path)]
-  assert steps == sorted(set(steps)) and steps[-1] == 6
-
-
-def test_with_everything_on_an_interrupted_run_still_ends_with_the_same_bits(
+def test_with_everything_on_an_interrupted_run_ends_with_the_same_bits(
   finished, made_folder, tmp_path, monkeypatch
 ):
   _, workdir, plain = finished
@@ -208,6 +186,7 @@ def test_with_everything_on_an_interrupted_run_still_ends_with_the_same_bits(
   config.clip.flip = True
   config.clip.crop_mode = "random_resized"
   config.evaluate_shuffled = False
+  config.log_every_steps = 1
   config.augmentation.update(
     mixup=0.8, cutmix=1.0, label_smoothing=0.1, randaugment_layers=2, erasing=0.5, hue=0.1
   )
@@ -219,21 +198,25 @@ def test_with_everything_on_an_interrupted_run_still_ends_with_the_same_bits(
   assert straight["validation"]["loss"] != straight["test"]["loss"]
   written = json.loads((tmp_path / "straight" / "results.json").read_text())
   assert written["validation"] == straight["validation"]
-  original = checkpoints.Checkpoints.save
+  stopped, original = tmp_path / "stopped", writers.HistoryWriter.write_scalars
 
-  def save_and_stop(self, step, state):
-    original(self, step, state)
-    self.close()
-    raise KeyboardInterrupt
+  def stop_at_the_last_step(self, step, scalars):
+    if step == 4:
+      raise KeyboardInterrupt
+    original(self, step, scalars)
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+    patch.setattr(writers.HistoryWriter, "write_scalars", stop_at_the_last_step)
     with pytest.raises(KeyboardInterrupt):
-      run_training(config, tmp_path / "stopped")
-  assert not (tmp_path / "stopped" / "results.json").exists()
-  resumed = run_training(config, tmp_path / "stopped")
+      run_training(config, stopped)
+  # The checkpoint is of step 2: a step is reported that will be trained again.
+  assert [line["step"] for line in writers.read_history(stopped)] == [1, 2, 3]
+  assert not (stopped / "results.json").exists()
+  resumed = run_training(config, stopped)
   assert resumed["params_digest"] == straight["params_digest"]
   assert resumed["validation"] == straight["validation"]
+  assert resumed["test"] == straight["test"]
+  assert [line["step"] for line in writers.read_history(stopped)] == [1, 2, 3, 4]
 
 
 _PROCESS = """

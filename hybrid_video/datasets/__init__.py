@@ -2,7 +2,7 @@
 
 In: a folder of a known data set. Out: its `listing.Listing` (`read`), then records. Importing this
 package registers the data sets with TensorFlow Datasets, where that is installed, and does not import
-TensorFlow: only `records`, `builder`, `service` and `service_client` do.
+TensorFlow: only `records`, `builder`, `beam_build`, `service` and `service_client` do.
 """
 
 from collections.abc import Callable

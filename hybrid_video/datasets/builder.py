@@ -12,43 +12,34 @@ A video is known by the content of its file. What an earlier build has stored of
 whatever list, is taken from there: only what is new or has changed is decoded.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 import contextlib
-import dataclasses
 import errno
 import hashlib
-import io
-import json
 import logging
 import os
-import pathlib
 import shutil
 import time
-from typing import Any
 
-from absl import logging as absl_logging
 from etils import epath
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 import tqdm
 
 from hybrid_video import errors, files
-from hybrid_video.datasets import file_identity, hmdb51, kinetics, listing, ucf101
+from hybrid_video.datasets import file_identity, listing, record_files, tfds_metadata
 from hybrid_video.datasets import records as stored
 from hybrid_video.datasets.file_identity import Content
-from hybrid_video.datasets.stored_before import Place, StoredBefore
-from hybrid_video.decoding import worker_pool
-from hybrid_video.decoding.storing import DecodingLimits, StoredScale, StoredVideo, file_digest
+from hybrid_video.datasets.record_files import Decoder, Result, Shard, Source
+from hybrid_video.datasets.stored_before import StoredBefore
+from hybrid_video.datasets.tfds_metadata import SPLIT, VERSION
+from hybrid_video.decoding.storing import DecodingLimits, StoredScale, file_digest
 
-# The one stored TFDS split: every video once. ("all" is a reserved word there.)
-SPLIT = "videos"
-VERSION = "3.0.0"
 SHARD_VIDEOS = 64
 _LEFTOVER_SECONDS = 24 * 60 * 60
-_PUBLISHED = {"hmdb51": hmdb51, "ucf101": ucf101, "kinetics": kinetics}
 # What file systems raise, Python's own and those that TensorFlow reads.
-_FILE_ERRORS = (OSError, tf.errors.OpError)
+FILE_ERRORS = (OSError, tf.errors.OpError)
 
 log = logging.getLogger("hybrid_video")
 
@@ -63,14 +54,43 @@ class StorageError(errors.UserError):
   """Records that cannot be written or read; the message says what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-  """A record file: its path, the videos it is to hold, their files' contents, and their digest."""
+# Stores the videos of some record files of a listing, in order, and gives each file once it is whole.
+StoreShards = Callable[[Sequence[Shard], listing.Listing, Decoder], Generator[Shard, None, None]]
 
-  path: str
-  videos: Sequence[listing.Video]
-  contents: Sequence[Content]
-  digest: str
+
+def store_here(
+  shards: Sequence[Shard], listed: listing.Listing, decoder: Decoder
+) -> Generator[Shard, None, None]:
+  """Stores record files on this machine, one by one, with a bar; see `StoreShards`.
+
+  Its videos are decoded in parallel, by default in one process a core. Those that an earlier build has
+  stored are taken from there.
+  """
+  total = sum(video.path is not None for video in listed.videos)
+  found = sources_of(shards, decoder.scale)
+  every = [source for shard in shards for source in found[shard.path]]
+  with contextlib.closing(_with_bar(every, decoder, total)) as results:
+    for shard in shards:
+      record_files.write_shard(shard, results, listed)
+      yield shard
+
+
+def sources_of(shards: Sequence[Shard], scale: StoredScale) -> dict[str, list[Source]]:
+  """For each record file, where the frames of its videos come from.
+
+  Args:
+    shards: of one records folder, at least one.
+    scale: of the frames.
+  """
+  before = StoredBefore(_earlier_folders(os.path.dirname(shards[0].path), scale))
+  return {
+    shard.path: [
+      (video.path, before.find(video.path, content))
+      for video, content in zip(shard.videos, shard.contents, strict=True)
+      if video.path is not None
+    ]
+    for shard in shards
+  }
 
 
 def build(
@@ -83,6 +103,7 @@ def build(
   workers: int | None = None,
   limits: DecodingLimits | None = None,
   hash_whole_files: bool = False,
+  store_shards: StoreShards = store_here,
 ) -> stored.Records:
   """Decodes and stores what is not stored yet, and gives the index.
 
@@ -93,7 +114,8 @@ def build(
     scale: size and quality of stored frames.
     allow_missing: whether listed videos may be missing or broken.
     missing_allowed: names of those that may be.
-    workers: decoding processes; the default is one a core.
+    workers: decoding processes; the default is that of `store_shards`.
+    store_shards: what stores record files, here or elsewhere. The records are the same.
     limits: what decoding a file may take.
     hash_whole_files: whether a file's content is told by all of its bytes, and not by its size, its
       time and its ends.
@@ -120,8 +142,9 @@ def build(
     if not index or _not_allowed(index["broken_names"], allow_missing, missing_allowed):
       todo.append(shard)
   if todo:
-    decoder = _Decoder(scale, workers, limits)
-    indices |= _store(todo, folder, listed, scale, decoder)
+    decoder = Decoder(scale, workers, limits)
+    with _explained(folder, "written"):
+      indices |= _store(folder, store_shards(todo, listed, decoder))
   whole = {path: index for path, index in indices.items() if index is not None}
   records = stored.merge(
     whole,
@@ -135,7 +158,9 @@ def build(
   )
   if not _info_path(folder).exists():
     with _explained(folder, "written"):
-      _write_metadata(records, features(listed, _frame_size(records)), whole)
+      described = tfds_metadata.features(listed, tfds_metadata.frame_size(records))
+      lengths = [len(index["names"]) for index in whole.values()]
+      tfds_metadata.write(records, described, lengths)
   what = _reasons(records.broken)
   check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
@@ -237,7 +262,7 @@ def _scales_folder(dataset: str, records_dir: str) -> str:
 
 def _layout(
   listed: listing.Listing, records_dir: str, scale: StoredScale, contents: Mapping[str, Content]
-) -> tuple[str, list[_Shard]]:
+) -> tuple[str, list[Shard]]:
   """The folder of the records and the record files in it.
 
   Raises:
@@ -263,7 +288,7 @@ def _layout(
     name = f"{listed.dataset}-{SPLIT}.tfrecord-{i:05d}-of-{count:05d}"
     digest = _digest([entries[video.name] for video in videos], scale)
     of_files = [contents[video.name] for video in videos]
-    shards.append(_Shard(os.path.join(folder, name), videos, of_files, digest))
+    shards.append(Shard(os.path.join(folder, name), videos, of_files, digest))
   return folder, shards
 
 
@@ -276,7 +301,7 @@ def _earlier_folders(folder: str, scale: StoredScale) -> list[str]:
   return [os.path.join(str(dataset), name, VERSION) for name in names]
 
 
-def _current(shard: _Shard, index: Index) -> Index | None:
+def _current(shard: Shard, index: Index) -> Index | None:
   """A record file's index, or None if a video's file is another than it was made of.
 
   Sizes and ends of the files are the same. A file that was written since is read to the end; if it is
@@ -285,7 +310,7 @@ def _current(shard: _Shard, index: Index) -> Index | None:
   rows = {name: row for row, name in enumerate(index["names"].tolist())}
   modified = index["file_modified"].copy()
   for video, content in zip(shard.videos, shard.contents, strict=True):
-    row = rows.get(_text(video.name))
+    row = rows.get(record_files.text(video.name))
     if row is None or content.modified == modified[row]:
       continue
     assert video.path is not None
@@ -296,7 +321,7 @@ def _current(shard: _Shard, index: Index) -> Index | None:
     return index
   renewed = {**index, "file_modified": modified}
   # Records that may only be read stay as they are.
-  with contextlib.suppress(*_FILE_ERRORS):
+  with contextlib.suppress(*FILE_ERRORS):
     stored.write_shard_index(shard.path, renewed)
   return renewed
 
@@ -306,9 +331,11 @@ def _info_path(folder: str) -> epath.Path:
   return epath.Path(folder) / "dataset_info.json"
 
 
-def _read_indices(folder: str, shards: Iterable[_Shard]) -> dict[str, Index | None]:
-  with _explained(folder, "read"):
-    return {shard.path: stored.read_shard_index(shard.path, shard.digest) for shard in shards}
+def _read_indices(folder: str, shards: Sequence[Shard]) -> dict[str, Index | None]:
+  paths, digests = [shard.path for shard in shards], [shard.digest for shard in shards]
+  # Kinetics has thousands, and a remote file system takes a while to answer for each.
+  with _explained(folder, "read"), futures.ThreadPoolExecutor(16) as pool:
+    return dict(zip(paths, pool.map(stored.read_shard_index, paths, digests), strict=True))
 
 
 @contextlib.contextmanager
@@ -316,7 +343,7 @@ def _explained(folder: str, what: str) -> Iterator[None]:
   """Turns errors of the file system into a `StorageError` that says what to do."""
   try:
     yield
-  except _FILE_ERRORS as error:
+  except FILE_ERRORS as error:
     free = ""
     if stored.is_local(folder):
       with contextlib.suppress(OSError):
@@ -332,45 +359,18 @@ def _explained(folder: str, what: str) -> Iterator[None]:
 # Storing.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decoder:
-  """How videos are decoded: the scale, the number of processes and the limits of each."""
-
-  scale: StoredScale
-  workers: int | None = None
-  limits: DecodingLimits | None = None
-
-  def decode(self, paths: Sequence[pathlib.Path]) -> Generator[StoredVideo | str, None, None]:
-    """The videos of files in order, each decoded or the reason why not."""
-    results = worker_pool.store_videos(paths, self.scale, self.workers, limits=self.limits)
-    with contextlib.closing(results):
-      for _, result in results:
-        yield result
-
-
-def _store(
-  shards: Sequence[_Shard],
-  folder: str,
-  listed: listing.Listing,
-  scale: StoredScale,
-  decoder: _Decoder,
-) -> dict[str, Index | None]:
-  """Decodes the videos of some record files, writes these one by one, and gives their indices."""
-  described = features(listed)
-  total = sum(video.path is not None for video in listed.videos)
-  indices: dict[str, Index | None] = {}
-  with _explained(folder, "written"):
-    epath.Path(folder).mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    before = StoredBefore(_earlier_folders(folder, scale))
-    _info_path(folder).unlink(missing_ok=True)
-    with contextlib.closing(_results(shards, before, decoder, total)) as results:
-      for shard in shards:
-        _write_shard(shard, results, listed, described)
-        index = stored.read_shard_index(shard.path, shard.digest)
-        if index is None:
-          raise OSError(errno.EIO, f"{shard.path} reads otherwise than it was written")
-        indices[shard.path] = index
+def _store(folder: str, stored_shards: Generator[Shard, None, None]) -> dict[str, Index]:
+  """Has some record files written, and gives their indices."""
+  epath.Path(folder).mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(folder)
+  _info_path(folder).unlink(missing_ok=True)
+  indices = {}
+  with contextlib.closing(stored_shards):
+    for shard in stored_shards:
+      index = stored.read_shard_index(shard.path, shard.digest)
+      if index is None:
+        raise OSError(errno.EIO, f"{shard.path} reads otherwise than it was written")
+      indices[shard.path] = index
   return indices
 
 
@@ -384,172 +384,24 @@ def _remove_leftovers(folder: str) -> None:
           path.unlink(missing_ok=True)
 
 
-def _results(
-  shards: Sequence[_Shard], before: StoredBefore, decoder: _Decoder, total: int
-) -> Generator[StoredVideo | str, None, None]:
-  """The videos of record files in order, each stored or the reason why not, with a bar.
-
-  What is stored before is taken from there.
-  """
-  files = [
-    (video.path, before.find(video.path, content))
-    for shard in shards
-    for video, content in zip(shard.videos, shard.contents, strict=True)
-    if video.path is not None
-  ]
-  results = decoder.decode([path for path, place in files if place is None])
+def _with_bar(
+  sources: Sequence[Source], decoder: Decoder, total: int
+) -> Generator[Result, None, None]:
+  """The videos of files, see `record_files.results`, with a bar that counts them."""
   broken = 0
   with (
-    contextlib.closing(results),
+    contextlib.closing(record_files.results(sources, decoder)) as results,
     tqdm.tqdm(
       total=total,
-      initial=total - len(files),
+      initial=total - len(sources),
       unit=" videos",
       desc="Decoding videos",
       dynamic_ncols=True,
     ) as progress,
   ):
-    for path, place in files:
-      result = next(results) if place is None else _taken(place, path, decoder)
+    for result in results:
       progress.update()
       if isinstance(result, str):
         broken += 1
         progress.set_postfix(broken=broken)
       yield result
-
-
-def _taken(place: Place, path: pathlib.Path, decoder: _Decoder) -> StoredVideo | str:
-  """A video from where it is stored, or decoded again if it is damaged there."""
-  return place.read() or next(decoder.decode([path]))
-
-
-def _write_shard(
-  shard: _Shard,
-  results: Iterator[StoredVideo | str],
-  listed: listing.Listing,
-  described: tfds.features.FeaturesDict,
-) -> None:
-  """Writes one record file and then its index; takes its videos from `results`."""
-  index = stored.ShardIndex()
-  class_ids = {name: class_id for class_id, name in enumerate(listed.class_names)}
-  # Two runs may build at once: both write the same file, each under a name of its own.
-  with files.whole_file(shard.path) as part, tf.io.TFRecordWriter(os.fspath(part)) as writer:
-    for video, content in zip(shard.videos, shard.contents, strict=True):
-      result = next(results)
-      if isinstance(result, str):
-        index.broken[video.name] = result
-        continue
-      known = {
-        "label": class_ids[video.label],
-        "tags": json.dumps(dict(video.tags)),
-        "split_codes": list(video.codes),
-        "fps": result.fps,
-      }
-      name, group = _text(video.name), _text(video.group)
-      example = {"name": name, "group": group, "video": result.frames, **known}
-      serialized = _serialize(example, described)
-      writer.write(serialized)
-      known["labels"] = known.pop("label")
-      index.add(
-        serialized,
-        result.frames,
-        names=name,
-        groups=group,
-        shown_height=result.shown_size[0],
-        shown_width=result.shown_size[1],
-        notes=json.dumps(dict(result.notes)),
-        file_size=content.size,
-        file_modified=content.modified,
-        file_ends=content.digest,
-        file_digest=result.file_digest,
-        **known,
-      )
-  index.write(shard.path, shard.digest)
-
-
-def _serialize(example: dict[str, Any], described: tfds.features.FeaturesDict) -> bytes:
-  encoded = described.serialize_example(described.encode_example(example))
-  # Otherwise the order of features differs from process to process.
-  return tf.train.Example.FromString(encoded).SerializeToString(deterministic=True)
-
-
-def _text(name: str) -> str:
-  # A file name may hold bytes that are not UTF-8; what is stored is text.
-  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-# What TFDS reads.
-
-
-def features(
-  listed: listing.Listing, size: tuple[int | None, int | None] = (None, None)
-) -> tfds.features.FeaturesDict:
-  """The features of a record, in TFDS's form.
-
-  Args:
-    listed: the videos.
-    size: (height, width) of all frames, None where there are several.
-  """
-  return tfds.features.FeaturesDict(
-    {
-      "name": tfds.features.Text(),
-      # TFDS keeps the names one a line.
-      "label": tfds.features.ClassLabel(names=[*map(_one_line, listed.class_names)]),
-      "group": tfds.features.Text(doc="Videos of one group share people and scenery."),
-      "tags": tfds.features.Text(doc="What else is known of the video, a JSON object."),
-      "split_codes": tfds.features.Tensor(shape=(listed.num_splits,), dtype=np.int64),
-      "fps": tfds.features.Scalar(dtype=np.float64),
-      "video": tfds.features.Video(shape=(None, *size, 3), encoding_format="jpeg"),
-    }
-  )
-
-
-def _frame_size(records: stored.Records) -> tuple[int | None, int | None]:
-  heights, widths = {*records.height.tolist()}, {*records.width.tolist()}
-  one_size = len(heights) == len(widths) == 1
-  return (heights.pop(), widths.pop()) if one_size else (None, None)
-
-
-def _one_line(name: str) -> str:
-  return name.replace("\n", r"\n").replace("\r", r"\r")
-
-
-def _write_metadata(
-  records: stored.Records, described: tfds.features.FeaturesDict, shards: Mapping[str, Index]
-) -> None:
-  published = _PUBLISHED.get(records.dataset)
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=records.folder, dataset_name=records.dataset, split=SPLIT, filetype_suffix="tfrecord"
-  )
-  lengths = [len(index["names"]) for index in shards.values()]
-  with _quiet():
-    tfds.folder_dataset.write_metadata(
-      data_dir=records.folder,
-      features=described,
-      split_infos=[tfds.core.SplitInfo(SPLIT, lengths, records.record_bytes, template)],
-      version=VERSION,
-      filename_template=template,
-      check_data=False,
-      description=f"{records.dataset}: every listed video once, frames as JPEG.",
-      homepage=published.HOMEPAGE if published else "",
-      citation=published.CITATION if published else "",
-      supervised_keys=("video", "label"),
-      metadata=tfds.core.MetadataDict(
-        missing=list(records.missing),
-        broken=records.broken,
-        unlisted=list(records.unlisted),
-        ignored=[list(entry) for entry in records.ignored],
-      ),
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Holds back what TFDS prints for notebooks."""
-  verbosity = absl_logging.get_verbosity()
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    absl_logging.set_verbosity(verbosity)

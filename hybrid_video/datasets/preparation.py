@@ -7,7 +7,7 @@ import logging
 import pathlib
 
 from hybrid_video import datasets, errors
-from hybrid_video.datasets import builder, made_actions, mirrors
+from hybrid_video.datasets import beam_build, builder, made_actions, mirrors
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 
@@ -37,7 +37,8 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
       "No data folder is named: set --config.data_dir to the folder of the videos and their lists, "
       "or of the official archives."
     )
-  folder = pathlib.Path(within(experiment.data_dir)).expanduser()
+  # The same path for whoever decodes, as broken videos are told by theirs.
+  folder = pathlib.Path(within(experiment.data_dir)).expanduser().absolute()
   dataset = experiment.dataset
   if dataset == "made_actions" and made_actions.make(
     folder, experiment.made_films, experiment.seed
@@ -50,6 +51,7 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
   listing = datasets.read(
     dataset, folder, test_share=experiment.test_share, replace_prefix=experiment.replace_prefix
   )
+  beam_options = experiment.beam_pipeline_options
   return builder.build(
     listing,
     within(experiment.records_dir),
@@ -58,4 +60,5 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     missing_allowed=experiment.missing_allowed,
     limits=experiment.decoding,
     hash_whole_files=experiment.hash_whole_files,
+    store_shards=beam_build.storing(beam_options) if beam_options else builder.store_here,
   )

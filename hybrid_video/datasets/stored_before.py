@@ -17,6 +17,10 @@ from hybrid_video.datasets import records as stored
 from hybrid_video.datasets.file_identity import Content
 from hybrid_video.decoding.storing import StoredVideo, file_digest
 
+_COLUMNS = (
+  *("names", "offset", "length", "fps", "height", "width", "shown_height", "shown_width", "notes"),
+  *("file_size", "file_modified", "file_ends", "file_digest"),
+)
 _ERRORS = (OSError, tf.errors.OpError)
 
 
@@ -82,6 +86,8 @@ class StoredBefore:
           self._add(record_file, index)
 
   def _add(self, path: str, index: Mapping[str, np.ndarray]) -> None:
+    # Without the columns of frames, which are most of it.
+    index = {name: index[name] for name in _COLUMNS}
     sizes, ends = index["file_size"].tolist(), index["file_ends"].tolist()
     for row, key in enumerate(zip(sizes, ends, strict=True)):
       self._places.setdefault(key, []).append(Place(path, index, row))

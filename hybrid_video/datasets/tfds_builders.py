@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -173,7 +174,8 @@ class StoredVideosBuilder(tfds.core.DatasetBuilder, skip_registration=True):  # 
 
     Args:
       download_dir: not used.
-      download_config: its `manual_dir` is the folder of the videos and their lists.
+      download_config: its `manual_dir` is the folder of the videos and their lists. With
+        `beam_options` or a `beam_runner`, Apache Beam stores them, see `beam_build`.
       file_format: not used, records are TFRecord files.
       permissions: not used.
 
@@ -191,8 +193,14 @@ class StoredVideosBuilder(tfds.core.DatasetBuilder, skip_registration=True):  # 
 
     if download_config is None or not download_config.manual_dir:
       self._check_stored()
-    listed = datasets.read(self.DATASET, download_config.manual_dir)
-    folder = epath.Path(builder.build(listed, self._data_dir_root, self._scale).folder)
+    store_shards: builder.StoreShards = builder.store_here
+    if (download_config.beam_options, download_config.beam_runner) != (None, None):
+      from hybrid_video.datasets import beam_build
+
+      store_shards = beam_build.storing(download_config.beam_options, download_config.beam_runner)
+    listed = datasets.read(self.DATASET, pathlib.Path(download_config.manual_dir).absolute())
+    stored = builder.build(listed, self._data_dir_root, self._scale, store_shards=store_shards)
+    folder = epath.Path(stored.folder)
     self._folder_name = folder.parent.name
     self._data_dir = os.fspath(folder)
     self.info.read_from_directory(self._data_dir)
