@@ -13,7 +13,8 @@ same weights and clips.
 - Ours starts from uint8 clips and mirrors and normalizes them within the step. The peer's clips lie
   on the device normalized, as floats, in its memory format: it is spared that work.
 - The peer takes its best form: memory format contiguous or channels_last_3d, eager or
-  `torch.compile`, tried once each at the start, for forward and training apart. bfloat16 is autocast
+  `torch.compile`, tried once each at the start, for forward and training apart, unless
+  `--peer_layout` and `--peer_compile` name one. bfloat16 is autocast
   for the peer and `dtype` for ours. On a GPU, cudnn.benchmark is on, and float32 allows TF32 on both
   sides.
 - Allocator "default": the peer's is left as PyTorch is installed; our process is set up as main.py

@@ -3,6 +3,7 @@ import types
 
 from flax import nnx
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def _convolutions(jaxpr):
   for equation in jaxpr.eqns:
     if equation.primitive.name == "conv_general_dilated":
       yield equation.invars[0].aval.shape, equation.invars[1].aval.shape
-    for inner in jax.core.jaxprs_in_params(equation.params):
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
       yield from _convolutions(inner)
 
 
@@ -280,11 +281,12 @@ def test_on_a_gpu_all_convolutions_are_2_d_over_channels_in_eights(training):
   trunk = video_resnet.Trunk(
     numerics=video_resnet.Numerics(jnp.bfloat16), rng=np.random.default_rng(0)
   )
-  trunk.train() if training else trunk.eval()
+  if not training:
+    trunk.eval()
   graphdef, params, rest = nnx.split(trunk, nnx.Param, ...)
 
   def total(params, clips):
-    return nnx.merge(graphdef, params, rest)(clips).sum()
+    return nnx.merge(graphdef, params, jax.tree.map(jnp.array, rest))(clips).sum()
 
   clips = jax.ShapeDtypeStruct((1, 4, 32, 32, 3), jnp.bfloat16)
   with target.traced_for(_devices("gpu")):

@@ -103,7 +103,7 @@ class Conv3D(nnx.Module):
     if norm is not None:
       return norm(y, activate=activate)
     if shift is not None:
-      y = y + _filled(shift.astype(self.dtype), 0, filling)
+      y = convolution.unfold(y) + _filled(shift.astype(self.dtype), 0, filling)
     return relu(y) if activate else y
 
 
@@ -280,11 +280,12 @@ class BatchNorm(nnx.Module):
       self._update(mean, var, count)
       scale, shift = self._scale_and_shift(mean, var)
     x = x.astype(self.dtype)
+    normalized: Map
     if isinstance(x, Folded):
-      y = folded.scale_and_shift(x, scale.astype(self.dtype), shift.astype(self.dtype))
+      normalized = folded.scale_and_shift(x, scale.astype(self.dtype), shift.astype(self.dtype))
     else:
-      y = _apply(x, scale, shift)
-    return relu(y) if activate else y
+      normalized = _apply(x, scale, shift)
+    return relu(normalized) if activate else normalized
 
 
 class LayerNorm(nnx.Module):

@@ -34,11 +34,11 @@ def spatial(x: Array, kernel: Array, padding: tuple[int, int], multiple: int) ->
   """
   none, zero = (0, 0, 0), jnp.zeros((), x.dtype)
   edges, more = [], []
-  for size, taps, pad in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True):
-    out = (size + 2 * pad - taps) // 2 + 1
-    whole = 2 * (out - 1) + taps + taps % 2
+  for size, width, pad in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True):
+    out = (size + 2 * pad - width) // 2 + 1
+    whole = 2 * (out - 1) + width + width % 2
     edges.append((pad, whole - size - pad, 0))
-    more.append((0, taps % 2, 0))
+    more.append((0, width % 2, 0))
   frames = _blocks(lax.pad(x, zero, [none, *edges, none]))
   # The kernel's channels are in the order of the blocks': the pixel, then its channel.
   taps = kernel.transpose(3, 0, 1, 2)
