@@ -178,6 +178,8 @@ class Peer:
     self.heads = given["cross_heads"] if kind == "cross" else given["self_heads"]
     positions = perceiver.fourier_positions(grid[:3], given["bands"], given["max_freq"])
     self.positions = torch.from_numpy(positions).to(self.device)
+    # Read here: PyTorch's compiler does not get through the construction of one of our layers.
+    self._epsilon = LayerNorm(1).epsilon
     self._run = torch.compile(self._read) if self.device == "cuda" else self._read
 
   def _tensors(self, tree: Tree) -> Tree:
@@ -269,10 +271,10 @@ class Peer:
   def _linear(x: Any, params: Tree) -> Any:
     return torch.nn.functional.linear(x, params["weight"], params.get("bias"))
 
-  @staticmethod
-  def _norm(x: Any, params: Tree) -> Any:
-    epsilon = LayerNorm(1).epsilon
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], params["scale"], params["bias"], epsilon)
+  def _norm(self, x: Any, params: Tree) -> Any:
+    return torch.nn.functional.layer_norm(
+      x, x.shape[-1:], params["scale"], params["bias"], self._epsilon
+    )
 
   @staticmethod
   def _bert_norm(x: Any, params: Tree) -> Any:
@@ -529,6 +531,11 @@ def main() -> None:
   parser.add_argument("--batch", type=int, help="clips; 2 on a CPU, 16 elsewhere, 1 if quick")
   parser.add_argument("--dtype", choices=TOLERANCE, help="float32 on a CPU, bfloat16 elsewhere")
   parser.add_argument("--turns", type=int, default=9, help="how often each side has its turn")
+  parser.add_argument(
+    "--lengths",
+    type=lambda text: [int(part) for part in text.split(",")],
+    help=f"frames of the clips; {','.join(map(str, LENGTHS))}",
+  )
   parser.add_argument("--tpu", help="also compile for this TPU, such as v5e or v6e")
   parser.add_argument("--quick", action="store_true", help="three lengths, one turn, nothing kept")
   parser.add_argument("--name", help="of the results; attention_cpu or attention_gpu")
@@ -542,7 +549,8 @@ def main() -> None:
   if torch is None:
     print("PyTorch is not installed: our side alone (pip install -r benchmarks/requirements.txt).")
   rows = []
-  for frames, grid in grids(QUICK_LENGTHS if given.quick else LENGTHS).items():
+  lengths = given.lengths or (QUICK_LENGTHS if given.quick else LENGTHS)
+  for frames, grid in grids(lengths).items():
     for kind in KINDS:
       row = measure(
         kind,

@@ -13,7 +13,8 @@ same weights and clips.
 - Ours starts from uint8 clips and mirrors and normalizes them within the step. The peer's clips lie
   on the device normalized, as floats, in its memory format: it is spared that work.
 - The peer takes its best form: memory format contiguous or channels_last_3d, eager or
-  `torch.compile`, tried once each at the start, for forward and training apart. bfloat16 is autocast
+  `torch.compile`, tried once each at the start, for forward and training apart, unless
+  `--peer_layout` and `--peer_compile` name one. bfloat16 is autocast
   for the peer and `dtype` for ours. On a GPU, cudnn.benchmark is on, and float32 allows TF32 on both
   sides.
 - Allocator "default": the peer's is left as PyTorch is installed; our process is set up as main.py
@@ -33,16 +34,17 @@ compares the computation alone. `rows` has every measurement:
   side has allocated, the trials of its compiler included; and what our compiled program needs, all of
   it and its temporaries;
 - on a GPU `matrix_rate_share`: the multiply-accumulates of the layers (two FLOP each, training counted
-  as three forward passes) over the measured rate of an 8192^3 bfloat16 product.
+  as three forward passes) over `matrix_rate_tflops`, the measured rate of an 8192^3 bfloat16 product.
 
 `peer_forms` is what was tried for the peer, `logits_error` how far the two lie apart.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import ctypes
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -366,34 +368,41 @@ def check_agreement(ours: Side, peer: Side, frames: int, size: int) -> float:
 def best_forms(
   peer: Side,
   works: Sequence[str],
-  compile_too: Sequence[bool],
+  candidates: Sequence[dict[str, Any]],
   shape: dict[str, int],
   goes: int,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
   """The peer's fastest form for each work, by the least of its goes, and all that were tried.
 
+  Args:
+    peer: the peer's process.
+    works: of `WORKS`.
+    candidates: the forms, `layout` and `compiled`. An only one is taken untried.
+    shape: `batch`, `frames` and `size` of the clips it is tried with.
+    goes: how often.
+
   Raises:
     BenchmarkError: none runs.
   """
+  if len(candidates) == 1:
+    return dict.fromkeys(works, candidates[0]), []
   best: dict[str, dict[str, Any]] = {}
   tried: list[dict[str, Any]] = []
   for work in works:
     rows: list[dict[str, Any]] = []
-    for compiled in compile_too:
-      for layout in LAYOUTS:
-        row: dict[str, Any] = {"work": work, "layout": layout, "compiled": compiled, **shape}
-        form = {"layout": layout, "compiled": compiled}
-        try:
-          told = peer.ask("prepare", work=work, **shape, **form)
-          more = (peer.ask("run", calls=1)["seconds"] for _ in range(goes - 1))
-          row |= {"seconds": min(told["seconds"], *more), "first_seconds": told["first_seconds"]}
-        except BenchmarkError as error:
-          if not compiled:
-            raise
-          row |= {"seconds": None, "first_seconds": None, "error": str(error)}
-        rows.append(row)
-        took = f"{row['seconds']:.3f} s" if row["seconds"] else row["error"]
-        print(f"peer, {work}: {form_name(row)}: {took}", flush=True)
+    for form in candidates:
+      row: dict[str, Any] = {"work": work, **form, **shape}
+      try:
+        told = peer.ask("prepare", work=work, **shape, **form)
+        more = (peer.ask("run", calls=1)["seconds"] for _ in range(goes - 1))
+        row |= {"seconds": min(told["seconds"], *more), "first_seconds": told["first_seconds"]}
+      except BenchmarkError as error:
+        if not form["compiled"]:
+          raise
+        row |= {"seconds": None, "first_seconds": None, "error": str(error)}
+      rows.append(row)
+      took = f"{row['seconds']:.3f} s" if row["seconds"] else row["error"]
+      print(f"peer, {work}: {form_name(row)}: {took}", flush=True)
     fastest = min((row for row in rows if row["seconds"]), key=lambda row: row["seconds"])
     best[work] = {"layout": fastest["layout"], "compiled": fastest["compiled"]}
     tried += rows
@@ -529,6 +538,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--works", default=",".join(WORKS), help="forward, train or both")
   parser.add_argument("--allocators", default="", help="default,kept on a CPU; kept on a GPU")
   parser.add_argument("--peer_compile", choices=["auto", "yes", "no"], default="auto")
+  parser.add_argument("--peer_layout", choices=["auto", *LAYOUTS], default="auto")
   parser.add_argument("--no_peer", action="store_true", help="ours alone; needs no PyTorch")
   parser.add_argument("--turns", type=int, default=5, help="of each side")
   parser.add_argument("--seconds", type=float, default=1.0, help="least length of a turn")
@@ -549,6 +559,51 @@ def main() -> None:
       compare(arguments, folder)
   except BenchmarkError as error:
     sys.exit(str(error))
+
+
+def _all_rows(
+  arguments: argparse.Namespace,
+  backend: str,
+  precision: str,
+  batches: Sequence[int],
+  allocators: str,
+  forms: dict[str, dict[str, Any]],
+  environment: dict[str, str],
+  failed: list[str],
+) -> Iterator[dict[str, Any]]:
+  """Measures every work, batch, clip length and allocator; what fails is added to `failed`."""
+  rate = 0.0
+  for allocator, frames, batch in itertools.product(
+    allocators.split(","), arguments.frames, batches
+  ):
+    shape = {"batch": batch, "frames": frames, "size": arguments.size}
+    flop = _forward_flop(frames, arguments.size) * batch if backend != "cpu" else 0
+    with contextlib.ExitStack() as stack:
+      # main.py has freed memory kept, so ours does in both cases.
+      ours = stack.enter_context(Side("ours", precision, True, environment))
+      peer = None
+      if not arguments.no_peer:
+        peer = stack.enter_context(Side("peer", precision, allocator == "kept", environment))
+      # Forward first: a process's peak of memory only rises.
+      for work, form in forms.items():
+        where = f"{work}, batch {batch}, {frames} frames, {allocator}"
+        try:
+          row = _measure(
+            work, shape, ours, peer, form, turns=arguments.turns, seconds=arguments.seconds
+          )
+          row["allocator"] = allocator
+          if backend != "cpu":
+            rate = max(rate, ours.ask("matrix_rate")["rate"])
+            needed = flop * (3 if work == "train" else 1)
+            row["matrix_rate_share"] = needed / row["ours_seconds"] / rate
+            row["matrix_rate_tflops"] = rate / 1e12
+        except BenchmarkError as problem:
+          failed.append(f"{where}: {problem}")
+          print(failed[-1], flush=True)
+          break
+        versus = f", {row['ratio']:.2f} times the peer's speed" if "ratio" in row else ""
+        print(f"{where}: {row['ours_seconds']:.4f} s{versus}", flush=True)
+        yield row
 
 
 def compare(arguments: argparse.Namespace, cache: str) -> None:
@@ -593,55 +648,22 @@ def compare(arguments: argparse.Namespace, cache: str) -> None:
       error = check_agreement(ours, peer, frames[0], size)
     print(f"The logits agree to {error:.1e}", flush=True)
     compile_too = {"auto": (False, True), "yes": (True,), "no": (False,)}[arguments.peer_compile]
+    layouts = LAYOUTS if arguments.peer_layout == "auto" else (arguments.peer_layout,)
+    candidates = [
+      {"layout": layout, "compiled": compiled} for compiled in compile_too for layout in layouts
+    ]
     with Side("peer", precision, True, environment) as peer:
       middle = sorted(batches)[len(batches) // 2]
       shape = {"batch": middle, "frames": frames[0], "size": size}
-      forms, tried = best_forms(peer, works, compile_too, shape, max(2, arguments.turns))
+      forms, tried = best_forms(peer, works, candidates, shape, max(2, arguments.turns))
 
   rows: list[dict[str, Any]] = []
   failed: list[str] = []
-  rate = None
-  for allocator in given.split(","):
-    for length in frames:
-      work_per_clip = _forward_flop(length, size) if backend != "cpu" else 0
-      for batch in batches:
-        shape = {"batch": batch, "frames": length, "size": size}
-        with contextlib.ExitStack() as stack:
-          # main.py has freed memory kept, so ours does in both cases.
-          ours = stack.enter_context(Side("ours", precision, True, environment))
-          peer_side = None
-          if with_peer:
-            peer_side = stack.enter_context(
-              Side("peer", precision, allocator == "kept", environment)
-            )
-          # Forward first: a process's peak of memory only rises.
-          for work in works:
-            try:
-              row = _measure(
-                work,
-                shape,
-                ours,
-                peer_side,
-                forms[work],
-                turns=arguments.turns,
-                seconds=arguments.seconds,
-              )
-            except BenchmarkError as problem:
-              failed.append(f"{work}, batch {batch}, {length} frames, {allocator}: {problem}")
-              print(failed[-1], flush=True)
-              break
-            row["allocator"] = allocator
-            if backend != "cpu":
-              rate = max(rate or 0.0, ours.ask("matrix_rate")["rate"])
-              flop = work_per_clip * batch * (3 if work == "train" else 1)
-              row["matrix_rate_share"] = flop / row["ours_seconds"] / rate
-            rows.append(row)
-            versus = f", {row['ratio']:.2f} times the peer's speed" if "ratio" in row else ""
-            print(
-              f"{work}, batch {batch}, {length} frames, {allocator}: "
-              f"{row['ours_seconds']:.3f} s{versus}",
-              flush=True,
-            )
+  try:
+    for row in _all_rows(arguments, backend, precision, batches, given, forms, environment, failed):
+      rows.append(row)
+  except KeyboardInterrupt:
+    failed.append("interrupted: what was not measured by then is missing")
   if not rows:
     raise BenchmarkError("Nothing could be measured: see the lines above.")
 
@@ -659,7 +681,6 @@ def compare(arguments: argparse.Namespace, cache: str) -> None:
       "device": about["device"],
       "precision": precision,
       "logits_error": error,
-      "matrix_rate_tflops": rate and rate / 1e12,
       "turns": arguments.turns,
       "peer_threads": peer_about["threads"] if with_peer else None,
       "peer_forms": tried,

@@ -10,7 +10,7 @@ import sys
 from conftest import made_experiment, moving_square
 import pytest
 import tensorflow_datasets as tfds
-from test_builder import decoded, SMALL, break_file, build, few_videos, path_of, tree
+from test_builder import SMALL, break_file, build, few_videos, path_of, tree
 
 from hybrid_video import datasets, errors
 from hybrid_video.datasets import (
@@ -98,9 +98,7 @@ def test_whole_record_files_stay_and_only_the_others_are_stored(beam, listed, tm
   same_files(by_beam, local)
 
 
-def test_what_is_stored_already_is_taken_from_there_on_workers_too(
-  beam, listed, tmp_path, decoded
-):
+def test_what_is_stored_already_is_taken_from_there_on_workers_too(beam, listed, tmp_path, decoded):
   build(listed, tmp_path / "beam")
   made_actions.write_avi(path_of(listed, 4), moving_square(40), 25)
   listed = hmdb51.read(listed.folder, official=False)

@@ -118,7 +118,12 @@ def test_the_peer_takes_its_fastest_form_and_a_compiler_that_fails_is_no_end():
 
   peer = _Answers(prepare=prepare, run=lambda calls: {"seconds": seconds[current[0]]})
   shape = {"batch": 2, "frames": 16, "size": 112}
-  best, tried = train_step.best_forms(peer, train_step.WORKS, (False, True), shape, 2)
+  forms = [
+    {"layout": layout, "compiled": compiled}
+    for compiled in (False, True)
+    for layout in train_step.LAYOUTS
+  ]
+  best, tried = train_step.best_forms(peer, train_step.WORKS, forms, shape, 2)
   assert best == {
     "forward": {"layout": "channels_last_3d", "compiled": False},
     "train": {"layout": "channels_last_3d", "compiled": True},
@@ -127,7 +132,12 @@ def test_the_peer_takes_its_fastest_form_and_a_compiler_that_fails_is_no_end():
   assert failed == [("forward", "contiguous"), ("train", "contiguous")]
   del seconds["train", "contiguous", False]
   with pytest.raises(train_step.BenchmarkError, match="no compiler"):
-    train_step.best_forms(peer, train_step.WORKS, (False, True), shape, 2)
+    train_step.best_forms(peer, train_step.WORKS, forms, shape, 2)
+  # An only form is taken untried.
+  assert train_step.best_forms(_Answers(), ("train",), forms[:1], shape, 2) == (
+    {"train": forms[0]},
+    [],
+  )
 
 
 def test_ratios_are_of_the_first_clip_length_and_told_apart_by_allocator():

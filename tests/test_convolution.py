@@ -3,6 +3,7 @@ import types
 
 from flax import nnx
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -172,12 +173,13 @@ def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_
       trunk(clips)
       assert not calls
     trunk.eval()
-    for backend in ("cpu", "gpu"):
+    for backend in ("cpu", "gpu", "tpu"):
       with target.traced_for(_devices(backend)):
         features[backend] = trunk(clips)
   # Four in the first stage and the one without a stride in the second's first block.
   assert [shape[-2:] for shape in calls] == [(4, 9)] * 4 + [(8, 14)]
-  np.testing.assert_allclose(features["cpu"], features["gpu"], rtol=1e-9)
+  np.testing.assert_allclose(features["cpu"], features["tpu"], rtol=1e-9)
+  np.testing.assert_allclose(features["gpu"], features["tpu"], rtol=1e-9)
 
 
 def _choose(
@@ -212,8 +214,12 @@ def test_the_lowering_follows_from_backend_and_shape():
   assert _choose(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
   assert _choose(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
   assert _choose(64, 64, (3, 3, 3)) == convolution.DIRECT
-  for kernel in (spatial, temporal, (3, 3, 3), (1, 1, 1)):
-    assert _choose(64, 144, kernel, platform="gpu") == convolution.DIRECT
+  for kernel in (spatial, temporal, (1, 1, 1)):
+    assert _choose(64, 144, kernel, platform="gpu") == convolution.TWO_DIMENSIONAL
+  assert _choose(64, 144, (3, 3, 3), platform="gpu") == convolution.DIRECT
+  stem = {"kernel": (1, 7, 7), "strides": (1, 2, 2), "platform": "gpu"}
+  assert _choose(3, 48, **stem) == convolution.SPACE_TO_DEPTH
+  assert _choose(64, 48, **stem) == convolution.TWO_DIMENSIONAL
   assert _choose(64, 144, spatial, count=2) == convolution.TWO_DIMENSIONAL
 
 
@@ -223,7 +229,7 @@ def test_a_form_that_a_convolution_does_not_have_is_refused_with_those_it_has():
     convolution.convolve(x, w, (1, 1, 1), (1, 1, 1), convolution.WINOGRAD)
 
 
-def _trunk_with_gradients(backend, architecture, blocks, size, frozen, remat=False):
+def _trunk_with_gradients(devices, architecture, blocks, size, frozen, remat=False):
   numerics = video_resnet.Numerics(jnp.float64, remat=remat, freeze_statistics=frozen)
   trunk = video_resnet.Trunk(
     architecture, blocks=blocks, width=4, numerics=numerics, rng=np.random.default_rng(0)
@@ -238,34 +244,73 @@ def _trunk_with_gradients(backend, architecture, blocks, size, frozen, remat=Fal
     statistics = nnx.state(model, nnx.BatchStat)
     return jnp.sum(jnp.sin(features)), (features, statistics)
 
-  with target.traced_for(_devices(backend)):
+  with target.traced_for(devices):
     step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
     (_, (features, statistics)), gradients = step(params, clips)
   return jax.tree.map(np.asarray, (features, statistics, gradients))
 
 
 @pytest.mark.parametrize(
-  ("architecture", "blocks", "size", "frozen", "remat"),
+  ("backend", "architecture", "blocks", "size", "frozen", "remat"),
   [
-    ("r2plus1d_18", 3, (4, 17, 22), False, False),  # odd rows
-    ("r2plus1d_18", 3, (4, 20, 18), False, True),  # an odd number of columns after the stem
-    ("r2plus1d_18", 2, (4, 20, 17), True, False),  # ends within the fold
-    ("r3d_18", 3, (4, 12, 14), False, False),
-    ("mc3_18", 3, (4, 12, 13), False, False),
-    ("r2plus1d_34", 4, (5, 12, 20), False, False),  # a stage of three blocks, odd frames
+    ("tpu", "r2plus1d_18", 3, (4, 17, 22), False, False),  # odd rows
+    ("tpu", "r2plus1d_18", 3, (4, 20, 18), False, True),  # an odd number of columns after the stem
+    ("tpu", "r2plus1d_18", 2, (4, 20, 17), True, False),  # ends within the fold
+    ("tpu", "r3d_18", 3, (4, 12, 14), False, False),
+    ("tpu", "mc3_18", 3, (4, 12, 13), False, False),
+    ("tpu", "r2plus1d_34", 4, (5, 12, 20), False, False),  # a stage of three blocks, odd frames
+    ("gpu", "r2plus1d_18", 3, (4, 17, 22), False, True),
+    ("gpu", "r2plus1d_18", 1, (2, 8, 7), True, False),
+    ("gpu", "r2plus1d_18_hara", 2, (4, 16, 18), False, False),
+    ("gpu", "mc3_18", 3, (4, 12, 13), False, False),
   ],
 )
-def test_a_folded_trunk_computes_what_the_plain_one_does(architecture, blocks, size, frozen, remat):
+def test_a_trunk_computes_on_every_backend_what_the_plain_one_does(
+  backend, architecture, blocks, size, frozen, remat
+):
   with jax.enable_x64(True):
     arguments = (architecture, blocks, size, frozen, remat)
-    plain = _trunk_with_gradients("gpu", *arguments)
-    folded = _trunk_with_gradients("tpu", *arguments)
+    plain = _trunk_with_gradients([], *arguments)
+    chosen = _trunk_with_gradients(_devices(backend), *arguments)
   for (path, expected), actual in zip(
-    jax.tree.leaves_with_path(plain), jax.tree.leaves(folded), strict=True
+    jax.tree.leaves_with_path(plain), jax.tree.leaves(chosen), strict=True
   ):
     name = jax.tree_util.keystr(path)
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale, err_msg=name)
+
+
+def _convolutions(jaxpr):
+  """The shapes of all convolutions' inputs and kernels, within inner programs too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "conv_general_dilated":
+      yield equation.invars[0].aval.shape, equation.invars[1].aval.shape
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from _convolutions(inner)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_gpu_all_convolutions_are_2_d_over_channels_in_eights(training):
+  trunk = video_resnet.Trunk(
+    numerics=video_resnet.Numerics(jnp.bfloat16), rng=np.random.default_rng(0)
+  )
+  if not training:
+    trunk.eval()
+  graphdef, params, rest = nnx.split(trunk, nnx.Param, ...)
+
+  def total(params, clips):
+    return nnx.merge(graphdef, params, jax.tree.map(jnp.array, rest))(clips).sum()
+
+  clips = jax.ShapeDtypeStruct((1, 4, 32, 32, 3), jnp.bfloat16)
+  with target.traced_for(_devices("gpu")):
+    traced = jax.make_jaxpr(jax.grad(total) if training else total)(params, clips)
+  found = list(_convolutions(traced.jaxpr))
+  # 17 pairs of halves and 3 shortcuts; in training, two gradients of each but the stem's first.
+  assert len(found) == (37 * 3 - 1 if training else 37)
+  for shapes in found:
+    assert [len(shape) for shape in shapes] == [4, 4]
+  for _, kernel in found[:37]:
+    assert kernel[2] % 8 == kernel[3] % 8 == 0
 
 
 def test_on_a_tpu_the_fold_holds_from_the_stem_to_the_first_stride():

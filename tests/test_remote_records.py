@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from hybrid_video import datasets
-from hybrid_video.datasets import builder, records
+from hybrid_video.datasets import builder, records, tfds_metadata
 from hybrid_video.decoding import storing, worker_pool
 from hybrid_video.sampling import plans
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings
@@ -89,7 +89,7 @@ def remote(made_folder, tmp_path, monkeypatch):
     # TFDS's own writer knows local paths, gs:// and s3:// only.
     (epath.Path(of.folder) / "dataset_info.json").write_bytes(b"{}")
 
-  monkeypatch.setattr(builder, "_write_metadata", metadata)
+  monkeypatch.setattr(tfds_metadata, "write", metadata)
   listed = datasets.read("made_actions", made_folder)
   return lambda: builder.build(listed, f"ram://{tmp_path.name}", SCALE)
 

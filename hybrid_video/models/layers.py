@@ -5,6 +5,7 @@ Parameters are float32; arithmetic runs in the `dtype` a layer is given, statist
 """
 
 from collections.abc import Sequence
+import functools
 import math
 
 from flax import nnx
@@ -13,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import convolution
+from hybrid_video.models import convolution, target
 from hybrid_video.models.convolution import Map, folded
 from hybrid_video.models.convolution.folded import Folded
 
@@ -74,10 +75,45 @@ class Conv3D(nnx.Module):
     self.padding = padding
     self.dtype = dtype
 
-  def __call__(self, x: Map) -> Map:
-    """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
-    kernel = convolution.cast_kernel(self.kernel[...], self.dtype)
-    return convolution.convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
+  def __call__(
+    self,
+    x: Map,
+    norm: "BatchNorm | None" = None,
+    *,
+    activate: bool = False,
+    filling: int = 0,
+  ) -> Map:
+    """`[B, T, H, W, in]` to `[B, T', H', W', out]`, normalized if there is a `norm`.
+
+    Args:
+      x: feature map. It may end in channels of zeros beyond the layer's own.
+      norm: of the result.
+      activate: whether a ReLU follows.
+      filling: channels of zeros that the result ends in.
+    """
+    kernel, shift = self.kernel[...], None
+    if norm is not None and norm.is_fixed and convolution.folds_scale():
+      scale, shift = norm.fixed_scale_and_shift()
+      kernel, norm = kernel * scale, None
+    kernel = convolution.cast_kernel(kernel, self.dtype)
+    if not isinstance(x, Folded):
+      kernel = _filled(kernel, -2, x.shape[-1] - kernel.shape[-2])
+    kernel = _filled(kernel, -1, filling)
+    y = convolution.convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
+    if norm is not None:
+      return norm(y, activate=activate)
+    if shift is not None:
+      y = convolution.unfold(y) + _filled(shift.astype(self.dtype), 0, filling)
+    return relu(y) if activate else y
+
+
+def _filled(x: Array, axis: int, count: int) -> Array:
+  """`x` with `count` zeros more at the end of an axis."""
+  if not count:
+    return x
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, count)
+  return jnp.pad(x, widths)
 
 
 def widen(x: Array) -> Array:
@@ -109,6 +145,71 @@ def _moments(x: Map) -> tuple[Array, Array, int]:
   return mean, jnp.maximum(total(jnp.square(wide)) / count - jnp.square(mean), 0.0), count
 
 
+def _apply(x: Array, scale: Array, shift: Array) -> Array:
+  """`x * scale + shift` in the dtype of `x`, with `[C]` each; channels beyond these stay zeros."""
+  extra = x.shape[-1] - len(scale)
+  scale, shift = (_filled(value.astype(x.dtype), 0, extra) for value in (scale, shift))
+  return x * scale + shift
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(
+  x: Array, scale: Array, bias: Array, epsilon: float, activate: bool
+) -> tuple[Array, Array, Array]:
+  """Batch normalization by the batch's statistics, and a ReLU, with a gradient for GPUs.
+
+  XLA's own gradient writes the masked cotangent to memory before it reads it twice, and adds it up
+  in the map's dtype. This one masks where it reads, and adds up in float32.
+
+  Returns:
+    The map `[..., C]`, and the batch's mean and biased variance `[C]`, which have no gradient.
+  """
+  return _normalize_forward(x, scale, bias, epsilon, activate)[0]
+
+
+def _normalize_forward(
+  x: Array, scale: Array, bias: Array, epsilon: float, activate: bool
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+  mean, var, _ = _moments(x)
+  mean, var = mean[: len(scale)], var[: len(scale)]
+  inverse = lax.rsqrt(var + epsilon)
+  y = _apply(x, scale * inverse, bias - mean * scale * inverse)
+  y = jax.nn.relu(y) if activate else y
+  return (y, mean, var), (x, scale, bias, mean, inverse)
+
+
+def _normalize_backward(
+  epsilon: float,
+  activate: bool,
+  residuals: tuple[Array, ...],
+  cotangents: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+  x, scale, bias, mean, inverse = residuals
+  count = math.prod(x.shape[:-1])
+  own, extra = len(scale), x.shape[-1] - len(scale)
+
+  def masked_and_centred(x: Array, dy: Array) -> tuple[Array, Array]:
+    if activate:
+      y = _apply(x, scale * inverse, bias - mean * scale * inverse)
+      dy = jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
+    return widen(dy), widen(x) - _filled(mean, 0, extra)
+
+  dy, centred = masked_and_centred(x, cotangents[0])
+  axes = tuple(range(x.ndim - 1))
+  dbias, dot = dy.sum(axes)[:own], (dy * centred).sum(axes)[:own]
+  # Of the same inputs, but not the same values to the compiler: it would keep them in memory.
+  x, cotangent, dbias, dot = lax.optimization_barrier((x, cotangents[0], dbias, dot))
+  dy, centred = masked_and_centred(x, cotangent)
+  slope, mean_dy = jnp.square(inverse) * dot / count, dbias / count
+  dx = _filled(scale * inverse, 0, extra) * (
+    dy - _filled(mean_dy, 0, extra) - centred * _filled(slope, 0, extra)
+  )
+  return dx.astype(x.dtype), dot * inverse, dbias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
 class BatchNorm(nnx.Module):
   """Batch normalization over every axis but the last, with PyTorch's meaning of the statistics.
 
@@ -132,33 +233,59 @@ class BatchNorm(nnx.Module):
     self.bias = nnx.Param(np.zeros((channels,), np.float32))
     self.mean = nnx.BatchStat(np.zeros((channels,), np.float32))
     self.var = nnx.BatchStat(np.ones((channels,), np.float32))
+    self.channels = channels
     self.epsilon = epsilon
     self.momentum = momentum
     self.frozen = frozen
     self.dtype = dtype
     self.use_running_average = False
 
+  @property
+  def is_fixed(self) -> bool:
+    """Whether it uses the running statistics instead of the batch's: frozen, or in `model.eval()`."""
+    return self.use_running_average or self.frozen
+
   def _scale_and_shift(self, mean: Array, var: Array) -> tuple[Array, Array]:
     scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-    return scale.astype(self.dtype), (self.bias[...] - mean * scale).astype(self.dtype)
+    return scale, self.bias[...] - mean * scale
 
   def fixed_scale_and_shift(self) -> tuple[Array, Array]:
-    """`[C]` each: with the running statistics, the layer is `x * scale + shift`."""
+    """`[C]` each, float32: with the running statistics, the layer is `x * scale + shift`."""
     return self._scale_and_shift(self.mean[...], self.var[...])
 
-  def __call__(self, x: Map) -> Map:
-    """Normalizes `[..., C]`; updates the running statistics unless frozen or in `model.eval()`."""
-    if self.use_running_average or self.frozen:
+  def _update(self, mean: Array, var: Array, count: int) -> None:
+    """Takes a batch's mean and biased variance `[C]`, of `count` positions, into the running ones."""
+    unbiased = var * (count / max(count - 1, 1))
+    # Not `[...] =`, which would write into the host array that a fresh model holds.
+    self.mean.set_value(self.momentum * self.mean[...] + (1 - self.momentum) * mean)
+    self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * unbiased)
+
+  def __call__(self, x: Map, *, activate: bool = False) -> Map:
+    """Normalizes `[..., C]`; updates the running statistics unless frozen or in `model.eval()`.
+
+    Args:
+      x: feature map. A plain one that ends in channels of zeros beyond the layer's own keeps them.
+      activate: whether a ReLU follows.
+    """
+    if self.is_fixed:
       scale, shift = self.fixed_scale_and_shift()
+    elif target.platform() == "gpu" and not isinstance(x, Folded):
+      y, mean, var = _normalize(
+        x.astype(self.dtype), self.scale[...], self.bias[...], self.epsilon, activate
+      )
+      self._update(mean, var, math.prod(x.shape[:-1]))
+      return y
     else:
       mean, var, count = _moments(x)
-      unbiased = var * (count / max(count - 1, 1))
-      # Not `[...] =`, which would write into the host array that a fresh model holds.
-      self.mean.set_value(self.momentum * self.mean[...] + (1 - self.momentum) * mean)
-      self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * unbiased)
+      self._update(mean, var, count)
       scale, shift = self._scale_and_shift(mean, var)
     x = x.astype(self.dtype)
-    return folded.scale_and_shift(x, scale, shift) if isinstance(x, Folded) else x * scale + shift
+    normalized: Map
+    if isinstance(x, Folded):
+      normalized = folded.scale_and_shift(x, scale.astype(self.dtype), shift.astype(self.dtype))
+    else:
+      normalized = _apply(x, scale, shift)
+    return relu(normalized) if activate else normalized
 
 
 class LayerNorm(nnx.Module):

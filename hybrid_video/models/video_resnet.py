@@ -165,8 +165,8 @@ class Conv2Plus1D(nnx.Module):
       rng=rng,
     )
 
-  def __call__(self, x: Map) -> Map:
-    """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
+  def __call__(self, x: Map, norm: BatchNorm, *, activate: bool = False) -> Map:
+    """`[B, T, H, W, in]` to `[B, T', H', W', out]`, normalized by `norm`; then a ReLU if wanted."""
     # Only in evaluation: in training the backward pass needs the map between the two.
     if self.norm.use_running_average and not isinstance(x, Folded):
       x = x.astype(self.spatial.dtype)
@@ -175,12 +175,14 @@ class Conv2Plus1D(nnx.Module):
       )
       strides = (self.temporal.strides[0], *self.spatial.strides[1:])
       if convolution.fuses(x, spatial, temporal, strides):
-        scale, shift = self.norm.fixed_scale_and_shift()
-        return convolution.fused(x, spatial, temporal, scale, shift)
+        scale, shift = (value.astype(x.dtype) for value in self.norm.fixed_scale_and_shift())
+        y = convolution.fused(x, spatial, temporal, scale, shift)
+        return norm(y, activate=activate)
     with jax.named_scope("spatial"):
-      x = relu(self.norm(self.spatial(x)))
+      filling = convolution.filling(self.norm.channels)
+      x = self.spatial(x, self.norm, activate=True, filling=filling)
     with jax.named_scope("temporal"):
-      return self.temporal(x)
+      return self.temporal(x, norm, activate=activate)
 
 
 def max_pool(x: Map) -> Array:
@@ -227,7 +229,7 @@ class Stem(nnx.Module):
 
   def __call__(self, clips: Array) -> Map:
     """`[B, T, H, W, 3]` to `[B, T, H/2, W/2, width]`, or to half of each with a pool."""
-    x = relu(self.norm(self.conv(clips)))
+    x = self.conv(clips, self.norm, activate=True)
     return max_pool(x) if self.pools else x
 
 
@@ -249,7 +251,7 @@ class Downsample(nnx.Module):
 
   def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
-    return self.norm(self.conv(x))
+    return self.conv(x, self.norm)
 
 
 class Block(nnx.Module):
@@ -308,9 +310,9 @@ class Block(nnx.Module):
   def __call__(self, x: Map) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`."""
     with jax.named_scope("conv1"):
-      y = relu(self.norm1(self.conv1(x)))
+      y = self.conv1(x, self.norm1, activate=True)
     with jax.named_scope("conv2"):
-      y = self.norm2(self.conv2(y))
+      y = self.conv2(y, self.norm2)
     if self.changes_shape:
       with jax.named_scope("downsample"):
         x = self.downsample(x)

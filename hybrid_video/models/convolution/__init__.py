@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from hybrid_video.models import target
-from hybrid_video.models.convolution import folded, two_dimensional, winograd
+from hybrid_video.models.convolution import folded, space_to_depth, two_dimensional, winograd
 
 Array = jax.Array
 Map: TypeAlias = Array | folded.Folded
@@ -21,9 +21,13 @@ Triple = tuple[int, int, int]
 
 DIRECT, POINTWISE, FOLDED = "direct", "pointwise", "folded"
 TWO_DIMENSIONAL, WINOGRAD = "two_dimensional", "winograd"
+SPACE_TO_DEPTH = "space_to_depth"
 
 # Lanes of a TPU's matrix unit: two pixels' channels have to fit.
 _LANES = 128
+
+# cuDNN's kernels for tensor cores read channels eight at a time.
+_ALIGNED_CHANNELS = 8
 
 # Winograd's mixed kernels are made and read once: more of them than this for every tile, and that
 # costs more than the products saved (measured, with 64 to 1152 channels).
@@ -45,7 +49,7 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
   forms = [DIRECT]
   unit = strides == (1, 1, 1)
   if kernel.shape[:3] == (1, 1, 1) and padding == (0, 0, 0):
-    return DIRECT, POINTWISE
+    return DIRECT, POINTWISE, TWO_DIMENSIONAL
   sizes = kernel.shape[:3]
   if (
     strides == (1, 2, 2)
@@ -56,6 +60,8 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
     forms.append(FOLDED)
   if _is_spatial(kernel, strides, padding):
     forms.append(TWO_DIMENSIONAL)
+    if strides[1:] == (2, 2):
+      forms.append(SPACE_TO_DEPTH)
     if kernel.shape[1:3] == (3, 3) and unit and padding == (0, 1, 1):
       forms.append(WINOGRAD)
   elif _is_temporal(kernel, strides, padding):
@@ -68,20 +74,25 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
 def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: str) -> str:
   """The form that a platform ("cpu", "gpu", "tpu") does best.
 
-  TPUs and GPUs have kernels of their own for 3-D convolutions. A TPU folds what leaves the stem, and
-  all convolutions until the next stride in space keep the fold. On a CPU the factorised ones run in
-  two dimensions, and by Winograd's algorithm where there are many pixels for the channels; not in
+  A TPU has instructions of its own for 3-D convolutions. It folds what leaves the stem, and all
+  convolutions until the next stride in space keep the fold. Elsewhere the factorised ones run in two
+  dimensions: on a GPU because XLA lays 3-D maps out with channels first, and cuDNN turns each of them
+  round before and after its kernels; there RGB, too few channels to read, are gathered from four
+  pixels. On a CPU they run by Winograd's algorithm where there are many pixels for the channels; not in
   bfloat16, whose eight bits are too few for the mixing, nor on several devices, because its loop
   would gather their shares of a batch.
   """
   possible = lowerings(kernel, strides, padding)
   if platform == "tpu" and FOLDED in possible and kernel.shape[-2] == 3:
     return FOLDED
-  if platform != "cpu":
+  if platform not in ("cpu", "gpu"):
     return DIRECT
-  if POINTWISE in possible:
+  if platform == "cpu" and POINTWISE in possible:
     return POINTWISE
-  if WINOGRAD in possible and x.dtype in (jnp.float32, jnp.float64) and target.device_count() == 1:
+  if platform == "gpu" and SPACE_TO_DEPTH in possible and kernel.shape[-2] == 3:
+    return SPACE_TO_DEPTH
+  exact = x.dtype in (jnp.float32, jnp.float64)
+  if platform == "cpu" and WINOGRAD in possible and exact and target.device_count() == 1:
     tiles, products = winograd.tiles_and_products(x.shape, kernel.shape)
     if (
       min(kernel.shape[-2:]) >= _LEAST_CHANNELS
@@ -132,11 +143,16 @@ def convolve(
     )
   if lowering == POINTWISE:
     return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
+  if kernel.shape[:3] == (1, 1, 1):
+    # No product of matrices on a GPU: XLA of jaxlib 0.11.2 crashes where it fuses the stride into one.
+    x, strides = x[:, :: strides[0]], (1, *strides[1:])
   batch, frames, height, width, channels = x.shape
   if _is_spatial(kernel, strides, padding):
     flat = x.reshape(-1, height, width, channels)
     if lowering == WINOGRAD:
       y = winograd.spatial(flat, kernel[0])
+    elif lowering == SPACE_TO_DEPTH:
+      y = space_to_depth.spatial(flat, kernel[0], padding[1:], _ALIGNED_CHANNELS)
     else:
       y = two_dimensional.spatial(flat, kernel[0], strides[1:], padding[1:])
     return y.reshape(batch, frames, *y.shape[1:])
@@ -183,6 +199,22 @@ def fused(x: Array, spatial: Array, temporal: Array, scale: Array, shift: Array)
 def unfold(x: Map) -> Array:
   """The plain map `[B, T, H, W, C]`."""
   return folded.unfold(x) if isinstance(x, folded.Folded) else x
+
+
+def filling(channels: int) -> int:
+  """Channels of zeros that bring a map between two convolutions to what the `target` reads best.
+
+  R(2+1)D has 45, 230, 460 and 921 of them; a GPU's tensor cores want a multiple of eight.
+  """
+  return -channels % _ALIGNED_CHANNELS if target.platform() == "gpu" else 0
+
+
+def folds_scale() -> bool:
+  """Whether the `target` does better with the scale of a fixed BatchNorm within the kernel.
+
+  What is left after the convolution, a shift and a ReLU, cuDNN's kernels do before they write.
+  """
+  return target.platform() == "gpu"
 
 
 def cast_kernel(kernel: Array, dtype: jnp.dtype | type) -> Array:

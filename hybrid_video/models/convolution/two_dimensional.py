@@ -1,6 +1,6 @@
-"""Factorised convolutions as 2-D ones, for a CPU, where XLA's 3-D convolutions are slow.
+"""Factorised convolutions as 2-D ones, for CPUs and GPUs, where XLA's 3-D convolutions are slow.
 
-XLA's gradient by the kernel is slow there too, so that is written as matrix products here.
+On a CPU XLA's gradient by the kernel is slow too, so that is written as matrix products here.
 """
 
 import functools
@@ -106,9 +106,13 @@ _temporal.defvjp(_temporal_forward, _temporal_backward)
 
 def spatial(x: Array, kernel: Array, strides: tuple[int, int], padding: tuple[int, int]) -> Array:
   """Convolves frames `[F, H, W, C]` with `[kh, kw, C, D]`, zeros outside: `[F, H', W', D]`."""
+  if target.platform() == "gpu":
+    return _convolve(x, kernel, strides, padding)
   return _spatial(x, kernel, strides, padding)
 
 
 def temporal(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   """Convolves pixels' histories `[B, T, P, C]` with `[k, C, D]`, zeros outside: `[B, T', P, D]`."""
+  if target.platform() == "gpu":
+    return _convolve(x, kernel[:, None], (stride, 1), (padding, 0))
   return _temporal(x, kernel, stride, padding)
