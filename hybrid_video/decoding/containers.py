@@ -172,7 +172,8 @@ def _choice(streams: list[av.VideoStream], main: av.VideoStream, counts: Counter
   def describe(stream: av.VideoStream) -> str:
     context = stream.codec_context
     what = f"{context.name} {context.width}x{context.height}" if context else "no decoder"
-    frames = f", {counts[stream.index]} packets" if counts else ""
+    count = counts[stream.index]
+    frames = f", {count} frame{'' if count == 1 else 's'}" if counts else ""
     return f"stream {stream.index} ({what}{frames})"
 
   others = ", ".join(describe(stream) for stream in streams if stream is not main)

@@ -100,7 +100,7 @@ def make_grid(
     rate = stated[0] if stated else ASSUMED_FPS
     return Grid(rate, in_sequence, f"no usable times in the file, {rate:g} frames a second assumed")
   count, length = len(slots), int(slots[-1]) + 1
-  uneven = f"{count} frames at uneven times, on a grid of {fps:.6g} a second {length} frames"
+  uneven = f"{count} frames at uneven times; on a grid of {fps:.6g} a second they are {length}"
   notes = [joined, uneven if length > count else ""]
   return Grid(fps, slots, "; ".join(note for note in notes if note))
 
