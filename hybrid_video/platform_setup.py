@@ -6,17 +6,24 @@ that keeps freed memory for the next step.
 
 import ctypes
 import hashlib
+import importlib.util
 import logging
 import os
 import pathlib
 import platform
 import sys
 import tempfile
+from typing import Any
 import zlib
 
 import jax
 
 log = logging.getLogger("hybrid_video")
+
+# JAX compresses with it where it is installed, and reads nothing else then.
+_zstandard: Any = (
+  importlib.import_module("zstandard") if importlib.util.find_spec("zstandard") else None
+)
 
 # JAX's settings; each is an environment variable too, in capitals.
 _ENABLED = "jax_enable_compilation_cache"
@@ -25,8 +32,7 @@ _MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
 _ASYNC = "jax_cpu_enable_async_dispatch"
 # Marks when the entries were checked; those older than this file are whole.
 _CHECKED = "checked"
-# How a zlib stream with the default window begins (RFC 1950); JAX may use other compressions.
-_ZLIB = b"\x78"
+_DAMAGE = (zlib.error, _zstandard.ZstdError) if _zstandard else (zlib.error,)
 
 # malloc.h of glibc: the parameter, and the value that turns it off.
 _M_TRIM_THRESHOLD = (-1, -1)
@@ -34,8 +40,11 @@ _M_MMAP_MAX = (-4, 0)
 
 
 def _processor() -> str:
-  """A name for this host's kind of processor; other instructions give another name."""
-  lines = [platform.machine()]
+  """A name for this host's kind of processor; other instructions give another name.
+
+  So does another compression, which JAX would warn of at every program.
+  """
+  lines = [platform.machine(), *(["zstandard"] if _zstandard else [])]
   try:
     info = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
   except OSError:
@@ -45,6 +54,10 @@ def _processor() -> str:
     lines += sorted({line for line in info if line.startswith(kinds)})
   digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
   return f"{platform.machine()}-{digest[:8]}"
+
+
+def _decompress(data: bytes) -> bytes:
+  return _zstandard.ZstdDecompressor().decompress(data) if _zstandard else zlib.decompress(data)
 
 
 def _remove_damaged(folder: pathlib.Path) -> None:
@@ -59,10 +72,8 @@ def _remove_damaged(folder: pathlib.Path) -> None:
   for entry in folder.glob("*-cache"):
     try:
       if entry.stat().st_mtime_ns >= since:
-        data = entry.read_bytes()
-        if data.startswith(_ZLIB) or not data:
-          zlib.decompress(data)
-    except zlib.error:
+        _decompress(entry.read_bytes())
+    except _DAMAGE:
       log.info("Removed a compiled program that was half written: %s", entry)
       entry.unlink(missing_ok=True)
     except FileNotFoundError:

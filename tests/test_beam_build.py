@@ -11,6 +11,7 @@ from conftest import made_experiment, moving_square
 import pytest
 import tensorflow_datasets as tfds
 from test_builder import SMALL, break_file, build, few_videos, path_of, tree
+from test_builder import decoded as decoded
 
 from hybrid_video import datasets, errors
 from hybrid_video.datasets import (

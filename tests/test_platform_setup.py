@@ -150,26 +150,39 @@ def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path, monkeypatch
   assert "JAX_COMPILATION_CACHE_DIR" in logged.text
 
 
+@pytest.mark.parametrize("kind", ["zlib", "zstandard"])
 def test_half_written_programs_are_removed_and_whole_ones_read_only_once(
-  tmp_path, monkeypatch, settings, logged
+  tmp_path, monkeypatch, settings, logged, kind
 ):
+  if kind == "zlib":
+    monkeypatch.setattr(platform_setup, "_zstandard", None)
+    compress = zlib.compress
+  else:
+    compress = pytest.importorskip("zstandard").ZstdCompressor().compress
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   folder = platform_setup.keep_compiled_programs()
-  whole = zlib.compress(bytes(range(256)) * 40)
-  contents = {"whole": whole, "cut": whole[:-3], "empty": b"", "zstandard": b"\x28\xb5\x2f\xfdx"}
-  for name, data in contents.items():
+  whole = compress(bytes(range(256)) * 40)
+  for name, data in {"whole": whole, "cut": whole[:-3], "empty": b""}.items():
     (folder / f"jit_{name}-00-cache").write_bytes(data)
   jax.config.update("jax_compilation_cache_dir", None)
   platform_setup.keep_compiled_programs()
   left = {path.name.split("-")[0] for path in folder.glob("*-cache")}
-  assert left == {"jit_whole", "jit_zstandard"}
+  assert left == {"jit_whole"}
   assert "jit_cut" in logged.text
-  read = []
-  monkeypatch.setattr(zlib, "decompress", lambda data: read.append(data))
+  monkeypatch.setattr(platform_setup, "_decompress", lambda data: pytest.fail("read again"))
   os.utime(folder / "jit_whole-00-cache", (1, 1))
   jax.config.update("jax_compilation_cache_dir", None)
   platform_setup.keep_compiled_programs()
-  assert read == []
+
+
+def test_programs_of_another_compression_are_kept_apart(monkeypatch, settings, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  folders = set()
+  for module in (None, object()):
+    monkeypatch.setattr(platform_setup, "_zstandard", module)
+    jax.config.update("jax_compilation_cache_dir", None)
+    folders.add(platform_setup.keep_compiled_programs())
+  assert len(folders) == 2
 
 
 def test_with_an_accelerator_the_allocator_is_not_changed(monkeypatch, settings):

@@ -46,6 +46,19 @@ def test_an_avi_that_gives_its_pictures_more_room_than_there_is_is_whole_if_none
   assert numbers(decoded(tmp_path / "x.avi", 48).frames) == list(range(30))
 
 
+def test_an_avi_whose_recorder_was_switched_off_is_what_it_recorded(tmp_path):
+  data = _avi(tmp_path)
+  at = data.index(b"movi") - 4
+  data = data[: data.index(b"idx1")]
+  count = data.index(b"vids") + 32
+  for unknown in (0, 0x7FFFFFFF):
+    struct.pack_into("<I", data, 4, unknown)
+    struct.pack_into("<I", data, at, unknown)
+    struct.pack_into("<I", data, count, 0)
+    (tmp_path / "x.avi").write_bytes(data)
+    assert numbers(decoded(tmp_path / "x.avi", 48).frames) == list(range(30))
+
+
 def test_an_avi_that_is_cut_between_two_pictures_is_cut_short(tmp_path):
   data = _avi(tmp_path)
   last = data.rindex(b"00dc", 0, data.index(b"idx1"))

@@ -294,11 +294,12 @@ def _layout(
 
 def _earlier_folders(folder: str, scale: StoredScale) -> list[str]:
   """The folders of a data set's records at one scale, the one that is to be written among them."""
-  dataset = epath.Path(folder).parent.parent
-  if not dataset.exists():
+  dataset = os.path.dirname(os.path.dirname(folder))
+  if not epath.Path(dataset).exists():
     return []
-  names = sorted(path.name for path in dataset.iterdir() if path.name.startswith(f"{scale.name}-"))
-  return [os.path.join(str(dataset), name, VERSION) for name in names]
+  names = sorted(path.name for path in epath.Path(dataset).iterdir())
+  at_scale = [name for name in names if name.startswith(f"{scale.name}-")]
+  return [os.path.join(dataset, name, VERSION) for name in at_scale]
 
 
 def _current(shard: Shard, index: Index) -> Index | None:

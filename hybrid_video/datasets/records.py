@@ -357,7 +357,8 @@ class ShardIndex:
     write_shard_index(path, arrays)
 
 
-def _index_path(path: str) -> str:
+def index_path(path: str) -> str:
+  """Where the index of a record file lies."""
   return f"{path}.index.npz"
 
 
@@ -371,7 +372,7 @@ def write_shard_index(path: str, arrays: Mapping[str, np.ndarray]) -> None:
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)  # type: ignore[arg-type]
   packed = buffer.getvalue()
-  with files.whole_file(_index_path(path)) as part:
+  with files.whole_file(index_path(path)) as part:
     part.write_bytes(packed + google_crc32c.value(packed).to_bytes(_CHECK_BYTES))
 
 
@@ -382,7 +383,7 @@ def read_shard_index(path: str, digest: str | None = None) -> Mapping[str, np.nd
     path: the record file.
     digest: of what it is to hold; None takes whatever it holds.
   """
-  record_file, index_file = epath.Path(path), epath.Path(_index_path(path))
+  record_file, index_file = epath.Path(path), epath.Path(index_path(path))
   if not record_file.exists() or not index_file.exists():
     return None
   data = index_file.read_bytes()

@@ -7,6 +7,7 @@ whatever they are called and wherever they are listed now.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import json
+import os
 import pathlib
 
 from etils import epath
@@ -21,6 +22,7 @@ _COLUMNS = (
   *("names", "offset", "length", "fps", "height", "width", "shown_height", "shown_width", "notes"),
   *("file_size", "file_modified", "file_ends", "file_digest"),
 )
+_INDEX_ENDING = stored.index_path("")
 _ERRORS = (OSError, tf.errors.OpError)
 
 
@@ -79,11 +81,14 @@ class StoredBefore:
     """Reads the indices of all whole record files in some folders."""
     self._places: dict[tuple[int, str], list[Place]] = {}
     for folder in folders:
-      for path in sorted(epath.Path(folder).glob("*.index.npz")):
-        record_file = str(path).removesuffix(".index.npz")
-        index = stored.read_shard_index(record_file)
-        if index is not None:
-          self._add(record_file, index)
+      if not epath.Path(folder).exists():
+        continue
+      for name in sorted(path.name for path in epath.Path(folder).iterdir()):
+        if name.endswith(_INDEX_ENDING):
+          record_file = os.path.join(folder, name.removesuffix(_INDEX_ENDING))
+          index = stored.read_shard_index(record_file)
+          if index is not None:
+            self._add(record_file, index)
 
   def _add(self, path: str, index: Mapping[str, np.ndarray]) -> None:
     # Without the columns of frames, which are most of it.

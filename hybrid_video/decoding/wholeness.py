@@ -61,6 +61,9 @@ def _avi_end(file: BinaryIO, size: int) -> int:
   while at + 8 <= size:
     file.seek(at)
     name, length = struct.unpack("<4sI", file.read(8))
+    if name == b"LIST" and length < 4:
+      # A recorder that was switched off has not come to write how long its pictures are.
+      return 0
     # A RIFF chunk's own size is as little to be trusted as the first: its content follows.
     if name == b"RIFF":
       at += 12
@@ -149,9 +152,9 @@ def missing(
   if suspicion.certain:
     return str(suspicion)
   if container.format.name == "avi":
-    # Its stream header counts the frames, and frames that were left out as empty.
+    # Its stream header counts the frames, and frames that were left out as empty; or it does not.
     there = max(found.frames, found.last_place + 1)
-    if stream.frames and there >= stream.frames:
+    if there >= stream.frames:
       return ""
     return f"it counts {stream.frames} frames and holds {there}; {suspicion}"
   stated = (container.duration or 0) / av.time_base
