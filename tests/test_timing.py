@@ -277,6 +277,8 @@ def test_times_that_are_odd(seconds, stated, fps, slots):
   grid = timing.make_grid(seconds, stated)
   assert grid.fps == pytest.approx(fps)
   assert grid.slots.tolist() == slots
+  # Times that are not used are said to be.
+  assert ("no usable times" in grid.note) == (len({*seconds}) == 1)
 
 
 def test_a_jump_forward_is_a_new_clock_only_where_formats_have_one():

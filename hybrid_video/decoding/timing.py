@@ -78,9 +78,7 @@ def make_grid(
   joined = f"the clock starts again {again}" if clocks > 1 else ""
   if times is None or times[-1] <= times[0]:
     # Also where all frames have one time.
-    if stated:
-      return Grid(stated[0], in_sequence)
-    return Grid(ASSUMED_FPS, in_sequence, f"no frame rate in the file, {ASSUMED_FPS:g} assumed")
+    return _in_sequence(len(seconds), stated)
   rates = _Rates(times, stated, resolution)
   usual = rates.exact(rates.usual_step)
   # Files with B-frames often start with one or two odd times.
@@ -97,12 +95,19 @@ def make_grid(
   else:
     slots = _slots(times, fps)
   if fps > MAX_FPS:
-    rate = stated[0] if stated else ASSUMED_FPS
-    return Grid(rate, in_sequence, f"no usable times in the file, {rate:g} frames a second assumed")
+    return _in_sequence(len(seconds), stated)
   count, length = len(slots), int(slots[-1]) + 1
   uneven = f"{count} frames at uneven times; on a grid of {fps:.6g} a second they are {length}"
   notes = [joined, uneven if length > count else ""]
   return Grid(fps, slots, "; ".join(note for note in notes if note))
+
+
+def _in_sequence(count: int, stated: Sequence[float]) -> Grid:
+  """Frames one after the other, without regard to their times."""
+  fps = stated[0] if stated else ASSUMED_FPS
+  why = "as its header says" if stated else "as FFmpeg assumes where no rate is known"
+  note = f"no usable times in the file: {fps:g} frames a second, {why}" if count > 1 else ""
+  return Grid(fps, np.arange(count), note)
 
 
 def _continuous(seconds: Sequence[float | None], new_clocks: bool) -> tuple[np.ndarray | None, int]:
