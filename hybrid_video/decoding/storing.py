@@ -19,6 +19,10 @@ from hybrid_video import settings
 from hybrid_video.decoding import jpeg_stripes, video_reader
 
 
+# Of a file that is read to the end, at a time.
+_DIGEST_BYTES = 2**24
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredScale(settings.Settings):
   """How frames are stored.
@@ -103,10 +107,14 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
   return buffer.getvalue()
 
 
-def file_digest(path: os.PathLike | str) -> str:
-  """BLAKE2b of all of a file's bytes, 128 bits in hex."""
+def file_digest(path: os.PathLike | str, progress: Callable[[], None] = lambda: None) -> str:
+  """BLAKE2b of all of a file's bytes, 128 bits in hex; calls `progress` now and then."""
+  digest = hashlib.blake2b(digest_size=16)
   with pathlib.Path(path).open("rb") as file:
-    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    while chunk := file.read(_DIGEST_BYTES):
+      digest.update(chunk)
+      progress()
+  return digest.hexdigest()
 
 
 def store_video(
@@ -132,7 +140,7 @@ def store_video(
     path, target, lambda frame: encode_jpeg(frame, scale.jpeg_quality), progress
   )
   return StoredVideo(
-    video.frames, video.fps, *video.size, video.shown_size, video.notes, file_digest(path)
+    video.frames, video.fps, *video.size, video.shown_size, video.notes, file_digest(path, progress)
   )
 
 
