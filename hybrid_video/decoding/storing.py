@@ -18,7 +18,6 @@ from PIL import Image
 from hybrid_video import settings
 from hybrid_video.decoding import jpeg_stripes, video_reader
 
-
 # Of a file that is read to the end, at a time.
 _DIGEST_BYTES = 2**24
 
