@@ -41,7 +41,7 @@ WAYS = [{"form": form} for form in (None, PLAIN, RECOMPUTED, HEAD_BY_HEAD)]
 WAYS.append({"dropout": lambda weights: weights})
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.get("form", "dropout")))
 @pytest.mark.parametrize("visible", [None, VISIBLE], ids=["all", "masked"])
 def test_every_form_is_the_formula(visible, way):
   inputs = _inputs(4, 5)
@@ -51,7 +51,7 @@ def test_every_form_is_the_formula(visible, way):
   np.testing.assert_allclose(out, _expected(*inputs, visible), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.get("form", "dropout")))
 def test_every_form_has_the_same_gradients_and_none_for_hidden_keys(way):
   query, key, value = _float32(_inputs(4, 5))
   key = 3 * key
