@@ -95,6 +95,26 @@ def _empty_chunks(folder):
   return folder / "x.avi", 30, count
 
 
+def _pause_among_b_frames(folder):
+  # In AVI the times that come with B-frames are those of their packets.
+  stamps = [*range(25), *range(50, 75)]
+  write_h264(folder / "x.mp4", PICTURES[:50], stamps, 25)
+  codec = (
+    "-c:v",
+    "libx264",
+    "-bf",
+    "3",
+    "-b_strategy",
+    "0",
+    "-qp",
+    "5",
+    "-fps_mode",
+    "passthrough",
+  )
+  ffmpeg("-i", folder / "x.mp4", *codec, folder / "x.avi")
+  return folder / "x.avi", 25, 50
+
+
 def _gif(folder):
   # Times in hundredths of a second.
   _every_seventh_missing(folder)
@@ -181,6 +201,7 @@ def _no_times(folder):
     _24_then_thirty,
     _every_seventh_missing,
     _empty_chunks,
+    _pause_among_b_frames,
     _gif,
     _joined_broadcasts,
     _joined_discs,

@@ -156,7 +156,8 @@ def _restarts(times: np.ndarray, interval: float) -> list[int]:
       continue
     below = np.append(times[i : i + _REORDERED] <= latest, False)
     run = times[i : i + int(np.argmin(below))]
-    is_far = len(run) == _REORDERED or latest - run.min() > _REORDERED * interval
+    at_end = i + len(run) == len(times)
+    is_far = len(run) == _REORDERED or (at_end and latest - run.min() > _REORDERED * interval)
     # Frames out of order fill gaps; those of another clock fall between, or on, the ones before.
     together = np.sort(np.concatenate([before[before >= run.min()], run]))
     if is_far or np.median(np.diff(together)) < 0.75 * interval:
