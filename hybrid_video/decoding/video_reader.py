@@ -186,7 +186,8 @@ class _Reader(Generic[T]):
     self._keep = keep
     self._progress = progress
     self._kept: list[T] = []
-    self._seconds: list[float | None] = []
+    self._presented: list[float | None] = []
+    self._decoded_at: list[float | None] = []
     self._orientations: dict[shape.Orientation, None] = {}
     self._aspect = Fraction(1)
     self._scaler: shape.Scaler | None = None
@@ -248,7 +249,9 @@ class _Reader(Generic[T]):
       self._scaler = shape.Scaler(self._first_size(frame, orientation))
     self._orientations[orientation] = None
     self._kept.append(self._keep(self._scaler.scale(frame, orientation)))
-    self._seconds.append(None if frame.time_base is None else frame.time)
+    unit = frame.time_base
+    for seconds, stamp in ((self._presented, frame.pts), (self._decoded_at, frame.dts)):
+      seconds.append(None if unit is None or stamp is None else float(stamp * unit))
     self.found.add_frame(frame.pts)
     self._progress()
 
@@ -284,7 +287,7 @@ class _Reader(Generic[T]):
     stream, container = source.stream, source.container
     rates = [stream.guessed_rate, stream.average_rate, stream.base_rate]
     grid = timing.make_grid(
-      self._seconds,
+      _ordered(self._presented, self._decoded_at),
       [float(rate) for rate in rates if rate],
       resolution=_resolution(stream),
       new_clocks=_may_change_clocks(container),
@@ -306,6 +309,22 @@ class _Reader(Generic[T]):
     if self._before_start:
       notes["start"] = f"{self._before_start} frames before the first key frame are left out"
     return Video(frames, grid.fps, self._scaler.size, self._shown, notes)
+
+
+def _ordered(presented: list[float | None], decoded: list[float | None]) -> list[float | None]:
+  """The times that go forward more steadily, those of presentation where both do alike.
+
+  AVI has times of decoding alone; with B-frames, the others are made up and out of order. Source:
+  `guess_correct_pts` of FFmpeg's libavcodec/decode.c.
+  """
+
+  def faults(seconds: list[float | None]) -> int:
+    known = np.array([second for second in seconds if second is not None])
+    return int((np.diff(known) <= 0).sum())
+
+  # Frames that come out after the last packet have no time of decoding.
+  usable = sum(second is not None for second in decoded) > len(decoded) // 2
+  return decoded if usable and faults(decoded) < faults(presented) else presented
 
 
 def _resolution(stream: av.VideoStream) -> float:
