@@ -128,30 +128,39 @@ def build(
   """
   source = str(listed.folder)
   _warn_of_ignored(listed)
-  missing = [video.name for video in listed.videos if video.path is None]
-  check_missing(missing, allow_missing, missing_allowed, source, "are missing")
+  check_missing(_missing(listed), allow_missing, missing_allowed, source, "are missing")
   contents = _contents(listed, hash_whole_files)
   folder, shards = _layout(listed, records_dir, scale, contents)
-  indices = _read_indices(folder, shards)
-  todo = []
-  for shard in shards:
-    index = indices[shard.path]
-    if index and not hash_whole_files:
-      index = indices[shard.path] = _current(shard, index)
+  indices = _read_indices(folder, shards, hash_whole_files)
+
+  def is_whole(index: Index | None) -> bool:
     # A broken file that is not allowed may have become readable since, as it is.
-    if not index or _not_allowed(index["broken_names"], allow_missing, missing_allowed):
-      todo.append(shard)
+    return index is not None and not _not_allowed(
+      index["broken_names"], allow_missing, missing_allowed
+    )
+
+  todo = [shard for shard in shards if not is_whole(indices[shard.path])]
   if todo:
     decoder = Decoder(scale, workers, limits)
     with _explained(folder, "written"):
       indices |= _store(folder, store_shards(todo, listed, decoder))
+  records = _merged(listed, folder, scale, indices)
+  what = _reasons(records.broken)
+  check_missing(records.broken, allow_missing, missing_allowed, source, what)
+  return records
+
+
+def _merged(
+  listed: listing.Listing, folder: str, scale: StoredScale, indices: Mapping[str, Index | None]
+) -> stored.Records:
+  """The index of all record files, which are whole, with TFDS's metadata written beside them."""
   whole = {path: index for path, index in indices.items() if index is not None}
   records = stored.merge(
     whole,
     dataset=listed.dataset,
     folder=folder,
     class_names=listed.class_names,
-    missing=missing,
+    missing=_missing(listed),
     unlisted=listed.unlisted,
     jpeg_quality=scale.jpeg_quality,
     ignored=listed.ignored,
@@ -159,11 +168,12 @@ def build(
   if not _info_path(folder).exists():
     with _explained(folder, "written"):
       described = tfds_metadata.features(listed, tfds_metadata.frame_size(records))
-      lengths = [len(index["names"]) for index in whole.values()]
-      tfds_metadata.write(records, described, lengths)
-  what = _reasons(records.broken)
-  check_missing(records.broken, allow_missing, missing_allowed, source, what)
+      tfds_metadata.write(records, described, [len(index["names"]) for index in whole.values()])
   return records
+
+
+def _missing(listed: listing.Listing) -> list[str]:
+  return [video.name for video in listed.videos if video.path is None]
 
 
 def _warn_of_ignored(listed: listing.Listing) -> None:
@@ -332,11 +342,17 @@ def _info_path(folder: str) -> epath.Path:
   return epath.Path(folder) / "dataset_info.json"
 
 
-def _read_indices(folder: str, shards: Sequence[Shard]) -> dict[str, Index | None]:
+def _read_indices(
+  folder: str, shards: Sequence[Shard], hash_whole_files: bool
+) -> dict[str, Index | None]:
+  """The indices of record files, None where one is not whole or was made of other files."""
   paths, digests = [shard.path for shard in shards], [shard.digest for shard in shards]
   # Kinetics has thousands, and a remote file system takes a while to answer for each.
   with _explained(folder, "read"), futures.ThreadPoolExecutor(16) as pool:
-    return dict(zip(paths, pool.map(stored.read_shard_index, paths, digests), strict=True))
+    indices = dict(zip(paths, pool.map(stored.read_shard_index, paths, digests), strict=True))
+  if hash_whole_files:
+    return indices
+  return {shard.path: (index := indices[shard.path]) and _current(shard, index) for shard in shards}
 
 
 @contextlib.contextmanager
