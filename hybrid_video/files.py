@@ -1,12 +1,13 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all, and a walk that ends.
 
 In: a path and what to write. Out: the file under its name, once all of it is on disk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import os
+import pathlib
 from typing import Any
 import uuid
 
@@ -51,3 +52,23 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
     ValueError: a number is not finite, which JSON cannot hold.
   """
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def walk(
+  folder: pathlib.Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+  """`os.walk` that follows links, but never in a circle.
+
+  Args:
+    folder: where to begin.
+    onerror: called where a folder cannot be read; by default it is left out.
+  """
+  entered: set[tuple[int, int]] = set()
+  for parent, folders, names in os.walk(folder, followlinks=True, onerror=onerror):
+    status = os.stat(parent)
+    # A link to a folder above would be followed without end.
+    if (status.st_dev, status.st_ino) in entered:
+      folders.clear()
+      continue
+    entered.add((status.st_dev, status.st_ino))
+    yield parent, folders, names

@@ -79,7 +79,7 @@ def find_videos(named: Iterable[os.PathLike | str]) -> list[pathlib.Path]:
       there = video_files.VideoFiles(listing.files_below(path))
       inside, others = there.unused(())
       if others:
-        shown = errors.shown(f"{errors.printable(file)}: {why}" for file, why in others)
+        shown = errors.shown(f"{os.fspath(file)}: {why}" for file, why in others)
         log.info("Not predicted, %d file(s) that are no videos: %s", len(others), shown)
       if not inside:
         raise PredictionError(f"{path}: there is no video file in this folder.")

@@ -178,7 +178,7 @@ def _missing(listed: listing.Listing) -> list[str]:
 
 def _warn_of_ignored(listed: listing.Listing) -> None:
   if listed.ignored:
-    shown = errors.shown(f"{errors.printable(name)}: {reason}" for name, reason in listed.ignored)
+    shown = errors.shown(f"{name}: {reason}" for name, reason in listed.ignored)
     log.warning("%s: %d file(s) are not used: %s", listed.folder, len(listed.ignored), shown)
 
 
@@ -321,7 +321,7 @@ def _current(shard: Shard, index: Index) -> Index | None:
   rows = {name: row for row, name in enumerate(index["names"].tolist())}
   modified = index["file_modified"].copy()
   for video, content in zip(shard.videos, shard.contents, strict=True):
-    row = rows.get(record_files.text(video.name))
+    row = rows.get(listing.text(video.name))
     if row is None or content.modified == modified[row]:
       continue
     assert video.path is not None

@@ -77,6 +77,11 @@ class Listing:
     return len(self.videos[0].codes)
 
 
+def text(name: str) -> str:
+  """A name as it is stored: bytes of a file name that are not UTF-8 are written out as Python does."""
+  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
   """Every file at any depth, sorted; links are followed, hidden and system files left out.
 
@@ -97,14 +102,7 @@ def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     log.warning("%s cannot be read (%s): its videos are left out.", error.filename, error.strerror)
 
   paths: list[str] = []
-  entered: set[tuple[int, int]] = set()
-  for parent, folders, names in os.walk(folder, followlinks=True, onerror=explain):
-    status = os.stat(parent)
-    # A link to a folder above would be followed without end.
-    if (status.st_dev, status.st_ino) in entered:
-      folders.clear()
-      continue
-    entered.add((status.st_dev, status.st_ino))
+  for parent, folders, names in files.walk(folder, explain):
     # Unfinished work of unpacking is not data (a class folder may well be named like it), and
     # archives made on macOS hold a hidden `._NAME.avi` beside NAME.avi.
     unpacks_here = os.path.basename(os.path.abspath(parent)) == UNPACKED
@@ -170,9 +168,9 @@ def _with_class_names(
   originals: dict[str, str] = {}
 
   def text_of(name: str) -> str:
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").strip()
-    first = originals.setdefault(text, name)
-    if not text:
+    stripped = text(name).strip()
+    first = originals.setdefault(stripped, name)
+    if not stripped:
       raise ListingError(
         f"{errors.printable(folder)}: found the class name '{errors.printable(name)}', expected a "
         "name that is not empty. Rename its folder, or fix its list."
@@ -182,7 +180,7 @@ def _with_class_names(
         f"{errors.printable(folder)}: the class names '{errors.printable(first)}' and "
         f"'{errors.printable(name)}' differ in white space around them alone. Give them one name."
       )
-    return text
+    return stripped
 
   texts = [text_of(name) for name in class_names]
   return [dataclasses.replace(v, label=text_of(v.label)) for v in videos], texts
@@ -196,7 +194,7 @@ def make(
   ignored: Iterable[tuple[pathlib.Path, str]] = (),
   class_names: Sequence[str] = (),
 ) -> Listing:
-  """Sorts and checks what a reader read; class names become one line of text each.
+  """Sorts and checks what a reader read; class names lose white space around them.
 
   Args:
     dataset: its name.
@@ -208,7 +206,7 @@ def make(
 
   Raises:
     ListingError: nothing is listed, a name or file is listed twice or in two classes, videos have
-      different numbers of splits, no listed video has a file, or a class name is no line of text.
+      different numbers of splits, no listed video has a file, or a class name is empty.
   """
   folder = pathlib.Path(folder)
   videos, class_names = _with_class_names(videos, class_names, folder)

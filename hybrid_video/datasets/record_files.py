@@ -100,7 +100,7 @@ def write_shard(
         "split_codes": list(video.codes),
         "fps": result.fps,
       }
-      name, group = text(video.name), text(video.group)
+      name, group = listing.text(video.name), listing.text(video.group)
       example = {"name": name, "group": group, "video": result.frames, **known}
       serialized = _serialize(example, described)
       writer.write(serialized)
@@ -126,9 +126,3 @@ def _serialize(example: dict[str, Any], described: tfds.features.FeaturesDict) -
   encoded = described.serialize_example(described.encode_example(example))
   # Otherwise the order of features differs from process to process.
   return tf.train.Example.FromString(encoded).SerializeToString(deterministic=True)
-
-
-def text(name: str) -> str:
-  """A name as it is stored."""
-  # A file name may hold bytes that are not UTF-8; what is stored is text.
-  return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -89,6 +89,15 @@ class Source:
 
 
 @contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[av.container.InputContainer]:
+  with (
+    open(os.open(path, os.O_RDONLY), "rb") as file,
+    av.open(file, metadata_errors="ignore", options=_OPTIONS) as container,
+  ):
+    yield container
+
+
+@contextlib.contextmanager
 def open_video(path: pathlib.Path) -> Iterator[Source]:
   """Opens a file and finds its main video stream, as `Source`.
 
@@ -101,10 +110,7 @@ def open_video(path: pathlib.Path) -> Iterator[Source]:
     av.error.FFmpegError: nothing that FFmpeg reads.
   """
   name = errors.printable(path)
-  with (
-    open(os.open(path, os.O_RDONLY), "rb") as file,
-    av.open(file, metadata_errors="ignore", options=_OPTIONS) as container,
-  ):
+  with _opened(path) as container:
     streams = list(container.streams.video)
     if container.format.name.endswith("_pipe"):
       raise VideoError(f"{name}: a still image, not a video. Take the file out.")
@@ -127,10 +133,7 @@ def open_video(path: pathlib.Path) -> Iterator[Source]:
 def _packet_counts(path: pathlib.Path) -> Counter[int]:
   """Packets of each stream by its index, read to the end in a container of its own."""
   counts: Counter[int] = Counter()
-  with (
-    open(os.open(path, os.O_RDONLY), "rb") as file,
-    av.open(file, metadata_errors="ignore", options=_OPTIONS) as container,
-  ):
+  with _opened(path) as container:
     for packet in container.demux(video=tuple(range(len(container.streams.video)))):
       counts[packet.stream.index] += packet.size > 0
   return counts

@@ -72,34 +72,33 @@ def make_grid(
     new_clocks: whether the format may change its clock, so that a jump forward is no pause.
   """
   stated = [float(rate) for rate in stated if 0 < rate <= MAX_FPS]
-  in_sequence = np.arange(len(seconds))
   times, clocks = _continuous(seconds, new_clocks)
   again = "once" if clocks == 2 else f"{clocks - 1} times"
   joined = f"the clock starts again {again}" if clocks > 1 else ""
   if times is None or times[-1] <= times[0]:
     # Also where all frames have one time.
     return _in_sequence(len(seconds), stated)
-  rates = _Rates(times, stated, resolution)
-  usual = rates.exact(rates.usual_step)
-  # Files with B-frames often start with one or two odd times.
-  begin = 2 if len(times) > 5 and times[2] - times[0] <= 4 / usual else 0
-  fps: float | None = usual
-  slots = _multiples(times[begin:], usual)
-  if slots is None:
-    fps, slots = _constant_rate(times[begin:], stated), in_sequence[begin:]
-  if fps is None:
-    fps = rates.of_motion()
-    slots = _slots(times, fps)
-  elif len(slots) > int(slots[-1]) - int(slots[0]):
-    slots = in_sequence
-  else:
-    slots = _slots(times, fps)
+  fps, is_even = _rate(times, stated, resolution)
+  slots = np.arange(len(times)) if is_even else _slots(times, fps)
   if fps > MAX_FPS:
     return _in_sequence(len(seconds), stated)
   count, length = len(slots), int(slots[-1]) + 1
   uneven = f"{count} frames at uneven times; on a grid of {fps:.6g} a second they are {length}"
   notes = [joined, uneven if length > count else ""]
   return Grid(fps, slots, "; ".join(note for note in notes if note))
+
+
+def _rate(times: np.ndarray, stated: Sequence[float], resolution: float) -> tuple[float, bool]:
+  """The rate of a grid, and whether each frame has the slot after the one before."""
+  rates = _Rates(times, stated, resolution)
+  # Files with B-frames often start with one or two odd times.
+  begin = 2 if len(times) > 5 and times[2] - times[0] <= 4 / rates.usual else 0
+  judged = times[begin:]
+  slots = _multiples(judged, rates.usual)
+  if slots is not None:
+    return rates.usual, len(slots) == int(slots[-1]) + 1
+  constant = _constant_rate(judged, stated)
+  return (rates.of_motion(), False) if constant is None else (constant, True)
 
 
 def _in_sequence(count: int, stated: Sequence[float]) -> Grid:
@@ -202,7 +201,8 @@ class _Rates:
     self._means = (times[_IN_A_ROW:] - times[:-_IN_A_ROW]) / _IN_A_ROW
     self._rounding = 1.1 * max(resolution, 0.001)
     self._known = [*stated, *(n * part for n in range(1, 121) for part in (1.0, 1000 / 1001))]
-    self.usual_step = float(np.median(self._steps))
+    # Of the median step.
+    self.usual = self.exact(float(np.median(self._steps)))
 
   def exact(self, step: float) -> float:
     """The mean rate of steps that are about as long: times are rounded, and jitter."""
@@ -220,8 +220,7 @@ class _Rates:
 
   def of_motion(self) -> float:
     """The lowest rate that occurs at which no frame comes late, from the usual one up."""
-    times = self._times
-    usual = self.exact(self.usual_step)
+    times, usual = self._times, self.usual
     quick = np.quantile(self._steps, (0.25, 0.1, 0.05), method="nearest").tolist()
     rates = {self.exact(step) for step in quick}
     fastest = MAX_FPS

@@ -48,7 +48,7 @@ def split(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tupl
     log.info(
       "Of the %d arrays in the file %d are below %s; unused are: %s",
       *(len(whole), len(whole) - len(outside), prefix),
-      errors.printable(errors.shown(outside)),
+      errors.shown(outside),
     )
   return {
     key.removeprefix(prefix): array for key, array in whole.items() if key.startswith(prefix)
@@ -74,7 +74,7 @@ def _prefix(keys: Collection[str]) -> str:
   candidates = plain or prefixes
   if len(candidates) > 1:
     raise WeightsFileError(
-      f"it holds {len(candidates)} networks, under {errors.printable(errors.shown(candidates))}, and "
+      f"it holds {len(candidates)} networks, under {errors.shown(candidates)}, and "
       "which is meant is not clear. Re-save the one you want alone."
     )
   if candidates:
@@ -95,9 +95,9 @@ def _networks(keys: Collection[str], depth: int) -> list[str]:
     return [""]
   if not depth:
     return []
-  parted = sorted(key.partition(".")[::2] for key in keys if "." in key)
+  separated = sorted(key.partition(".")[::2] for key in keys if "." in key)
   return [
     f"{first}.{rest}"
-    for first, group in itertools.groupby(parted, key=lambda pair: pair[0])
+    for first, group in itertools.groupby(separated, key=lambda pair: pair[0])
     for rest in _networks([below for _, below in group], depth - 1)
   ]

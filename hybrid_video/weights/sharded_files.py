@@ -117,6 +117,6 @@ def check_keys(shard: pathlib.Path, keys: set[str], expected: set[str]) -> None:
   for what, those in (("has not", expected - keys), ("has besides", keys - expected)):
     if those:
       raise WeightsFileError(
-        f"its file {shard.name} {what} {errors.printable(errors.shown(sorted(those)))}: index and "
+        f"its file {shard.name} {what} {errors.shown(sorted(those))}: index and "
         "files are not of one network. Download them again."
       )

@@ -11,6 +11,7 @@ import os
 import pathlib
 from typing import Any
 
+from hybrid_video import files
 from hybrid_video.datasets import file_kinds, listing
 from hybrid_video.datasets.archives import names, reading
 
@@ -31,13 +32,7 @@ class OwnFiles:
   def below(cls, folder: pathlib.Path) -> "OwnFiles":
     """Walks through the folder; links are followed, but never in a circle."""
     own = cls()
-    entered: set[tuple[int, int]] = set()
-    for parent, folders, file_names in os.walk(folder, followlinks=True):
-      status = os.stat(parent)
-      if (status.st_dev, status.st_ino) in entered:
-        folders.clear()
-        continue
-      entered.add((status.st_dev, status.st_ino))
+    for parent, folders, file_names in files.walk(folder):
       at_top = pathlib.Path(parent) == folder
       folders[:] = [name for name in folders if not (at_top and name == listing.UNPACKED)]
       if not at_top and any(map(file_kinds.is_video, file_names)):
