@@ -21,6 +21,7 @@ from hybrid_video.decoding.storing import DecodingLimits, StoredScale
 from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
 from hybrid_video.settings import SettingError, Settings, setting
+from hybrid_video.validation import ValidationSettings
 
 DATASETS = ("hmdb51", "hmdb51_layout", "made_actions", "ucf101", "kinetics", "folder")
 _MODEL = "r2plus1d_18"
@@ -150,9 +151,21 @@ class Experiment(Settings):
     eval_batch_size: clips at a time in evaluation, over all devices.
     optimizer: how parameters are updated.
     log_every_steps: steps from one report to the next.
+    micro_batches: parts that a batch is computed in, one after the other, where it does not fit in
+      memory; their gradients are added up before the one update. BatchNorm takes its statistics over
+      each part.
+    fsdp: devices that parameters and optimizer state are split over; 1 keeps them whole on each.
+    ema_decay: of the exponential moving average of parameters and batch statistics, which is then
+      what is validated, tested and saved for use, with the raw ones beside it; 0 is none.
+    max_skipped_steps: updates that are not finite and may be left out; the next one ends the run.
+    validation: what is evaluated while training, and what follows from it.
+    test_parameters: "last" or "best": which parameters are tested and used.
+    resume_changed: go on with a run although settings that change its meaning are others now.
     checkpoint_every_epochs: epochs from one checkpoint to the next.
-    keep_checkpoints: how many of the newest are kept.
-    profile: whether to write a profile of some steps for TensorBoard.
+    checkpoint_every_steps: steps from one checkpoint to the next, in place of epochs; 0 is by epochs.
+    keep_checkpoints: how many of the newest are kept; the best is kept beside them.
+    profile_steps: first and last step, from 1, that a profile for TensorBoard is written of.
+    wandb_project: a project of Weights & Biases that metrics are sent to as well; "" is none.
     evaluate_shuffled: whether the test list is evaluated once more with each clip's frames in
       random order.
     evaluate_train: whether the training list is evaluated too.
@@ -192,9 +205,18 @@ class Experiment(Settings):
   eval_batch_size: int = setting(16, at_least=1)
   optimizer: OptimizerSettings = setting(OptimizerSettings)
   log_every_steps: int = setting(50, at_least=1)
+  micro_batches: int = setting(1, at_least=1)
+  fsdp: int = setting(1, at_least=1)
+  ema_decay: float = setting(0.0, at_least=0, below=1)
+  max_skipped_steps: int = setting(0, at_least=0)
+  validation: ValidationSettings = setting(ValidationSettings)
+  test_parameters: str = setting("last", choices=("last", "best"))
+  resume_changed: bool = setting(False)
   checkpoint_every_epochs: float = setting(1.0, above=0)
+  checkpoint_every_steps: int = setting(0, at_least=0)
   keep_checkpoints: int = setting(2, at_least=1)
-  profile: bool = setting(False)
+  profile_steps: tuple[int, ...] = setting((), at_least=1)
+  wandb_project: str = setting("")
   evaluate_shuffled: bool = setting(False)
   evaluate_train: bool = setting(False)
 
@@ -204,6 +226,21 @@ class Experiment(Settings):
       raise SettingError(
         f"{self.path('init_classes')} is {self.init_classes!r} and {self.path('init_from')} is not set: "
         "it names the classes of weights to start from. Set both or none."
+      )
+    if self.batch_size % self.micro_batches:
+      raise SettingError(
+        f"{self.path('micro_batches')} is {self.micro_batches}: a batch of {self.batch_size} does not "
+        "divide into so many parts."
+      )
+    first_last = self.profile_steps
+    if first_last and (len(first_last) != 2 or first_last[0] > first_last[1]):
+      raise SettingError(
+        f"{self.path('profile_steps')} is {first_last}: expected a first and a last step, such as (10, 12)."
+      )
+    if self.test_parameters == "best" and not self.validation.is_on:
+      raise SettingError(
+        f"{self.path('test_parameters')} is 'best', and nothing is validated while training: set "
+        f"{self.validation.path('every_epochs')}."
       )
 
   @property
@@ -238,6 +275,8 @@ class Experiment(Settings):
     if "stretch" not in values["stored"]:
       # Before there was a choice, every video was stretched.
       values["stored"] = {**values["stored"], "stretch": True}
+    # What an earlier version had in place of `profile_steps`.
+    values.pop("profile", None)
     return cls.from_mapping(values)
 
 

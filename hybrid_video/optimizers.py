@@ -56,16 +56,25 @@ class OptimizerError(errors.UserError):
   """Optimizer settings that do not fit the model or the length of training."""
 
 
-def _trained_or_frozen(params: Any, freeze: tuple[str, ...]) -> Any:
+def trained(params: Any, freeze: tuple[str, ...]) -> Any:
+  """Which parameters are trained: a tree of bools like `params`.
+
+  Args:
+    params: nested dicts of arrays or of their shapes.
+    freeze: the beginnings of the paths of those that are not.
+
+  Raises:
+    OptimizerError: a part that the model does not have; the message has the nearest.
+  """
   used: set[str] = set()
 
-  def label(path: Any, _: Any) -> str:
+  def is_trained(path: Any, _: Any) -> bool:
     name = "/".join(key.key for key in path)
     matching = [part for part in freeze if name == part or name.startswith(part + "/")]
     used.update(matching)
-    return "frozen" if matching else "trained"
+    return not matching
 
-  labels = jax.tree_util.tree_map_with_path(label, params)
+  labels = jax.tree_util.tree_map_with_path(is_trained, params)
   for part in freeze:
     if part not in used:
       names = ["/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(params)]
@@ -143,6 +152,6 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
   if not settings.freeze:
     return chain
   return optax.multi_transform(
-    {"trained": chain, "frozen": optax.set_to_zero()},
-    lambda params: _trained_or_frozen(params, settings.freeze),
+    {True: chain, False: optax.set_to_zero()},
+    lambda params: trained(params, settings.freeze),
   )

@@ -4,16 +4,54 @@ What differs between runs of one experiment, such as the seed or the learning ra
 input, so that all of them share one compiled program.
 """
 
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hybrid_video import optimizers, sharding
+from hybrid_video.experiment import Experiment
 from hybrid_video.state import State
 from hybrid_video.tasks import Array, Sums, Task, Tree
 
 # Folded into the seed's key before the step, so that what `Task.prepare` draws is none of dropout's;
 # no step's number gets so far.
 _PREPARATION_STREAM = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """What an update is, beside the task and the optimizer.
+
+  Attributes:
+    micro_batches: parts that a batch is computed in, one after the other.
+    ema_decay: of the moving averages; 0 is none.
+    max_skipped: updates that are not finite and are left out; after one more, nothing is updated.
+    freeze: parts that are not trained, see `optimizers.trained`.
+  """
+
+  micro_batches: int = 1
+  ema_decay: float = 0.0
+  max_skipped: int = 0
+  freeze: tuple[str, ...] = ()
+
+  @classmethod
+  def of(cls, experiment: Experiment) -> "StepOptions":
+    """What an experiment says."""
+    return cls(
+      experiment.micro_batches,
+      experiment.ema_decay,
+      experiment.max_skipped_steps,
+      experiment.optimizer.freeze,
+    )
+
+
+_PLAIN = StepOptions()
 
 
 def train_step(
@@ -24,8 +62,13 @@ def train_step(
   *,
   task: Task,
   optimizer: optax.GradientTransformation,
+  options: StepOptions = _PLAIN,
 ) -> tuple[State, Sums]:
-  """One update.
+  """One update, if it is finite.
+
+  An update counts as finite where the loss, the gradients and the parameters that it leads to are. One
+  that is not changes nothing but `step` and `skipped`; the one after the last that may be left out, and
+  all after it, do not even count as steps, so that the state stays what it was before it.
 
   Args:
     state: see `state`.
@@ -35,26 +78,129 @@ def train_step(
       number of another type, Python's own among them, is another program.
     task: what is minimized.
     optimizer: the same that made the state, for a learning rate of one.
+    options: accumulation, averages, guard.
 
   Returns:
-    (the state after the step, metric sums of the batch before it).
+    (the state after the step, metric sums of the batch before it). Beside the task's sums there are
+    `gradient_norm`, `update_norm`, `parameter_norm` and `finite` (1 or 0), of the whole update.
   """
   root = jax.random.key(seed)
   dropout_key = jax.random.fold_in(root, state["step"])
   stream = jax.random.fold_in(root, _PREPARATION_STREAM)
   prepared = task.prepare(batch, jax.random.fold_in(stream, state["step"]))
-
-  def mean_loss(params: Tree) -> tuple[Array, tuple[Tree, Sums]]:
-    sums, batch_stats = task.loss(params, state["batch_stats"], prepared, dropout_key)
-    return sums["loss"] / sums["count"], (batch_stats, sums)
-
-  gradients, (batch_stats, sums) = jax.grad(mean_loss, has_aux=True)(state["params"])
+  gradients, batch_stats, sums = _gradients(state, prepared, dropout_key, task, options)
+  # What is not trained has no gradient, which is then not even computed.
+  gradients = jax.tree.map(
+    lambda gradient, trained: gradient if trained else jnp.zeros_like(gradient),
+    gradients,
+    optimizers.trained(state["params"], options.freeze),
+  )
   updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
   updates = jax.tree.map(lambda update: learning_rate * update, updates)
   new = {
-    "step": state["step"] + 1,
     "params": optax.apply_updates(state["params"], updates),
     "batch_stats": batch_stats,
     "opt_state": opt_state,
   }
-  return new, sums
+  if options.ema_decay:
+    new["ema"] = _averages(state, new, options.ema_decay)
+  norms = {
+    "gradient_norm": optax.tree.norm(gradients),
+    "update_norm": optax.tree.norm(updates),
+    "parameter_norm": optax.tree.norm(new["params"]),
+  }
+  finite = jnp.isfinite(jnp.stack([sums["loss"], *norms.values()])).all()
+  finite &= jnp.isfinite(optax.tree.norm(batch_stats))
+  kept = finite & (state["skipped"] <= options.max_skipped)
+  old = {name: state[name] for name in new}
+  new = jax.tree.map(lambda after, before: jnp.where(kept, after, before), new, old)
+  skipped = state["skipped"] + (~kept).astype(jnp.int32)
+  counts = skipped <= options.max_skipped
+  step = state["step"] + counts.astype(jnp.int32)
+  return {**state, **new, "step": step, "skipped": skipped}, {
+    **sums,
+    **norms,
+    "finite": kept.astype(jnp.float32),
+  }
+
+
+def _gradients(
+  state: State, prepared: Any, dropout_key: Array, task: Task, options: StepOptions
+) -> tuple[Tree, Tree, Sums]:
+  """Gradients of the mean loss over the batch, the new batch statistics, and metric sums."""
+  if options.micro_batches == 1:
+
+    def mean_loss(params: Tree) -> tuple[Array, tuple[Tree, Sums]]:
+      sums, batch_stats = task.loss(params, state["batch_stats"], prepared, dropout_key)
+      return sums["loss"] / sums["count"], (batch_stats, sums)
+
+    gradients, (batch_stats, sums) = jax.grad(mean_loss, has_aux=True)(state["params"])
+    return gradients, batch_stats, sums
+
+  def one_part(carried: Any, part: Any) -> tuple[Any, None]:
+    total, batch_stats, sums = carried
+    number, clips = part
+    key = jax.random.fold_in(dropout_key, number)
+
+    def summed_loss(params: Tree) -> tuple[Array, tuple[Tree, Sums]]:
+      of_part, new_stats = task.loss(params, batch_stats, clips, key)
+      return of_part["loss"], (new_stats, of_part)
+
+    gradients, (batch_stats, of_part) = jax.grad(summed_loss, has_aux=True)(state["params"])
+    add = functools.partial(jax.tree.map, jnp.add)
+    return (add(total, gradients), batch_stats, add(sums, of_part)), None
+
+  parts = jax.tree.map(lambda rows: _in_parts(rows, options.micro_batches), prepared)
+  first = jax.tree.map(lambda rows: rows[0], parts)
+  of_first = jax.eval_shape(task.loss, state["params"], state["batch_stats"], first, dropout_key)[0]
+  zeros = functools.partial(jax.tree.map, lambda like: jnp.zeros(like.shape, like.dtype))
+  start = (zeros(state["params"]), state["batch_stats"], zeros(of_first))
+  numbers = jnp.arange(options.micro_batches)
+  (total, batch_stats, sums), _ = jax.lax.scan(one_part, start, (numbers, parts))
+  return jax.tree.map(lambda leaf: leaf / sums["count"], total), batch_stats, sums
+
+
+def _in_parts(rows: Array, parts: int) -> Array:
+  """Rows `[B, ...]` as `[parts, B / parts, ...]`: part i has the rows i, i + parts, i + 2 parts, ...
+
+  So a part has the same rows on any number of devices, and each device's share of it lies on that
+  device already.
+  """
+  return jnp.swapaxes(rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 0, 1)
+
+
+def _averages(state: State, new: State, decay: float) -> Tree:
+  """The moving averages after a step; the first step's are its own values, as PyTorch's are.
+
+  Source: `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn` and `use_buffers`.
+  """
+  weight = jnp.where(state["step"] == state["skipped"], 0.0, decay)
+  return jax.tree.map(
+    lambda average, value: weight * average + (1 - weight) * value,
+    state["ema"],
+    {name: new[name] for name in ("params", "batch_stats")},
+  )
+
+
+def jitted(
+  task: Task,
+  optimizer: optax.GradientTransformation,
+  options: StepOptions,
+  mesh: jax.sharding.Mesh,
+  state: State,
+) -> Callable[..., tuple[State, Sums]]:
+  """`train_step` for arrays on a mesh: (state, batch, learning rate, seed) to (state, sums).
+
+  Args:
+    task, optimizer, options: as in `train_step`.
+    mesh: the devices.
+    state: with the shardings that it is to keep; `jax.ShapeDtypeStruct`s will do. It is donated.
+  """
+  return jax.jit(
+    functools.partial(train_step, task=task, optimizer=optimizer, options=options),
+    donate_argnums=0,
+    out_shardings=(
+      jax.tree.map(lambda leaf: leaf.sharding, state),
+      sharding.replicated(mesh),
+    ),
+  )

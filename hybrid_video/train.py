@@ -8,14 +8,12 @@ checkpoint.
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import functools
 import logging
-import os
 import pathlib
 import time
 from typing import Any
 
-from clu import metric_writers, parameter_overview, periodic_actions
+from clu import metric_writers, parameter_overview
 import jax
 import numpy as np
 
@@ -169,14 +167,8 @@ def _train(run: Run) -> State:
       log.info("The checkpoint of step %d of %d: evaluating only", done, length.total_steps)
       return state
     _announce(run, state)
-    step_function = jax.jit(
-      functools.partial(steps.train_step, task=run.task, optimizer=optimizer),
-      donate_argnums=0,
-      out_shardings=(
-        jax.tree.map(lambda leaf: leaf.sharding, abstract),
-        sharding.replicated(run.mesh),
-      ),
-    )
+    options = steps.StepOptions.of(experiment)
+    step_function = steps.jitted(run.task, optimizer, options, run.mesh, abstract)
     return _loop(run, state, step_function, schedule, saved)
 
 
@@ -268,10 +260,6 @@ class _Reporter:
     self._writer: metric_writers.MetricWriter | None = None
     if jax.process_index() == 0:
       self._writer = writers.create(workdir, first_step=first_step, steps=length.total_steps)
-    logdir = os.fspath(workdir / "tensorboard")
-    self._profile = (
-      periodic_actions.Profile(logdir=logdir, num_profile_steps=3) if experiment.profile else None
-    )
 
   def __enter__(self) -> "_Reporter":
     return self
@@ -287,8 +275,6 @@ class _Reporter:
   def add(self, step: int, sums: Sums) -> None:
     """Takes the metric sums of a step, which may still be computed."""
     self._waiting.append(sums)
-    if self._profile:
-      self._profile(step)
 
   def report(self, step: int, learning_rate: float) -> None:
     """Writes the means since the last report."""
