@@ -9,7 +9,7 @@ import pytest
 from test_models import PARAMETERS
 
 from configs import hmdb51
-from hybrid_video import experiment
+from hybrid_video import experiment, recipes
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +53,13 @@ def test_every_row_stands_in_the_table_with_its_parameters():
   for row, text in rows.items():
     counts = tuple(int(count.replace(",", "")) for count in text.split("|"))
     assert counts == PARAMETERS[row][:3]
+
+
+def test_every_recipe_stands_in_the_table_with_its_epochs():
+  table = TEXTS["training.md"].partition("| recipe |")[2].partition("\n\n")[0]
+  rows = re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\| (\d+) \|", table, re.MULTILINE)
+  epochs = {name: str(round(recipe["epochs"])) for name, recipe in recipes.RECIPES.items()}
+  assert sorted(rows) == sorted(epochs.items())
 
 
 @pytest.mark.parametrize("name", TEXTS)
