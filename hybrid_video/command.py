@@ -5,20 +5,21 @@ well, 1 for an error or for a video that could not be predicted, 130 after Ctrl-
 """
 
 from collections.abc import Callable
+import contextlib
 import importlib
 import logging
 import os
 import pathlib
 import re
-import signal
 import sys
-from typing import TYPE_CHECKING, Any
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from hybrid_video import errors
+from hybrid_video import __version__, errors, hosts, stopping
 
 if TYPE_CHECKING:
   from hybrid_video.experiment import Experiment
@@ -31,6 +32,8 @@ _CONFIG_OPTIONAL = ("evaluate", "predict", "export")
 _PACKAGE = pathlib.Path(__file__).parent
 _EDITABLE = not (_PACKAGE / "_configs").is_dir()
 _CONFIGS = _PACKAGE.parent / "configs" if _EDITABLE else _PACKAGE / "_configs"
+# What needs no accelerator is done by the first process alone.
+_ONE_PROCESS = ("export", "inspect")
 _ISSUES = "This is a bug; please report it with the lines above and the command."
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -50,6 +53,23 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   "For evaluate, predict and export: a work directory, one of its checkpoints, or an exported "
   "model.safetensors. The default is --workdir.",
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "On several hosts: HOST:PORT, where process 0 runs and a free port there. SLURM and Cloud TPU tell it.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "On several hosts: how many processes there are."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "On several hosts: this process's number, from 0."
+)
+_HOSTS_TIMEOUT = flags.DEFINE_float(
+  "hosts_timeout",
+  hosts.TIMEOUT_SECONDS,
+  "On several hosts: seconds to wait until all are there.",
+  lower_bound=1,
 )
 
 
@@ -87,7 +107,22 @@ def parse_flags(argv: list[str]) -> list[str]:
     message = message[1:-1]
   if "Traceback" in message:
     message = message.splitlines()[-1]
-  sys.exit(f"Cannot read the command line: {' '.join(message.split())}")
+  message = f"Cannot read the command line: {' '.join(message.split())}"
+  print(message, file=sys.stderr, flush=True)
+  _refuse(argv, message)
+  sys.exit(1)
+
+
+def _refuse(argv: list[str], message: str) -> None:
+  """Tells other processes of a command line that cannot be read: they wait for this one."""
+  given = dict(
+    re.findall(r"^--?(coordinator|num_processes|process_id)=(.*)$", "\n".join(argv), re.M)
+  )
+  with contextlib.suppress(hosts.HostError):
+    place = hosts.find(
+      given.get("coordinator"), given.get("num_processes"), given.get("process_id")
+    )
+    hosts.refuse(place, message)
 
 
 def _check_flags(rest: list[str]) -> None:
@@ -135,13 +170,51 @@ def _load_pipeline(module: str) -> Any:
   return importlib.import_module(module)
 
 
-def _run(pipeline_module: str) -> int:
-  """Runs the mode that the flags name; gives the exit code."""
+def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopRequest) -> int:
+  """Runs the mode that the flags name, on all processes; gives the exit code."""
   # Imported here, so that processes that decode videos start without them.
-  from hybrid_video import experiment, platform_setup
+  from hybrid_video import experiment
 
   workdir, mode = pathlib.Path(_WORKDIR.value).expanduser().absolute(), _MODE.value
-  chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
+  try:
+    chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
+  except errors.UserError as error:
+    hosts.refuse(place, str(error))
+    raise
+  with hosts.joined(place, _agreement(workdir, chosen), _HOSTS_TIMEOUT.value):
+    return _run_mode(pipeline_module, workdir, mode, chosen, stop)
+
+
+def _agreement(workdir: pathlib.Path, chosen: "Experiment | None") -> dict[str, Any]:
+  """What has to be the same in all processes, by the names of flags."""
+  agreement = {
+    "version": __version__,
+    "--mode": _MODE.value,
+    "--workdir": str(workdir),
+    "--checkpoint": _CHECKPOINT.value,
+    "--videos": ",".join(_VIDEOS.value),
+  }
+
+  def add(path: str, value: Any) -> None:
+    if isinstance(value, dict):
+      for name, inner in value.items():
+        add(f"{path}.{name}", inner)
+    else:
+      agreement[path] = value
+
+  add("--config", None if chosen is None else chosen.to_json())
+  return agreement
+
+
+def _run_mode(
+  pipeline_module: str,
+  workdir: pathlib.Path,
+  mode: str,
+  chosen: "Experiment | None",
+  stop: stopping.StopRequest,
+) -> int:
+  from hybrid_video import platform_setup
+
   platform_setup.keep_compiled_programs()
   platform_setup.keep_freed_memory()
   if mode == "predict":
@@ -176,21 +249,60 @@ def _required(experiment: "Experiment | None") -> "Experiment":
   return experiment
 
 
+def _place() -> hosts.Place | None:
+  """Where this process stands among those of the run; the first one's line is what people read."""
+  place = hosts.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if place is None:
+    return None
+  if _MODE.value in _ONE_PROCESS:
+    if place.process:
+      print(f"--mode={_MODE.value} is done by process 0 alone.")
+      sys.exit(0)
+    # A part of a TPU's chips cannot be had without the other hosts.
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    return None
+  if place.process:
+    logger = logging.getLogger("hybrid_video")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+      handler.setFormatter(_Formatter(f"process {place.process}: %(message)s"))
+  return place
+
+
+def _exit(message: str, code: int, several: bool) -> NoReturn:
+  """Ends the process with a line; one of several without waiting for what only all can end."""
+  print(message, file=sys.stderr, flush=True)
+  if several:
+    sys.stdout.flush()
+    os._exit(code)
+  stopping.exit_soon(code)
+
+
 def _main(pipeline_module: str) -> Callable[[list[str]], None]:
   def main(argv: list[str]) -> None:
     del argv  # All of it is flags.
     _set_up_logging()
+    several = False
     try:
-      code = _run(pipeline_module)
-    except errors.UserError as error:
-      if os.environ.get("HYBRID_VIDEO_TRACEBACK"):
-        raise
-      sys.exit(f"Error: {errors.printable_lines(str(error))}")
+      with stopping.StopRequest(hosts.fail) as stop:
+        place = _place()
+        several = place is not None
+        code = _run(pipeline_module, place, stop)
+    except stopping.Stopped as stopped:
+      _exit(str(stopped), stopped.code, several and stopped.step is None)
     except KeyboardInterrupt:
-      print("Stopped. The same command goes on from here.", file=sys.stderr)
-      sys.exit(128 + signal.SIGINT)
+      line = "Stopped at once; the same command goes on from what is saved."
+      _exit(line, stopping.INTERRUPTED, several)
     except Exception as error:
-      error.add_note(_ISSUES)
+      shown = isinstance(error, errors.UserError) and not os.environ.get("HYBRID_VIDEO_TRACEBACK")
+      if shown:
+        _exit(f"Error: {errors.printable_lines(str(error))}", 1, several)
+      if not isinstance(error, errors.UserError):
+        error.add_note(_ISSUES)
+      if several:
+        _exit("".join(traceback.format_exception(error)), 1, several)
       raise
     sys.exit(code)
 

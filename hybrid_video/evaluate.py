@@ -7,6 +7,7 @@ In: an experiment whose checkpoint is in a work directory, and its stored videos
 from collections.abc import Iterator
 import dataclasses
 import logging
+import math
 import os
 import pathlib
 import time
@@ -228,7 +229,8 @@ def run(
   with compilation.counted() as compiled:
     saved = loading.read(workdir if checkpoint is None else checkpoint)
     experiment = saved.description.experiment if experiment is None else experiment
-    mesh = sharding.make_mesh()
+    # Split as in training, as far as these devices, which may be others, divide.
+    mesh = sharding.make_mesh(fsdp=math.gcd(experiment.fsdp, jax.device_count()))
     sharding.check_batch_size(experiment.eval_batch_size, mesh, "--config.eval_batch_size")
     results.make_folder(workdir)
     records = preparation.load_records(experiment, workdir)
@@ -237,9 +239,9 @@ def run(
     task = registry.create(experiment, len(records.class_names), mesh)
     if saved.description.experiment.task != task.name:
       raise CheckpointError(f"{saved.source} is a model of another task than {task.name}.")
-    place = sharding.replicated(mesh)
     params, batch_stats = jax.tree.map(
-      lambda leaf: sharding.place(leaf, place), (saved.params, saved.batch_stats)
+      lambda leaf: sharding.place(leaf, sharding.state_sharding(leaf.shape, mesh)),
+      (saved.params, saved.batch_stats),
     )
     state = {"params": params, "batch_stats": batch_stats, "step": saved.step}
     log.info("Evaluating %s, step %d", saved.source, saved.step)

@@ -2,7 +2,8 @@
 
 In: a trained model, and video files or folders; no data set and no lists. Out: `predictions.csv` and
 `predictions.jsonl`. Decoding, windows and averages are those of evaluation, so that predicting the
-test videos gives the numbers of `results.json`.
+test videos gives the numbers of `results.json`. Several processes share the videos; each decodes and scores
+its own on its own devices, and the first writes the files.
 """
 
 import collections
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -20,7 +22,7 @@ import time
 import jax
 import numpy as np
 
-from hybrid_video import errors, files, loading, metrics, progress, scoring, sharding
+from hybrid_video import errors, files, hosts, loading, metrics, progress, scoring, sharding
 from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import listing, video_files
 from hybrid_video.decoding import storing, worker_pool
@@ -101,7 +103,7 @@ class Predictor:
   """A trained model that predicts videos, any number, in a stream."""
 
   def __init__(self, saved: SavedModel, batch_size: int | None = None):
-    """Puts the model on all devices.
+    """Puts the model on all devices of this process.
 
     Args:
       saved: from `loading.read`.
@@ -112,7 +114,7 @@ class Predictor:
     """
     self.experiment: Experiment = saved.description.experiment
     self.class_names = saved.description.class_names
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.local_devices())
     task: Task = registry.create(self.experiment, len(self.class_names), mesh)
     if task.name != classification.NAME:
       raise PredictionError(
@@ -236,23 +238,35 @@ def run(
   """
   saved = loading.read(workdir if checkpoint is None else checkpoint)
   videos = find_videos(named)
+  hosts.check_same("the videos", hashlib.sha256(repr(videos).encode()).hexdigest())
   predictor = Predictor(saved)
   names = predictor.class_names
   log.info("Videos: %d, classes: %d, model: %s", len(videos), len(names), saved.source)
   workdir.mkdir(parents=True, exist_ok=True)
-  predictions: list[Prediction] = []
+  own = videos[jax.process_index() :: jax.process_count()]
+  if len(own) < len(videos):
+    log.info("The first of %d processes predicts %d of them", jax.process_count(), len(own))
+  predicted: list[Prediction] = []
   started = time.monotonic()
-  for done, prediction in enumerate(predictor.predict(videos), 1):
-    predictions.append(prediction)
-    left = (time.monotonic() - started) / done * (len(videos) - done)
-    log.info("%s", _line(prediction, names, done, len(videos), left))
-  files.write_text(workdir / CSV, _as_csv(predictions, names))
-  files.write_text(workdir / JSON_LINES, _as_json_lines(predictions, names))
+  for done, prediction in enumerate(predictor.predict(own), 1):
+    predicted.append(prediction)
+    left = (time.monotonic() - started) / done * (len(own) - done)
+    log.info("%s", _line(prediction, names, done, len(own), left))
+  predictions = _of_all_processes(predicted, len(videos))
+  if jax.process_index() == 0:
+    files.write_text(workdir / CSV, _as_csv(predictions, names))
+    files.write_text(workdir / JSON_LINES, _as_json_lines(predictions, names))
   broken = [prediction for prediction in predictions if prediction.error]
   for prediction in broken:
     log.warning("Not predicted: %s", prediction.error)
   log.info("Predictions: %s", workdir / CSV)
   return predictions
+
+
+def _of_all_processes(own: list[Prediction], count: int) -> list[Prediction]:
+  """The predictions of all processes, in the order of their videos, in every process."""
+  shares = hosts.share_all([dataclasses.asdict(prediction) for prediction in own])
+  return [Prediction(**shares[i % len(shares)][i // len(shares)]) for i in range(count)]
 
 
 def _line(prediction: Prediction, names: Sequence[str], done: int, total: int, left: float) -> str:

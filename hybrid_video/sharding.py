@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -34,15 +35,24 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
     fsdp: devices along the "fsdp" axis.
 
   Raises:
-    ShardingError: the devices do not divide.
+    ShardingError: the devices do not divide, with the nearest number that they do divide into.
   """
   devices = jax.devices() if devices is None else devices
   if fsdp < 1 or len(devices) % fsdp:
+    fits = [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]
+    nearest = min(fits, key=lambda size: (abs(size - fsdp), size))
     raise ShardingError(
-      f"{len(devices)} devices do not divide into groups of {fsdp} for the fsdp axis."
+      f"--config.fsdp is {fsdp}: {len(devices)} devices do not divide into groups of {fsdp} for the "
+      f"fsdp axis. Set it to {nearest}, or use more devices."
     )
   shape = (len(devices) // fsdp, fsdp)
-  return jax.make_mesh(shape, BATCH_AXES, (AxisType.Auto, AxisType.Auto), devices=devices)
+  types = (AxisType.Auto, AxisType.Auto)
+  if len({device.process_index for device in devices}) > 1:
+    # A process's rows of a batch are those that follow the rows of the process before it; the order
+    # that suits a TPU's wires would mix the hosts.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered).reshape(shape), BATCH_AXES, axis_types=types)
+  return jax.make_mesh(shape, BATCH_AXES, types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -75,25 +85,42 @@ def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, setting: str) -> None:
+def on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+  """A whole array on every host, wherever its parts are; all processes have to ask for it."""
+  if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+  return np.asarray(array)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, setting: str, micro_batches: int = 1) -> None:
   """Refuses a batch that does not divide among the devices.
 
   Args:
     batch_size: of the global batch.
     mesh: the devices.
     setting: its full name, for the message.
+    micro_batches: parts that the batch is computed in, each of which has to divide.
 
   Raises:
-    ShardingError: with the nearest sizes that do.
+    ShardingError: with the nearest sizes that do, and the nearest `micro_batches` if one does.
   """
   devices = mesh.size
-  if batch_size < 1 or batch_size % devices:
-    below = batch_size - batch_size % devices
-    sizes = " or ".join(str(size) for size in (below, below + devices) if size > 0)
-    raise ShardingError(
-      f"{setting} is {batch_size}: a batch of {batch_size} does not divide among {devices} devices. "
-      f"Set it to {sizes}."
-    )
+  share = devices * micro_batches
+  if batch_size >= 1 and batch_size % share == 0:
+    return
+  below = batch_size - batch_size % share
+  sizes = " or ".join(str(size) for size in (below, below + share) if size > 0)
+  parts, others = "", ""
+  if micro_batches > 1:
+    parts = f" in {micro_batches} parts"
+    fits = [n for n in range(1, batch_size // devices + 1) if batch_size % (devices * n) == 0]
+    if fits:
+      nearest = min(fits, key=lambda n: (abs(n - micro_batches), n))
+      others = f", or --config.micro_batches to {nearest}"
+  raise ShardingError(
+    f"{setting} is {batch_size}: a batch of {batch_size}{parts} does not divide among {devices} "
+    f"devices. Set it to {sizes}{others}."
+  )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

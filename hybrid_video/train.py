@@ -113,9 +113,9 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
   began = time.monotonic()
   workdir = pathlib.Path(workdir).absolute()
   with compilation.counted() as compiled:
-    mesh = sharding.make_mesh()
-    for name in ("batch_size", "eval_batch_size"):
-      sharding.check_batch_size(getattr(experiment, name), mesh, experiment.path(name))
+    mesh = sharding.make_mesh(fsdp=experiment.fsdp)
+    for name, parts in (("batch_size", experiment.micro_batches), ("eval_batch_size", 1)):
+      sharding.check_batch_size(getattr(experiment, name), mesh, experiment.path(name), parts)
     results.make_folder(workdir)
     records = preparation.load_records(experiment, workdir)
     video_ids = _training_list(experiment, records)

@@ -14,6 +14,7 @@ import logging
 import pathlib
 
 import numpy as np
+import programs
 import pytest
 from web_server import serving
 
@@ -129,6 +130,13 @@ def made_clip_name(action: str, number: int = 0, film: str = "film") -> str:
   name = f"{film}_{action}_f_nm_np1_fr_goo_{number}.avi"
   hmdb51.parse_name(name, action)
   return name
+
+
+@pytest.fixture
+def start_program():
+  """Starts Python programs, see `programs.starting`; none outlives the test."""
+  with programs.starting() as start:
+    yield start
 
 
 @pytest.fixture

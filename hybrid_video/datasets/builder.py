@@ -265,9 +265,14 @@ def records_folder(listed: listing.Listing, records_dir: str, scale: StoredScale
   return _layout(listed, records_dir, scale, _contents(listed, whole=False))[0]
 
 
-def _scales_folder(dataset: str, records_dir: str) -> str:
+def records_root(records_dir: str) -> str:
+  """The folder of all records; "" is TFDS's own."""
   # Not a pathlib path: records may lie on gs:// or another remote file system.
-  return os.path.join(os.path.expanduser(records_dir or "~/tensorflow_datasets"), dataset)
+  return os.path.expanduser(records_dir or "~/tensorflow_datasets")
+
+
+def _scales_folder(dataset: str, records_dir: str) -> str:
+  return os.path.join(records_root(records_dir), dataset)
 
 
 def _layout(

@@ -1,13 +1,14 @@
 """An experiment's data, ready to read: fetched, unpacked, made, decoded and stored if need be.
 
-In: an experiment and a work directory. Out: the index of its stored videos, `Records`.
+In: an experiment and a work directory. Out: the index of its stored videos, `Records`. Of several
+processes, one for each disk does it, and the others read what it has done.
 """
 
 import logging
 import pathlib
 
-from hybrid_video import datasets, errors
-from hybrid_video.datasets import beam_build, builder, made_actions, mirrors
+from hybrid_video import datasets, errors, hosts
+from hybrid_video.datasets import beam_build, builder, listing, made_actions, mirrors
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 
@@ -39,6 +40,30 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     )
   # The same path for whoever decodes, as broken videos are told by theirs.
   folder = pathlib.Path(within(experiment.data_dir)).expanduser().absolute()
+  mirrors_file = within(experiment.mirrors)
+  listed = hosts.in_turn(
+    folder, lambda: _listing(experiment, folder, mirrors_file), "the videos are made ready"
+  )
+  beam_options = experiment.beam_pipeline_options
+  records_dir = within(experiment.records_dir)
+
+  def store() -> Records:
+    return builder.build(
+      listed,
+      records_dir,
+      experiment.stored,
+      allow_missing=experiment.allow_missing,
+      missing_allowed=experiment.missing_allowed,
+      limits=experiment.decoding,
+      hash_whole_files=experiment.hash_whole_files,
+      store_shards=beam_build.storing(beam_options) if beam_options else builder.store_here,
+    )
+
+  return hosts.in_turn(builder.records_root(records_dir), store, "the records are stored")
+
+
+def _listing(experiment: Experiment, folder: pathlib.Path, mirrors_file: str) -> listing.Listing:
+  """The videos of a data set, made or fetched first if need be."""
   dataset = experiment.dataset
   if dataset == "made_actions" and made_actions.make(
     folder, experiment.made_films, experiment.seed
@@ -46,19 +71,7 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     videos = experiment.made_films * len(made_actions.ACTIONS)
     log.info("Made %d videos in %s", videos, folder)
   if experiment.download:
-    mirrors_file = within(experiment.mirrors)
     mirrors.fetch(dataset, folder, pathlib.Path(mirrors_file) if mirrors_file else None)
-  listing = datasets.read(
+  return datasets.read(
     dataset, folder, test_share=experiment.test_share, replace_prefix=experiment.replace_prefix
-  )
-  beam_options = experiment.beam_pipeline_options
-  return builder.build(
-    listing,
-    within(experiment.records_dir),
-    experiment.stored,
-    allow_missing=experiment.allow_missing,
-    missing_allowed=experiment.missing_allowed,
-    limits=experiment.decoding,
-    hash_whole_files=experiment.hash_whole_files,
-    store_shards=beam_build.storing(beam_options) if beam_options else builder.store_here,
   )

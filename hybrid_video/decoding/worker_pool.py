@@ -12,6 +12,7 @@ import multiprocessing
 from multiprocessing import connection, resource_tracker
 import os
 import pathlib
+import pickle
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from hybrid_video import errors
+from hybrid_video.decoding import parent_watch
 from hybrid_video.decoding.storing import DecodingLimits, StoredScale, StoredVideo, store_video
 from hybrid_video.decoding.video_reader import VideoError
 
@@ -56,12 +58,9 @@ class _StallTimer:
 
   def __init__(self, seconds: float):
     self._seconds = seconds
-    self._parent = os.getppid()
 
   def restart(self) -> None:
-    """Notes a step forward; ends the process if nobody waits for it any more."""
-    if os.getppid() != self._parent:
-      os._exit(1)
+    """Notes a step forward."""
     signal.setitimer(signal.ITIMER_PROF, self._seconds)
 
   def stop(self) -> None:
@@ -88,7 +87,7 @@ def _result_of(path: str, store: Store, scale: StoredScale, progress: Callable[[
 
 
 def _work(
-  pipe: connection.Connection, store: Store, scale: StoredScale, stall_seconds: float
+  store: Store, scale: StoredScale, stall_seconds: float, pipe: connection.Connection
 ) -> None:
   """A decoding process: takes paths from the pipe and gives back stored videos or reasons."""
   _limit_memory()
@@ -130,9 +129,8 @@ class _Worker:
     # A forked child of a process that runs TensorFlow's and JAX's threads can hang: spawn instead.
     context = multiprocessing.get_context("spawn")
     self.pipe, child_end = context.Pipe()
-    self._process = context.Process(
-      target=_work, args=(child_end, store, scale, stall_seconds), daemon=True
-    )
+    work = pickle.dumps(functools.partial(_work, store, scale, stall_seconds))
+    self._process = context.Process(target=parent_watch.run, args=(work, child_end), daemon=True)
     try:
       self._process.start()
     except BaseException:

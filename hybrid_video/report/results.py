@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_video import errors, files, models
+from hybrid_video import errors, files, models, sharding
 from hybrid_video.compilation import Compilations
 from hybrid_video.tasks import Evaluation
 
@@ -41,12 +41,15 @@ def make_folder(path: pathlib.Path) -> pathlib.Path:
 
 
 def params_digest(params: dict[str, Any]) -> str:
-  """SHA-256 over the parameters: path, type, shape and bytes of each, in order of their paths."""
+  """SHA-256 over the parameters: path, type, shape and bytes of each, in order of their paths.
+
+  On several hosts, all processes have to ask for it.
+  """
   digest = hashlib.sha256()
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-  named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+  named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
   for name in sorted(named):
-    leaf = named[name]
+    leaf = sharding.on_host(named[name])
     digest.update(f"{name} {leaf.dtype.str} {leaf.shape} ".encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()

@@ -1,0 +1,337 @@
+"""Which process this is, and runs of several processes on this machine that start and end together."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import metadata_server
+from programs import free_port
+import pytest
+
+from hybrid_video import google_metadata, hosts, sharding
+from hybrid_video.hosts import HostError, Place
+
+HERE = socket.gethostname()
+SLURM = {
+  "SLURM_JOB_ID": "4097",
+  "SLURM_STEP_NODELIST": "gpu[07-08,11],other",
+  "SLURM_PROCID": "3",
+  "SLURM_LOCALID": "1",
+  "SLURM_STEP_NUM_TASKS": "8",
+  "SLURM_STEP_NUM_NODES": "4",
+}
+
+
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch):
+  """No variable tells of other processes, and nobody asks Google."""
+  for name in list(os.environ):
+    if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "GCE_", "JAX_COORDINATOR", "JAX_NUM_PROC")):
+      monkeypatch.delenv(name)
+  monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+  monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+
+
+def test_a_plain_machine_is_one_process_and_asks_nobody(monkeypatch):
+  def asked(*_):
+    raise AssertionError("a metadata server was asked")
+
+  monkeypatch.setattr(google_metadata, "read", asked)
+  assert hosts.find() is None
+  # Neither does one of Google's without TPUs, nor a TPU where it is told not to.
+  monkeypatch.setattr(google_metadata, "is_here", lambda: True)
+  assert hosts.find() is None
+  monkeypatch.setattr(hosts, "_has_tpus", lambda: True)
+  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+  assert hosts.find() is None
+  assert hosts.share_all(5) == [5]
+  assert hosts.in_turn("/nowhere", lambda: 7, "done") == 7
+
+
+def test_flags_and_their_variables_tell_the_place(monkeypatch):
+  assert hosts.find("node1:1234", 4, 0) == Place("node1", 1234, 4, 0)
+  assert hosts.find("[fd00::1]:1234", "2", "1") == Place("fd00::1", 1234, 2, 1)
+  assert hosts.find("node1:1234", 1, 0) is None
+  for name, value in zip(hosts.ENVIRONMENT.values(), ("node2:99", "3", "2"), strict=True):
+    monkeypatch.setenv(name, value)
+  assert hosts.find() == Place("node2", 99, 3, 2)
+  assert hosts.find(process_id=1) == Place("node2", 99, 3, 1)
+
+
+@pytest.mark.parametrize(
+  ("flags", "expected"),
+  [
+    (("node1:1", None, 0), "--num_processes missing"),
+    ((None, None, 0), "--coordinator, --num_processes missing"),
+    (("node1", 2, 0), "--coordinator is 'node1': expected HOST:PORT"),
+    (("node1:70000", 2, 0), "expected HOST:PORT"),
+    (("node1:1", 2, 2), "--process_id is 2 and --num_processes 2: expected a number from 0 to 1"),
+    (("node1:1", 0, 0), "--process_id is 0 and --num_processes 0"),
+    (("node1:1", "two", 0), "--num_processes is 'two': expected a whole number"),
+  ],
+)
+def test_flags_that_do_not_fit_together_are_refused(flags, expected):
+  with pytest.raises(HostError, match=re.escape(expected)):
+    hosts.find(*flags)
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({}, Place("gpu07", 61441, 8, 3, (1,), "SLURM")),
+    # One task a host, and tasks bound to one device each, have all that they see.
+    ({"SLURM_STEP_NUM_TASKS": "4"}, Place("gpu07", 61441, 4, 3, None, "SLURM")),
+    ({"CUDA_VISIBLE_DEVICES": "1"}, Place("gpu07", 61441, 8, 3, None, "SLURM")),
+    ({"SLURM_STEP_NODELIST": "a1,a2"}, Place("a1", 61441, 8, 3, (1,), "SLURM")),
+    ({"SLURM_STEP_NODELIST": "a[1,3]-ib"}, Place("a1-ib", 61441, 8, 3, (1,), "SLURM")),
+    ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+    # A batch script without srun.
+    ({"SLURM_STEP_NODELIST": ""}, None),
+  ],
+)
+def test_slurm_tells_the_place_where_there_are_several_tasks(changes, expected, monkeypatch):
+  for name, value in (SLURM | changes).items():
+    monkeypatch.setenv(name, value)
+  assert hosts.find() == expected
+
+
+def test_kubernetes_tells_the_hosts_of_a_tpu(monkeypatch):
+  monkeypatch.setenv("TPU_WORKER_ID", "1")
+  monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-0.t,t-1.t")
+  assert hosts.find() == Place("t-0.t", 8476, 2, 1, None, "Cloud TPU")
+  monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+  assert hosts.find() is None
+  monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+  monkeypatch.setenv("MEGASCALE_SLICE_ID", "1")
+  monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "first:8080")
+  monkeypatch.setenv("TPU_WORKER_ID", "0")
+  assert hosts.find() == Place("first", 8476, 2, 1, None, "Cloud TPU")
+
+
+def test_the_metadata_server_tells_the_hosts_of_a_tpu(monkeypatch):
+  endpoints = "instance/attributes/worker-network-endpoints"
+  values = {
+    "instance/attributes/agent-worker-number": "2",
+    endpoints: "a:0:10.0.0.2,b:1:10.0.0.3,c:2:10.0.0.4",
+    "instance/attributes/tpu-env": "ACCELERATOR_TYPE: 'v5e-16'\nZONE: 'z'\n",
+  }
+  monkeypatch.setattr(hosts, "_has_tpus", lambda: True)
+  monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+  with metadata_server.serving(values) as address:
+    monkeypatch.setenv("GCE_METADATA_HOST", address)
+    assert hosts.find() == Place("10.0.0.2", 8476, 3, 2, None, "Cloud TPU")
+    values["instance/attributes/tpu-env"] += "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
+    assert hosts.find() == Place("10.0.0.2", 8476, 6, 5, None, "Cloud TPU")
+    # A machine of its own.
+    values.update({endpoints: "10.0.0.2", "instance/attributes/tpu-env": ""})
+    assert hosts.find() is None
+    del values[endpoints]
+    assert hosts.find() is None
+
+
+def test_the_rows_of_a_process_follow_those_of_the_one_before(monkeypatch):
+  class Device:
+    platform, device_kind = "tpu", "TPU v5e"
+
+    def __init__(self, number: int, process_index: int):
+      self.id, self.process_index = number, process_index
+
+  # As a TPU's torus numbers chips: two hosts in turn.
+  devices = [Device(i, i // 2 % 2) for i in range(8)]
+  made = {}
+  monkeypatch.setattr(sharding, "Mesh", lambda array, *_, **__: made.setdefault("devices", array))
+  sharding.make_mesh(devices, fsdp=2)
+  assert made["devices"].shape == (4, 2)
+  assert [device.process_index for device in made["devices"].flat] == [0] * 4 + [1] * 4
+
+
+# Turns on folders, in processes without JAX.
+
+_TURNS = """
+import sys, pathlib, time
+from hybrid_video import host_link, hosts
+port, process, count, folder, log = sys.argv[1:]
+if process == "0":
+  server = host_link.Server("127.0.0.1", int(port), int(count), 30)
+hosts._link = host_link.Link(("127.0.0.1", int(port)), int(process), int(count), {}, 30, hosts._end_for_another)
+
+def work():
+  made = pathlib.Path(folder) / "made"
+  if not made.exists():
+    time.sleep(0.2)
+    made.mkdir()
+    with open(log, "a") as file:
+      file.write(process + "\\n")
+  return made.exists()
+
+assert hosts.in_turn(folder, work, "it is made")
+assert hosts.in_turn(folder, work, "it is made")
+hosts.wait_for_all("end")
+hosts._link.leave()
+if process == "0":
+  server.close()
+"""
+
+
+def test_one_process_for_each_disk_does_what_is_done_once(start_program, tmp_path):
+  log, port = tmp_path / "log", free_port()
+  # Processes 0 and 2 share a disk, and so do 1 and 3.
+  disks = [tmp_path / "a", tmp_path / "b"] * 2
+  for disk in disks[:2]:
+    disk.mkdir()
+  started = [
+    start_program("-c", _TURNS, port, process, 4, disk, log) for process, disk in enumerate(disks)
+  ]
+  assert [process.wait(60) for process in started] == [0] * 4
+  assert sorted(log.read_text().split()) == ["0", "1"]
+  # Nothing else is left there.
+  assert [path.name for disk in disks[:2] for path in disk.iterdir()] == ["made"] * 2
+
+
+# Whole processes, through the command line, with a mode that computes without end.
+
+_ENDLESS = """
+import os, sys, time
+from hybrid_video import command, errors, predict
+
+def run(*_, **__):
+  import jax, numpy as np
+  from jax.experimental import multihost_utils
+  what, me = os.environ["WHAT"], jax.process_index()
+  for i in range(10**9):
+    multihost_utils.process_allgather(np.ones(3))
+    if i == 1:
+      print("computing", flush=True)
+    if i == 5 and me == 1 and what == "error":
+      raise errors.UserError("the disk is full")
+    if i == 5 and me == 1 and what == "bug":
+      1 / 0
+    if i == 5 and what == "end":
+      return []
+
+predict.run = run
+command.start("input_pipeline")
+"""
+
+
+@pytest.fixture
+def start_pair(start_program, tmp_path):
+  """Starts two processes of one run that does something; gives them when both compute."""
+
+  def start_pair(what: str) -> list[subprocess.Popen]:
+    port = free_port()
+    pair = [
+      start_program(
+        "-c",
+        _ENDLESS,
+        "--mode=predict",
+        f"--workdir={tmp_path}",
+        "--videos=x.avi",
+        f"--coordinator=127.0.0.1:{port}",
+        "--num_processes=2",
+        f"--process_id={process}",
+        stderr=subprocess.PIPE,
+        env={**os.environ, "WHAT": what, "XDG_CACHE_HOME": str(tmp_path)},
+      )
+      for process in range(2)
+    ]
+    for process in pair:
+      for line in process.stdout:
+        if line == "computing\n":
+          break
+    return pair
+
+  return start_pair
+
+
+def ends(pair: list[subprocess.Popen], seconds: float = 30.0) -> list[tuple[int, str]]:
+  """Exit codes and what was said of errors."""
+  messages = [process.communicate(timeout=seconds)[1] for process in pair]
+  return [(process.returncode, text) for process, text in zip(pair, messages, strict=True)]
+
+
+def test_an_error_of_one_process_ends_the_other_with_its_reason(start_pair):
+  (code, message), (own_code, own_message) = ends(start_pair("error"))
+  assert (code, own_code) == (1, 1)
+  assert f"Error: process 1 ({HERE}) failed: the disk is full\n" in message
+  assert "Error: the disk is full\n" in own_message
+  assert "Traceback" not in message + own_message
+
+
+def test_a_bug_of_one_process_keeps_its_traceback_and_ends_the_other(start_pair):
+  (code, message), (own_code, own_message) = ends(start_pair("bug"))
+  assert (code, own_code) == (1, 1)
+  assert f"process 1 ({HERE}) failed: ZeroDivisionError: division by zero" in message
+  assert "Traceback" in own_message and "please report it" in own_message
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_with_a_line_that_names_it(killed, start_pair):
+  pair = start_pair("compute")
+  pair[killed].kill()
+  began = time.monotonic()
+  outcome = ends(pair, 20)
+  assert time.monotonic() - began < 10
+  code, message = outcome[1 - killed]
+  assert code == 1
+  assert f"process {killed} ({HERE}) ended without a word: killed, out of memory" in message
+
+
+def test_a_signal_to_one_process_ends_both_with_its_code(start_pair):
+  pair = start_pair("compute")
+  pair[1].send_signal(signal.SIGTERM)
+  (code, message), (own_code, own_message) = ends(pair, 20)
+  assert (code, own_code) == (143, 143)
+  assert f"Stopped: process 1 ({HERE}) was stopped by SIGTERM\n" in message
+  assert "Stopped by SIGTERM; the same command goes on from what is saved.\n" in own_message
+
+
+def test_processes_that_are_done_end_without_a_word(start_pair):
+  for code, message in ends(start_pair("end")):
+    assert code == 0
+    assert not [line for line in message.splitlines() if "Gloo" not in line], message
+
+
+def demo(tmp_path, *words: str) -> list[str]:
+  return ["main.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *words]
+
+
+def test_a_host_that_never_arrives_is_named_after_the_timeout(start_program, tmp_path):
+  port = free_port()
+  flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--hosts_timeout=1"]
+  alone = start_program(*demo(tmp_path, *flags, "--process_id=0"), stderr=subprocess.PIPE)
+  _, message = alone.communicate(timeout=60)
+  assert alone.returncode == 1
+  assert re.search(
+    r"Error: Process 1 of 2 did not arrive within 1 s; 0 on .* did\. Start it", message
+  )
+  assert "Traceback" not in message and "Check failure" not in message
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("flag", "expected"),
+  [
+    ("--config.epoch=3", 'failed: Cannot read the command line: .*Did you mean "epochs"'),
+    ("--config.epochs=-3", "failed: --config.epochs is -3"),
+    ("--config.epochs=3", r"different commands:\n  --config.epochs: .* and 3.0\n"),
+    ("--num_processes=3", "says that there are 3 processes and process 0 that there are 2"),
+  ],
+)
+def test_a_host_with_a_wrong_flag_ends_all_with_what_is_wrong(
+  flag, expected, start_program, tmp_path
+):
+  common = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--hosts_timeout=60"]
+  pair = [
+    start_program(
+      *demo(tmp_path, *common, f"--process_id={process}", *more), stderr=subprocess.PIPE
+    )
+    for process, more in ((0, []), (1, [flag]))
+  ]
+  outcome = ends(pair, 45)
+  assert [code for code, _ in outcome] == [1, 1]
+  assert re.search(expected, outcome[0][1]), outcome
+  assert not any("Traceback" in message for _, message in outcome)
