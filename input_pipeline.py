@@ -54,6 +54,7 @@ def training_batches(
   first_step: int,
   steps: int,
   seed: int,
+  offset: int = 0,
   service: str = "",
 ) -> Generator[Batch, None, None]:
   """Batches for the training steps `first_step` to `steps`, exclusive.
@@ -66,6 +67,7 @@ def training_batches(
     first_step: the first batch wanted.
     steps: where to stop.
     seed: of order, windows, crops and mirroring.
+    offset: clips of the training that stood before step 0.
     service: address of a tf.data service dispatcher (`grpc://HOST:PORT`) whose workers, which must
       reach the records, decode; "" is this process.
 
@@ -78,7 +80,9 @@ def training_batches(
     RecordsError: a stored record is damaged.
     ServiceError: no data service is reached at the address.
   """
-  plans = training_plans(records, video_ids, settings, batch_size=batch_size, seed=seed)
+  plans = training_plans(
+    records, video_ids, settings, batch_size=batch_size, seed=seed, offset=offset
+  )
 
   def with_labels(step: tf.Tensor) -> dict[str, tf.Tensor]:
     plan = plans.tensors(step)
@@ -106,6 +110,7 @@ def training_plans(
   *,
   batch_size: int,
   seed: int,
+  offset: int = 0,
 ) -> TrainingPlans:
   """The plans of this process's rows of every training batch; arguments as `training_batches`.
 
@@ -120,7 +125,9 @@ def training_plans(
       f"{records.height[video_id]}x{records.width[video_id]} ({records.names[video_id]}). Store "
       "larger frames (--config.stored) or crop less (--config.clip.crop)."
     )
-  return TrainingPlans(records, video_ids, settings, seed, batch_size, _own_rows(batch_size))
+  return TrainingPlans(
+    records, video_ids, settings, seed, batch_size, _own_rows(batch_size), offset
+  )
 
 
 def evaluation_batches(

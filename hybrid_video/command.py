@@ -239,7 +239,7 @@ def _run_mode(
   else:
     from hybrid_video import train
 
-    train.run(_required(chosen), workdir, pipeline)
+    train.run(_required(chosen), workdir, pipeline, stop)
   return 0
 
 

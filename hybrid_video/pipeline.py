@@ -28,6 +28,7 @@ class Pipeline(Protocol):
     first_step: int,
     steps: int,
     seed: int,
+    offset: int = 0,
     service: str = "",
   ) -> Generator[Batch, None, None]:
     """Batches with `clips`, `labels`, `video_ids` and `mirrored` for each training step."""

@@ -21,7 +21,7 @@ from hybrid_video.tasks import Array, Sums, Task, Tree
 
 # Folded into the seed's key before the step, so that what `Task.prepare` draws is none of dropout's;
 # no step's number gets so far.
-_PREPARATION_STREAM = 2**32 - 1
+PREPARATION_STREAM = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,12 @@ def train_step(
 
   Returns:
     (the state after the step, metric sums of the batch before it). Beside the task's sums there are
-    `gradient_norm`, `update_norm`, `parameter_norm` and `finite` (1 or 0), of the whole update.
+    `gradient_norm`, `update_norm` and `parameter_norm` of the update, `finite` (1 or 0) and `halted`
+    (1 where one more was not finite than may be), and the sum of `stop`, if the batch has it.
   """
   root = jax.random.key(seed)
   dropout_key = jax.random.fold_in(root, state["step"])
-  stream = jax.random.fold_in(root, _PREPARATION_STREAM)
+  stream = jax.random.fold_in(root, PREPARATION_STREAM)
   prepared = task.prepare(batch, jax.random.fold_in(stream, state["step"]))
   gradients, batch_stats, sums = _gradients(state, prepared, dropout_key, task, options)
   # What is not trained has no gradient, which is then not even computed.
@@ -121,6 +122,8 @@ def train_step(
     **sums,
     **norms,
     "finite": kept.astype(jnp.float32),
+    "halted": (~counts).astype(jnp.float32),
+    **({"stop": batch["stop"].sum()} if "stop" in batch else {}),
   }
 
 

@@ -3,8 +3,11 @@
 In: numbers of the validation list, step by step. Out: a `Tracker`, which goes into every checkpoint.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from hybrid_video.settings import Settings, setting
 
@@ -36,3 +39,56 @@ class ValidationSettings(Settings):
   def is_on(self) -> bool:
     """Whether anything is validated while training, where there is a validation list."""
     return bool(self.every_epochs or self.every_steps)
+
+  def every(self, steps_per_epoch: float) -> int:
+    """Steps from one validation to the next; 0 is never."""
+    if self.every_steps:
+      return self.every_steps
+    return max(1, round(self.every_epochs * steps_per_epoch)) if self.every_epochs else 0
+
+  def metric_of(self, task: str) -> str:
+    """The metric that tells the best checkpoint of a task."""
+    return self.metric or ("video_top1" if task == "classification" else "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+  """The best validation so far.
+
+  Attributes:
+    metric: by which it is the best; of `loss` less is better, of all others more.
+    best: its value, None before the first validation.
+    step: where it was.
+    since: validations after it.
+  """
+
+  metric: str
+  best: float | None = None
+  step: int | None = None
+  since: int = 0
+
+  def after(self, step: int, numbers: Mapping[str, float]) -> Self:
+    """The tracker after a validation; the earlier of two as good stays the best."""
+    value = float(numbers[self.metric])
+    sign = -1 if self.metric == "loss" else 1
+    if self.best is None or sign * value > sign * self.best:
+      return dataclasses.replace(self, best=value, step=step, since=0)
+    return dataclasses.replace(self, since=self.since + 1)
+
+  def to_json(self) -> dict[str, Any]:
+    """The attributes by name."""
+    return dataclasses.asdict(self)
+
+
+def train_sample(video_ids: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Some videos of the training list, the same at every call, in the list's order.
+
+  Args:
+    video_ids: of the list, `[V]`.
+    count: how many at most.
+    seed: of the experiment.
+  """
+  if count >= len(video_ids):
+    return video_ids
+  chosen = np.random.default_rng(seed).permutation(len(video_ids))[:count]
+  return video_ids[np.sort(chosen)]

@@ -1,5 +1,6 @@
 """The pure training step on one device and on four, and what it compiles to."""
 
+import dataclasses
 import functools
 
 from flax import nnx
@@ -100,6 +101,107 @@ def test_every_parameter_of_the_attention_and_the_cnn_gets_a_gradient():
     if np.array_equal(a, b)
   ]
   assert unchanged == []
+
+
+def _one_update(task, options, devices=1, count=2):
+  """The state after some updates of 8 clips, by SGD, and the sums of each."""
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(name="sgd", momentum=0.9))
+  averaged = options.ema_decay > 0
+  state = training_state.create(optimizer, mesh, *task.initial_variables(), averaged=averaged)
+  step = steps.jitted(task, optimizer, options, mesh, state)
+  sums = []
+  for batch in _batches(count):
+    state, of_step = step(state, sharding.put_batch(batch, mesh), RATE, SEED)
+    sums.append(jax.device_get(of_step))
+  return jax.device_get(state), sums
+
+
+def _assert_near(after, before, rtol=1e-4):
+  for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5)
+
+
+def _plain_task(*, normalized=True, dropped=False, mixed=False):
+  """A linear classifier with batch statistics, dropout and MixUp of its own, that compiles at once."""
+
+  def initial_variables():
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(3, 4)).astype(np.float32) for name in ("cnn", "head")}
+    return weights, {"mean": np.zeros(3, np.float32)}
+
+  def prepare(batch, key):
+    pixels = (batch["clips"].mean((1, 2, 3)) - 127) / 2
+    targets = jax.nn.one_hot(batch["labels"], 4)
+    if mixed:
+      order = jax.random.permutation(key, len(pixels))
+      pixels, targets = (0.7 * rows + 0.3 * rows[order] for rows in (pixels, targets))
+    return pixels, targets
+
+  def loss(params, batch_stats, prepared, key):
+    pixels, targets = prepared
+    mean = pixels.mean(0)
+    if normalized:
+      pixels = pixels - mean
+    if dropped:
+      pixels *= jax.random.bernoulli(key, 0.5, pixels.shape)
+    logits = pixels @ (params["cnn"] * params["head"])
+    sums = {
+      "loss": -jnp.sum(jax.nn.log_softmax(logits) * targets),
+      "count": jnp.float32(len(pixels)),
+    }
+    return sums, {"mean": 0.9 * batch_stats["mean"] + 0.1 * mean}
+
+  return dataclasses.replace(
+    _task(), initial_variables=initial_variables, prepare=prepare, loss=loss
+  )
+
+
+def test_a_batch_in_parts_is_the_same_update():
+  # MixUp pairs clips of the whole batch, and nothing here depends on what else is in a part.
+  task = _plain_task(normalized=False, mixed=True)
+  for devices in (1, 2):
+    whole, sums_of_whole = _one_update(task, steps.StepOptions(), devices)
+    parts, sums_of_parts = _one_update(task, steps.StepOptions(micro_batches=4), devices)
+    _assert_near(parts["params"], whole["params"])
+    _assert_near(sums_of_parts, sums_of_whole)
+
+
+def test_parts_have_statistics_and_dropout_of_their_own():
+  for task in (_plain_task(), _plain_task(normalized=False, dropped=True)):
+    whole, _ = _one_update(task, steps.StepOptions())
+    parts, _ = _one_update(task, steps.StepOptions(micro_batches=2))
+    assert not np.allclose(parts["params"]["cnn"], whole["params"]["cnn"], rtol=1e-4)
+    # A part's rows are the same whatever devices it is spread over.
+    spread, _ = _one_update(task, steps.StepOptions(micro_batches=2), devices=4)
+    _assert_near(spread["params"], parts["params"])
+  # Each part moves the running mean, so that two parts move it twice.
+  first = (_batches(1)[0]["clips"].mean((1, 2, 3)) - 127) / 2
+  mean = np.zeros(3)
+  for part in (first[::2], first[1::2]):
+    mean = 0.9 * mean + 0.1 * part.mean(0)
+  state, _ = _one_update(task, steps.StepOptions(micro_batches=2), count=1)
+  np.testing.assert_allclose(state["batch_stats"]["mean"], mean, rtol=1e-3)
+
+
+def test_averages_begin_with_the_first_step_and_follow_it():
+  options = steps.StepOptions(ema_decay=0.75)
+  seen = [_one_update(_plain_task(), options, count=count)[0] for count in (1, 2, 3)]
+  (first, second, third) = (
+    jax.tree.leaves({name: state[name] for name in ("params", "batch_stats")}) for state in seen
+  )
+  for average, a, b, c in zip(jax.tree.leaves(seen[-1]["ema"]), third, first, second, strict=True):
+    expected = 0.75 * (0.75 * b + 0.25 * c) + 0.25 * a
+    np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_frozen_stays_and_has_no_norm():
+  frozen, sums = _one_update(_plain_task(), steps.StepOptions(freeze=("cnn",)))
+  _, everything = _one_update(_plain_task(), steps.StepOptions())
+  assert 0 < sums[0]["gradient_norm"] < everything[0]["gradient_norm"]
+  np.testing.assert_array_equal(
+    frozen["params"]["cnn"], _plain_task().initial_variables()[0]["cnn"]
+  )
 
 
 AUGMENTED = augmentation.AugmentationSettings(

@@ -31,6 +31,7 @@ class TrainingPlans:
     seed: of order, windows, crops and mirroring.
     batch_size: of the global batch.
     rows: first and number of the batch's rows wanted, such as one process's.
+    offset: clips of the training that stood before step 0.
   """
 
   videos: VideoFacts
@@ -39,11 +40,13 @@ class TrainingPlans:
   seed: int
   batch_size: int
   rows: tuple[int, int]
+  offset: int = 0
 
   def tensors(self, step: tf.Tensor) -> dict[str, tf.Tensor]:
     """The fields of the step's `ClipPlan` as tensors, by name."""
     first_row, count = self.rows
-    clip_indices = step * self.batch_size + first_row + tf.range(count, dtype=tf.int64)
+    first_clip = step * self.batch_size + self.offset + first_row
+    clip_indices = first_clip + tf.range(count, dtype=tf.int64)
     order = draws.shuffled(self.seed, clip_indices, len(self.video_ids))
     video_ids = tf.gather(tf.constant(self.video_ids, tf.int64), order)
     mirrored = draws.integers(self.seed, Purpose.FLIP, clip_indices, 2) == 1

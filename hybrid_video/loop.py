@@ -1,0 +1,355 @@
+"""The loop of training: batches in, updates, and what is written between them.
+
+In: a state and how far it is. Out: the state after the last step. Between two steps, in this order:
+what was measured and validated is written, then a checkpoint is saved. Whatever ends the loop between
+two steps - a signal, a record that cannot be read, a full disk - leaves a checkpoint of the last step.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import time
+from typing import NoReturn
+
+from clu import metric_writers
+import jax
+import numpy as np
+
+from hybrid_video import (
+  checkpoints,
+  compilation,
+  evaluate,
+  guards,
+  optimizers,
+  resuming,
+  sharding,
+  stopping,
+  validation,
+)
+from hybrid_video.datasets import splits
+from hybrid_video.datasets.records import Records
+from hybrid_video.experiment import Experiment
+from hybrid_video.meter import Length, Meter
+from hybrid_video.pipeline import Batch, Pipeline
+from hybrid_video.report import writers
+from hybrid_video.state import State
+from hybrid_video.tasks import Sums, Task
+
+log = logging.getLogger("hybrid_video")
+
+StepFunction = Callable[..., tuple[State, Sums]]
+Save = Callable[[int, State, resuming.Progress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a training is made of, before its first step.
+
+  Attributes:
+    experiment: every setting.
+    workdir: where everything goes.
+    pipeline: makes batches of clips.
+    records: the index of the stored videos.
+    video_ids: those to train on.
+    length: how long.
+    task: what is minimized.
+    mesh: the devices.
+    evaluator: of the experiment's lists.
+    compiled: programs compiled so far.
+    stop: whether the run is asked to stop.
+  """
+
+  experiment: Experiment
+  workdir: pathlib.Path
+  pipeline: Pipeline
+  records: Records
+  video_ids: np.ndarray
+  length: Length
+  task: Task
+  mesh: jax.sharding.Mesh
+  evaluator: evaluate.Evaluator
+  compiled: compilation.Compilations
+  stop: stopping.StopRequest
+
+  def with_offset(self, offset: int) -> "Run":
+    """The run where so many clips stood before step 0."""
+    return dataclasses.replace(self, length=dataclasses.replace(self.length, offset=offset))
+
+  def stops_early(self, progress: resuming.Progress) -> bool:
+    """Whether validation has not become better for as long as the settings bear."""
+    patience = self.experiment.validation.patience
+    return bool(patience) and self.validates and progress.tracker.since >= patience
+
+  def is_done(self, progress: resuming.Progress) -> bool:
+    """Whether nothing is left to train."""
+    return progress.finished >= self.length.total_steps or self.stops_early(progress)
+
+  def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
+    """The training batches of the steps `first_step` to `steps`, exclusive, from 0."""
+    return self.pipeline.training_batches(
+      self.records,
+      self.video_ids,
+      self.experiment.clip,
+      batch_size=self.experiment.batch_size,
+      first_step=first_step,
+      steps=steps,
+      seed=self.experiment.seed,
+      offset=self.length.offset,
+      service=self.experiment.data_service,
+    )
+
+  @property
+  def validates(self) -> bool:
+    """Whether there is a validation list, and it is to be used while training."""
+    experiment = self.experiment
+    return experiment.validation.is_on and splits.has_validation(
+      self.records, experiment.split, experiment.validation_share
+    )
+
+
+@dataclasses.dataclass
+class _Place:
+  """Where the loop is: the state after `step`, and how far the run is."""
+
+  state: State
+  step: int
+  progress: resuming.Progress
+
+
+def train(
+  run: Run,
+  state: State,
+  progress: resuming.Progress,
+  step_function: StepFunction,
+  schedule: optimizers.Schedule,
+  saved: checkpoints.Checkpoints,
+) -> tuple[State, resuming.Progress]:
+  """Trains to the last step, or to where validation stops getting better.
+
+  Args:
+    run: what is trained, on what.
+    state: of the last step done.
+    progress: how far the run is.
+    step_function: see `steps.jitted`.
+    schedule: the learning rate of each step.
+    saved: where checkpoints go.
+
+  Returns:
+    The state after the last step, and how far the run is then.
+
+  Raises:
+    UserError: an update that is not finite, or a file or folder that cannot be used.
+    Stopped: the run was asked to stop, and everything is saved.
+  """
+  at = _Place(state, int(state["step"]), progress)
+  meter = Meter(run.length, at.step, progress.sums)
+  saved.best_step = progress.tracker.step
+  with contextlib.ExitStack() as stack:
+    writer = stack.enter_context(_writer(run, progress.finished))
+    batches = stack.enter_context(
+      contextlib.closing(run.batches(at.step, run.length.total_steps))  # type: ignore[type-var]
+    )
+    stack.enter_context(run.stop.held())
+    try:
+      # A run may have been stopped between this step and its report.
+      if progress.finished < at.step and _finish(run, at, meter, writer, schedule):
+        _mark_best(at, saved)
+      _steps(run, at, meter, writer, step_function, schedule, saved, batches)
+    except stopping.Stopped:
+      _keep(at, meter, saved)
+      raise run.stop.stopped(at.step) from None
+    except checkpoints.CheckpointError:
+      raise
+    except BaseException:
+      if jax.process_count() == 1:
+        _keep(at, meter, saved)
+      raise
+  return at.state, at.progress
+
+
+def _steps(
+  run: Run,
+  at: _Place,
+  meter: Meter,
+  writer: metric_writers.MetricWriter,
+  step_function: StepFunction,
+  schedule: optimizers.Schedule,
+  saved: checkpoints.Checkpoints,
+  batches: Iterator[Batch],
+) -> None:
+  experiment, total = run.experiment, run.length.total_steps
+  save_every = experiment.checkpoint_every_steps or max(
+    1, round(experiment.checkpoint_every_epochs * run.length.steps_per_epoch)
+  )
+  whole = sharding.replicated(run.mesh)
+  # What JAX makes of a larger seed, as the type that the compiled step takes.
+  seed = sharding.place(np.array(experiment.seed % 2**32, np.uint32), whole)
+  guard = guards.StepGuard(run.compiled)
+  while at.step < total and not run.stops_early(at.progress):
+    batch = meter.next(batches)
+    batch.pop("video_ids")
+    if jax.process_count() > 1:
+      batch["stop"] = np.full(len(batch["labels"]), run.stop.requested is not None, np.int32)
+    rate = sharding.place(np.asarray(schedule(at.step + run.length.shift)), whole)
+    placed = sharding.put_batch(batch, run.mesh)
+    with guard.watch(at.step + 1):
+      at.state, sums = step_function(at.state, placed, rate, seed)
+    at.step += 1
+    meter.add(at.step, sums)
+    if guard.first:
+      # The first step compiles: it is not part of any speed.
+      jax.block_until_ready(at.state)
+      log.info("Compiled up to the first step: %s", run.compiled)
+      meter.start_clock()
+    saves = at.step == total or at.step % save_every == 0
+    if saves or _is_due(run, at.step) or _is_asked_to_stop(run, meter):
+      meter.drain()
+    if meter.refused is not None:
+      _refuse(run, at, meter, saved)
+    if _is_asked_to_stop(run, meter):
+      raise run.stop.stopped(at.step)
+    is_best = _finish(run, at, meter, writer, schedule)
+    if saves or is_best or run.stops_early(at.progress):
+      _save(at, meter, saved)
+    if is_best:
+      _mark_best(at, saved)
+
+
+def _is_asked_to_stop(run: Run, meter: Meter) -> bool:
+  """Whether to stop after this step; several processes find the same."""
+  return meter.stop if jax.process_count() > 1 else run.stop.requested is not None
+
+
+def _is_due(run: Run, step: int) -> bool:
+  last = step == run.length.total_steps
+  return last or step % run.experiment.log_every_steps == 0 or _validates_at(run, step)
+
+
+def _validates_at(run: Run, step: int) -> bool:
+  every = run.experiment.validation.every(run.length.steps_per_epoch)
+  return run.validates and (step % every == 0 or step == run.length.total_steps)
+
+
+def _finish(
+  run: Run,
+  at: _Place,
+  meter: Meter,
+  writer: metric_writers.MetricWriter,
+  schedule: optimizers.Schedule,
+) -> bool:
+  """Writes what is due after a step; gives whether it is the best one so far."""
+  tracker, sums = at.progress.tracker, dict(at.progress.sums)
+  if _is_due(run, at.step):
+    rate = float(schedule(at.step - 1 + run.length.shift))
+    scalars = {
+      "epoch": run.length.epoch(at.step),
+      "learning_rate": rate,
+      **{
+        f"learning_rate/{group}": rate * factor
+        for group, factor in optimizers.rates(run.experiment.optimizer, at.state["params"]).items()
+      },
+      **meter.report(at.step),
+    }
+    if _validates_at(run, at.step):
+      started = time.monotonic()
+      scalars |= _validated(run, at.state)
+      tracker = tracker.after(at.step, _numbers(scalars, "validation"))
+      meter.leave_out(time.monotonic() - started)
+    writer.write_scalars(at.step, scalars)
+    writer.flush()
+    sums = {}
+  at.progress = dataclasses.replace(at.progress, finished=at.step, tracker=tracker, sums=sums)
+  return tracker.step == at.step
+
+
+def _numbers(scalars: dict[str, float], group: str) -> dict[str, float]:
+  return {
+    name.removeprefix(f"{group}/"): value
+    for name, value in scalars.items()
+    if name.startswith(f"{group}/")
+  }
+
+
+def _validated(run: Run, state: State) -> dict[str, float]:
+  """Numbers of the validation list and of a sample of the training list, by name."""
+  experiment = run.experiment
+  chosen = evaluate.Parameters.of(state)
+  # Several processes stop together, and that is between two steps.
+  check = run.stop.check if jax.process_count() == 1 else None
+  sample = validation.train_sample(
+    run.video_ids, experiment.validation.train_videos, experiment.seed
+  )
+  numbers = {"validation": run.evaluator.numbers(chosen.variables, "validation", check)}
+  if chosen.raw is not None:
+    numbers["validation_raw"] = run.evaluator.numbers(chosen.raw, "validation", check)
+  if len(sample):
+    numbers["train_sample"] = run.evaluator.numbers(chosen.variables, sample, check)
+  return {
+    f"{group}/{name}": float(value)
+    for group, of_list in numbers.items()
+    for name, value in of_list.items()
+    if name not in ("videos", "clips")
+  }
+
+
+def _save(at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> None:
+  progress = dataclasses.replace(at.progress, sums=meter.sums())
+  saved.best_step = progress.tracker.step
+  saved.save(at.step, at.state, progress.to_json())
+
+
+def _mark_best(at: _Place, saved: checkpoints.Checkpoints) -> None:
+  tracker = at.progress.tracker
+  assert tracker.best is not None
+  saved.mark_best(at.step, tracker.metric, tracker.best)
+
+
+def _keep(at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> None:
+  """Saves the last step, where the loop ends between two steps for whatever reason."""
+  if at.state["step"].is_deleted() or int(at.state["step"]) != at.step:
+    # Within a step, the state before it is given up.
+    return
+  meter.drain()
+  latest = saved.latest_step()
+  if meter.refused is None and at.step > (0 if latest is None else latest):
+    _save(at, meter, saved)
+    saved.wait()
+    log.info("Saved step %d", at.step)
+
+
+def _refuse(run: Run, at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> NoReturn:
+  """Ends a run whose update was not finite; the state before it is saved."""
+  refused = meter.refused
+  assert refused is not None
+  whole = sharding.replicated(run.mesh)
+  allowed = np.array(run.experiment.max_skipped_steps, np.int32)
+  # What was refused is tried again when the run goes on.
+  at.state = {**at.state, "skipped": sharding.place(allowed, whole)}
+  at.step = refused - 1
+  latest = saved.latest_step()
+  if at.step > (0 if latest is None else latest):
+    _save(at, meter, saved)
+    saved.wait()
+  with contextlib.closing(run.batches(at.step, refused)) as batches:  # type: ignore[type-var]
+    batch = next(batches)
+  raise guards.explain(run.task, run.mesh, at.state, batch, run.experiment, run.records)
+
+
+@contextlib.contextmanager
+def _writer(run: Run, first_step: int) -> Iterator[metric_writers.MetricWriter]:
+  """The writers of the first process; the others' write nothing."""
+  if jax.process_index():
+    yield metric_writers.MultiWriter([])
+    return
+  writer = writers.create(
+    run.workdir,
+    first_step=first_step,
+    steps=run.length.total_steps,
+    experiment=run.experiment,
+  )
+  try:
+    yield writer
+  finally:
+    writer.close()
