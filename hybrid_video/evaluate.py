@@ -4,7 +4,7 @@ In: an experiment whose checkpoint is in a work directory, and its stored videos
 `predictions.npz` and `figures/` in the work directory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import logging
 import math
@@ -16,22 +16,67 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_video import class_identity, compilation, loading, progress, scoring, sharding
-from hybrid_video.checkpoints import CheckpointError, Description, check_same_model
+from hybrid_video import class_identity, compilation, loading, models, progress, scoring, sharding
+from hybrid_video.checkpoints import CheckpointError, Description, SavedModel, check_same_model
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch, Pipeline
-from hybrid_video.report import results, run_figures
+from hybrid_video.report import log_file, results, run_figures
 from hybrid_video.sampling import plans
 from hybrid_video.state import State
-from hybrid_video.tasks import Evaluation, Task, registry
+from hybrid_video.tasks import Evaluation, Task, Tree, registry
 
 log = logging.getLogger("hybrid_video")
 
 # The same random order of frames at every evaluation.
 _SHUFFLE_SEED = 1
 _PROGRESS_LINES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+  """The parameters that a run is judged by.
+
+  Attributes:
+    variables: `params` and `batch_stats`; where there are moving averages, they are these.
+    step: after which step.
+    which: "last" or "best".
+    raw: those that were trained, where `variables` are averages of them.
+  """
+
+  variables: Tree
+  step: int
+  which: str = "last"
+  raw: Tree | None = None
+
+  @classmethod
+  def of(cls, state: State, which: str = "last") -> "Parameters":
+    """Those of a training's state."""
+    raw = {name: state[name] for name in ("params", "batch_stats")}
+    averaged = bool(state.get("ema"))
+    return cls(
+      state["ema"] if averaged else raw, int(state["step"]), which, raw if averaged else None
+    )
+
+  def described(self) -> dict[str, Any]:
+    """For `results.json`: which, of which step, and whether they are averages."""
+    return {"which": self.which, "step": self.step, "averaged": self.raw is not None}
+
+  @classmethod
+  def read(cls, checkpoint: os.PathLike | str, mesh: jax.sharding.Mesh) -> "Parameters":
+    """The best ones of a run, from their checkpoint, split over the devices as in training."""
+    return cls.of_saved(loading.read(checkpoint), mesh, "best")
+
+  @classmethod
+  def of_saved(cls, saved: SavedModel, mesh: jax.sharding.Mesh, which: str) -> "Parameters":
+    """Those of a checkpoint or an exported file, split over the devices as in training."""
+
+    def place(leaf: np.ndarray) -> jax.Array:
+      return sharding.place(leaf, sharding.state_sharding(leaf.shape, mesh))
+
+    variables = {"params": saved.params, "batch_stats": saved.batch_stats}
+    return cls(jax.tree.map(place, variables), saved.step, which)
 
 
 class Evaluator:
@@ -71,11 +116,12 @@ class Evaluator:
       f"{self._task.protocol}; the parameters after the last step, nothing selected on the test list"
     )
 
-  def views(self, which: str) -> plans.Views:
-    """Every clip of the "train", "validation" or "test" list."""
+  def views(self, which: str | np.ndarray) -> plans.Views:
+    """Every clip of the "train", "validation" or "test" list, or of videos by their ids `[V]`."""
     experiment = self._experiment
-    video_ids = splits.select(self._records, experiment.split, which, experiment.validation_share)
-    return plans.evaluation_views(self._records, video_ids, experiment.evaluation)
+    if isinstance(which, str):
+      which = splits.select(self._records, experiment.split, which, experiment.validation_share)
+    return plans.evaluation_views(self._records, which, experiment.evaluation)
 
   def batches(self, views: plans.Views) -> Iterator[Batch]:
     """The views' clips in batches, with `clips`, `labels` and `mask`."""
@@ -84,11 +130,11 @@ class Evaluator:
       self._records, views, experiment.evaluation, batch_size=experiment.eval_batch_size
     )
 
-  def run(self, state: State, which: str, *, shuffled: bool = False) -> Evaluation:
+  def run(self, variables: Mapping[str, Any], which: str, *, shuffled: bool = False) -> Evaluation:
     """Evaluates on a whole list ("train", "validation", "test").
 
     Args:
-      state: `params` and `batch_stats`.
+      variables: `params` and `batch_stats`.
       which: the list.
       shuffled: whether each clip's frames come in random order.
     """
@@ -97,11 +143,39 @@ class Evaluator:
       views = views.with_shuffled_frames(_SHUFFLE_SEED)
     order = ", frames in random order" if shuffled else ""
     log.info("Evaluating the %s list: %d clips%s", which, len(views), order)
-    outputs = self._scorer.outputs(
-      state["params"], state["batch_stats"], self._numbered(self.batches(views))
-    )
     total = views.num_batches(self._experiment.eval_batch_size)
-    gathered = scoring.gather(_with_progress(outputs, total), len(views))
+    return self._summarized(views, _with_progress(self._outputs(variables, views), total))
+
+  def numbers(
+    self,
+    variables: Mapping[str, Any],
+    which: str | np.ndarray,
+    check: Callable[[], None] | None = None,
+  ) -> dict[str, float | int]:
+    """The metrics of a list, without a word on the console.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      which: the list, or videos by their ids `[V]`.
+      check: called after each batch; what it raises ends the evaluation.
+    """
+    views = self.views(which)
+
+    def checked() -> Iterator[scoring.Outputs]:
+      for output in self._outputs(variables, views):
+        if check:
+          check()
+        yield output
+
+    return self._summarized(views, checked()).numbers
+
+  def _outputs(self, variables: Mapping[str, Any], views: plans.Views) -> Iterator[scoring.Outputs]:
+    return self._scorer.outputs(
+      variables["params"], variables["batch_stats"], self._numbered(self.batches(views))
+    )
+
+  def _summarized(self, views: plans.Views, outputs: Iterator[scoring.Outputs]) -> Evaluation:
+    gathered = scoring.gather(outputs, len(views))
     labels = self._records.labels[views.video_ids]
     return self._task.summarize(gathered, views.rows, labels, self._experiment.eval_batch_size)
 
@@ -147,7 +221,7 @@ def with_class_ids_of(description: Description, records: Records) -> Records:
 
 def report(
   evaluator: Evaluator,
-  state: State,
+  chosen: Parameters,
   records: Records,
   experiment: Experiment,
   workdir: pathlib.Path,
@@ -156,9 +230,12 @@ def report(
 ) -> dict[str, Any]:
   """Evaluates every list that the experiment asks for; writes predictions, results, then figures.
 
+  Each file is written as soon as what it holds is known, `results.json` once more with each list.
+  One that cannot be made costs the others nothing.
+
   Args:
     evaluator: of the experiment's lists.
-    state: `params`, `batch_stats` and `step`.
+    chosen: the parameters that are tested.
     records: the index of the stored videos.
     experiment: every setting.
     workdir: where everything goes.
@@ -167,13 +244,52 @@ def report(
 
   Returns:
     What `results.json` holds.
+
+  Raises:
+    ReportError: predictions or results could not be written; everything else was.
   """
-  tested = evaluator.run(state, "test")
+  parts, writes = results.Parts(), jax.process_index() == 0
+  predictions, results_file = workdir / results.PREDICTIONS, workdir / results.RESULTS
   views = evaluator.views("test")
-  if jax.process_index() == 0:
-    names = records.names[views.video_ids]
-    results.write_predictions(workdir, tested, names, records.class_names)
-  outcome: dict[str, Any] = {
+  tested = evaluator.run(chosen.variables, "test")
+  outcome = _described(evaluator, chosen, records, experiment)
+  if writes:
+    with parts.making(predictions, needed=True):
+      names = records.names[views.video_ids]
+      results.write_predictions(workdir, tested, names, records.class_names)
+  for name, numbers in _numbers(evaluator, chosen, tested, records, experiment):
+    outcome[name] = numbers
+    outcome["compilation"] = compiled.as_numbers()
+    outcome["seconds"] = round(time.monotonic() - began, 1)
+    if writes:
+      with parts.making(results_file, needed=True):
+        results.write(workdir, outcome)
+  if writes:
+    log.info("%s", results.summary(outcome))
+    log.info("Compiled in all: %s", compiled)
+    for what, path in (("Results", results_file), ("Predictions", predictions)):
+      if not parts.lacks(path):
+        log.info("%s: %s", what, path)
+  run_figures.draw(
+    workdir,
+    records,
+    evaluator,
+    views,
+    tested,
+    experiment=experiment,
+    step=chosen.step,
+    parts=parts,
+  )
+  parts.finish()
+  return outcome
+
+
+def _described(
+  evaluator: Evaluator, chosen: Parameters, records: Records, experiment: Experiment
+) -> dict[str, Any]:
+  """What was evaluated, and how, for `results.json`."""
+  params = chosen.variables["params"]
+  return {
     "config": experiment.to_json(),
     "dataset": experiment.dataset,
     "split": experiment.split,
@@ -185,21 +301,33 @@ def report(
     },
     "broken": records.broken,
     "protocol": evaluator.protocol,
-    "step": int(state["step"]),
-    "test": dict(tested.numbers),
-    "params_digest": results.params_digest(state["params"]),
+    "step": chosen.step,
+    "parameters_tested": chosen.described(),
+    "parameters": models.parameter_counts(params),
+    "params_digest": results.params_digest(params),
   }
+
+
+def _numbers(
+  evaluator: Evaluator,
+  chosen: Parameters,
+  tested: Evaluation,
+  records: Records,
+  experiment: Experiment,
+) -> Iterator[tuple[str, dict[str, float | int]]]:
+  """The numbers of each list under their names in `results.json`, as they become known."""
+  of_test = dict(tested.numbers)
+  yield "test", of_test
+  if chosen.raw is not None:
+    yield "test_raw", evaluator.run(chosen.raw, "test").numbers
   if splits.has_validation(records, experiment.split, experiment.validation_share):
-    outcome["validation"] = dict(evaluator.run(state, "validation").numbers)
+    yield "validation", evaluator.run(chosen.variables, "validation").numbers
   if experiment.evaluate_shuffled:
-    shuffled = evaluator.run(state, "test", shuffled=True).numbers
+    shuffled = evaluator.run(chosen.variables, "test", shuffled=True).numbers
     metric = "video_top1" if "video_top1" in shuffled else "loss"
-    outcome["test"][f"shuffled_{metric}"] = shuffled[metric]
+    yield "test", of_test | {f"shuffled_{metric}": shuffled[metric]}
   if experiment.evaluate_train:
-    outcome["train"] = dict(evaluator.run(state, "train").numbers)
-  results.finish(workdir, outcome, state["params"], compiled, began)
-  run_figures.draw(workdir, records, evaluator, views, tested)
-  return outcome
+    yield "train", evaluator.run(chosen.variables, "train").numbers
 
 
 def run(
@@ -226,7 +354,7 @@ def run(
     UserError: there is no such checkpoint, or the data cannot be used.
   """
   began = time.monotonic()
-  with compilation.counted() as compiled:
+  with log_file.attached(workdir), compilation.counted() as compiled:
     saved = loading.read(workdir if checkpoint is None else checkpoint)
     experiment = saved.description.experiment if experiment is None else experiment
     # Split as in training, as far as these devices, which may be others, divide.
@@ -239,11 +367,7 @@ def run(
     task = registry.create(experiment, len(records.class_names), mesh)
     if saved.description.experiment.task != task.name:
       raise CheckpointError(f"{saved.source} is a model of another task than {task.name}.")
-    params, batch_stats = jax.tree.map(
-      lambda leaf: sharding.place(leaf, sharding.state_sharding(leaf.shape, mesh)),
-      (saved.params, saved.batch_stats),
-    )
-    state = {"params": params, "batch_stats": batch_stats, "step": saved.step}
+    chosen = Parameters.of_saved(saved, mesh, "last")
     log.info("Evaluating %s, step %d", saved.source, saved.step)
     evaluator = Evaluator(records, task, experiment, pipeline, mesh)
-    return report(evaluator, state, records, experiment, workdir, compiled, began)
+    return report(evaluator, chosen, records, experiment, workdir, compiled, began)

@@ -35,7 +35,7 @@ from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Pipeline
-from hybrid_video.report import data_summary, results, writers
+from hybrid_video.report import data_summary, log_file, results, writers
 from hybrid_video.state import State
 from hybrid_video.tasks import Sums, Task, registry
 
@@ -112,7 +112,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
   """
   began = time.monotonic()
   workdir = pathlib.Path(workdir).absolute()
-  with compilation.counted() as compiled:
+  with log_file.attached(workdir), compilation.counted() as compiled:
     mesh = sharding.make_mesh(fsdp=experiment.fsdp)
     for name, parts in (("batch_size", experiment.micro_batches), ("eval_batch_size", 1)):
       sharding.check_batch_size(getattr(experiment, name), mesh, experiment.path(name), parts)
@@ -126,7 +126,8 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
     training = Run(experiment, workdir, pipeline, records, video_ids, length, task, mesh, compiled)
     state = _train(training)
     evaluator = evaluate.Evaluator(records, task, experiment, pipeline, mesh)
-    return evaluate.report(evaluator, state, records, experiment, workdir, compiled, began)
+    chosen = evaluate.Parameters.of(state)
+    return evaluate.report(evaluator, chosen, records, experiment, workdir, compiled, began)
 
 
 def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
@@ -259,7 +260,9 @@ class _Reporter:
     self._started = self._reported = time.monotonic()
     self._writer: metric_writers.MetricWriter | None = None
     if jax.process_index() == 0:
-      self._writer = writers.create(workdir, first_step=first_step, steps=length.total_steps)
+      self._writer = writers.create(
+        workdir, first_step=first_step, steps=length.total_steps, experiment=experiment
+      )
 
   def __enter__(self) -> "_Reporter":
     return self
