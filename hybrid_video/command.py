@@ -19,7 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from hybrid_video import __version__, errors, hosts, stopping
+from hybrid_video import __version__, errors, hosts, progress, stopping
 
 if TYPE_CHECKING:
   from hybrid_video.experiment import Experiment
@@ -152,7 +152,7 @@ class _Formatter(logging.Formatter):
 def _set_up_logging() -> None:
   # orbax and TFDS report every step they take at INFO.
   absl_logging.set_verbosity(absl_logging.WARNING)
-  console = logging.StreamHandler(sys.stdout)
+  console = progress.LogHandler(sys.stdout)
   console.setFormatter(_Formatter("%(message)s"))
   logger = logging.getLogger("hybrid_video")
   logger.addHandler(console)
@@ -220,8 +220,8 @@ def _run_mode(
   if mode == "predict":
     from hybrid_video import predict
 
-    predictions = predict.run(workdir, _VIDEOS.value, checkpoint=_CHECKPOINT.value)
-    return 1 if any(prediction.error for prediction in predictions) else 0
+    outcome = predict.run(workdir, _VIDEOS.value, checkpoint=_CHECKPOINT.value)
+    return 1 if outcome.broken else 0
   if mode == "export":
     from hybrid_video import export
 

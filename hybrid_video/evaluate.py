@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_video import class_identity, compilation, loading, progress, scoring, sharding
+from hybrid_video import class_identity, compilation, loading, models, progress, scoring, sharding
 from hybrid_video.checkpoints import CheckpointError, Description, SavedModel, check_same_model
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch, Pipeline
-from hybrid_video.report import results, run_figures
+from hybrid_video.report import log_file, results, run_figures
 from hybrid_video.sampling import plans
 from hybrid_video.state import State
 from hybrid_video.tasks import Evaluation, Task, Tree, registry
@@ -65,12 +65,12 @@ class Parameters:
 
   @classmethod
   def read(cls, checkpoint: os.PathLike | str, mesh: jax.sharding.Mesh) -> "Parameters":
-    """The best ones of a run, from their checkpoint, on every device."""
+    """The best ones of a run, from their checkpoint, split over the devices as in training."""
     return cls.of_saved(loading.read(checkpoint), mesh, "best")
 
   @classmethod
   def of_saved(cls, saved: SavedModel, mesh: jax.sharding.Mesh, which: str) -> "Parameters":
-    """Those of a checkpoint or an exported file, on every device."""
+    """Those of a checkpoint or an exported file, split over the devices as in training."""
 
     def place(leaf: np.ndarray) -> jax.Array:
       return sharding.place(leaf, sharding.state_sharding(leaf.shape, mesh))
@@ -230,6 +230,9 @@ def report(
 ) -> dict[str, Any]:
   """Evaluates every list that the experiment asks for; writes predictions, results, then figures.
 
+  Each file is written as soon as what it holds is known, `results.json` once more with each list.
+  One that cannot be made costs the others nothing.
+
   Args:
     evaluator: of the experiment's lists.
     chosen: the parameters that are tested.
@@ -241,13 +244,52 @@ def report(
 
   Returns:
     What `results.json` holds.
+
+  Raises:
+    ReportError: predictions or results could not be written; everything else was.
   """
-  tested = evaluator.run(chosen.variables, "test")
+  parts, writes = results.Parts(), jax.process_index() == 0
+  predictions, results_file = workdir / results.PREDICTIONS, workdir / results.RESULTS
   views = evaluator.views("test")
-  if jax.process_index() == 0:
-    names = records.names[views.video_ids]
-    results.write_predictions(workdir, tested, names, records.class_names)
-  outcome: dict[str, Any] = {
+  tested = evaluator.run(chosen.variables, "test")
+  outcome = _described(evaluator, chosen, records, experiment)
+  if writes:
+    with parts.making(predictions, needed=True):
+      names = records.names[views.video_ids]
+      results.write_predictions(workdir, tested, names, records.class_names)
+  for name, numbers in _numbers(evaluator, chosen, tested, records, experiment):
+    outcome[name] = numbers
+    outcome["compilation"] = compiled.as_numbers()
+    outcome["seconds"] = round(time.monotonic() - began, 1)
+    if writes:
+      with parts.making(results_file, needed=True):
+        results.write(workdir, outcome)
+  if writes:
+    log.info("%s", results.summary(outcome))
+    log.info("Compiled in all: %s", compiled)
+    for what, path in (("Results", results_file), ("Predictions", predictions)):
+      if not parts.lacks(path):
+        log.info("%s: %s", what, path)
+  run_figures.draw(
+    workdir,
+    records,
+    evaluator,
+    views,
+    tested,
+    experiment=experiment,
+    step=chosen.step,
+    parts=parts,
+  )
+  parts.finish()
+  return outcome
+
+
+def _described(
+  evaluator: Evaluator, chosen: Parameters, records: Records, experiment: Experiment
+) -> dict[str, Any]:
+  """What was evaluated, and how, for `results.json`."""
+  params = chosen.variables["params"]
+  return {
     "config": experiment.to_json(),
     "dataset": experiment.dataset,
     "split": experiment.split,
@@ -261,20 +303,31 @@ def report(
     "protocol": evaluator.protocol,
     "step": chosen.step,
     "parameters_tested": chosen.described(),
-    "test": dict(tested.numbers),
-    "params_digest": results.params_digest(chosen.variables["params"]),
+    "parameters": models.parameter_counts(params),
+    "params_digest": results.params_digest(params),
   }
+
+
+def _numbers(
+  evaluator: Evaluator,
+  chosen: Parameters,
+  tested: Evaluation,
+  records: Records,
+  experiment: Experiment,
+) -> Iterator[tuple[str, dict[str, float | int]]]:
+  """The numbers of each list under their names in `results.json`, as they become known."""
+  of_test = dict(tested.numbers)
+  yield "test", of_test
+  if chosen.raw is not None:
+    yield "test_raw", evaluator.run(chosen.raw, "test").numbers
   if splits.has_validation(records, experiment.split, experiment.validation_share):
-    outcome["validation"] = dict(evaluator.run(chosen.variables, "validation").numbers)
+    yield "validation", evaluator.run(chosen.variables, "validation").numbers
   if experiment.evaluate_shuffled:
     shuffled = evaluator.run(chosen.variables, "test", shuffled=True).numbers
     metric = "video_top1" if "video_top1" in shuffled else "loss"
-    outcome["test"][f"shuffled_{metric}"] = shuffled[metric]
+    yield "test", of_test | {f"shuffled_{metric}": shuffled[metric]}
   if experiment.evaluate_train:
-    outcome["train"] = dict(evaluator.run(chosen.variables, "train").numbers)
-  results.finish(workdir, outcome, chosen.variables["params"], compiled, began)
-  run_figures.draw(workdir, records, evaluator, views, tested)
-  return outcome
+    yield "train", evaluator.run(chosen.variables, "train").numbers
 
 
 def run(
@@ -301,7 +354,7 @@ def run(
     UserError: there is no such checkpoint, or the data cannot be used.
   """
   began = time.monotonic()
-  with compilation.counted() as compiled:
+  with log_file.attached(workdir), compilation.counted() as compiled:
     saved = loading.read(workdir if checkpoint is None else checkpoint)
     experiment = saved.description.experiment if experiment is None else experiment
     # Split as in training, as far as these devices, which may be others, divide.

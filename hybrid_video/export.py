@@ -3,12 +3,11 @@
 In: a work directory alone. Out: `model.safetensors`, with what the model is in its header.
 """
 
-import json
 import logging
 import os
 import pathlib
 
-from hybrid_video import loading, weights
+from hybrid_video import files, loading, weights
 
 log = logging.getLogger("hybrid_video")
 
@@ -33,7 +32,7 @@ def run(workdir: pathlib.Path, *, checkpoint: os.PathLike | str | None = None) -
   """
   trained = loading.load(workdir if checkpoint is None else checkpoint)
   description = loading.description_of(trained)
-  metadata = {loading.METADATA_KEY: json.dumps({**description.to_json(), "step": trained.step})}
+  metadata = {loading.METADATA_KEY: files.as_json({**description.to_json(), "step": trained.step})}
   workdir.mkdir(parents=True, exist_ok=True)
   path = weights.save(trained.model, workdir / FILE, metadata)
   log.info("Exported step %d: %s", trained.step, path)

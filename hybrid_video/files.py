@@ -3,15 +3,17 @@
 In: a path and what to write. Out: the file under its name, once all of it is on disk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
+import math
 import os
 import pathlib
 from typing import Any
 import uuid
 
 from etils import epath
+import numpy as np
 
 # Ends the name of a file that is being written.
 PART = ".part"
@@ -45,13 +47,29 @@ def write_text(path: os.PathLike | str, text: str) -> None:
     part.write_bytes(text.encode())
 
 
-def write_json(path: os.PathLike | str, value: Any) -> None:
-  """Writes a value as indented JSON, whole or not at all.
+def as_json(value: Any, *, indent: int | None = None) -> str:
+  """JSON that every parser takes: numbers that are not finite, which JSON lacks, become null.
 
-  Raises:
-    ValueError: a number is not finite, which JSON cannot hold.
+  Args:
+    value: nested dicts, lists and tuples of texts and of Python's or NumPy's numbers.
+    indent: spaces of a level; None is one line.
   """
-  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+  return json.dumps(_strict(value), indent=indent, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _strict(of_key) for key, of_key in value.items()}
+  if isinstance(value, list | tuple):
+    return [_strict(item) for item in value]
+  if isinstance(value, np.generic):
+    value = value.item()
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: os.PathLike | str, value: Any) -> None:
+  """Writes a value as indented JSON, see `as_json`; whole or not at all."""
+  write_text(path, as_json(value, indent=2) + "\n")
 
 
 def walk(

@@ -7,18 +7,19 @@ its own on its own devices, and the first writes the files.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
 import pathlib
-import time
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -28,6 +29,7 @@ from hybrid_video.datasets import listing, video_files
 from hybrid_video.decoding import storing, worker_pool
 from hybrid_video.decoding.clip_decoder import ClipDecoder
 from hybrid_video.experiment import Experiment
+from hybrid_video.report import line_files, log_file, results
 from hybrid_video.sampling import plans
 from hybrid_video.tasks import Task, classification, registry
 
@@ -35,6 +37,8 @@ log = logging.getLogger("hybrid_video")
 
 TOP = 5
 CSV, JSON_LINES = "predictions.csv", "predictions.jsonl"
+# Lines that processes send each other at a time.
+_SHARED_LINES = 256
 
 
 class PredictionError(errors.UserError):
@@ -129,7 +133,7 @@ class Predictor:
     )
     self._scorer = scoring.Scorer(task, mesh)
 
-  def predict(self, videos: Sequence[os.PathLike | str]) -> Iterator[Prediction]:
+  def predict(self, videos: Sequence[os.PathLike | str]) -> Generator[Prediction, None, None]:
     """The predictions of video files, in order, each as soon as its views are scored.
 
     A broken video gives a prediction without probabilities; the others are predicted.
@@ -216,13 +220,30 @@ def _complete(order: "collections.deque[_Pending]") -> Iterator[Prediction]:
     yield Prediction(video.name, means[0], video.views)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How many videos were predicted.
+
+  Attributes:
+    predicted: videos with a prediction.
+    broken: videos without one.
+  """
+
+  predicted: int
+  broken: int
+
+
 def run(
   workdir: pathlib.Path,
   named: Iterable[os.PathLike | str],
   *,
   checkpoint: os.PathLike | str | None = None,
-) -> list[Prediction]:
-  """Predicts videos, prints their top classes, and writes them as CSV and JSON lines.
+) -> Outcome:
+  """Predicts videos, prints their top classes, and writes them as JSON lines and as CSV.
+
+  Each video's line is in the file as soon as it is predicted, and stays there if the run is stopped;
+  the CSV file is made from the lines at the end, also of a run that is stopped. What an earlier run left in these
+  files is replaced.
 
   Args:
     workdir: where the files go.
@@ -230,79 +251,137 @@ def run(
     checkpoint: a work directory, one of its checkpoints or an exported file; the default is
       `workdir`.
 
-  Returns:
-    All predictions, those of broken videos without probabilities.
-
   Raises:
-    UserError: there is no model or no video.
+    UserError: there is no model or no video, or a file cannot be written.
   """
-  saved = loading.read(workdir if checkpoint is None else checkpoint)
-  videos = find_videos(named)
-  hosts.check_same("the videos", hashlib.sha256(repr(videos).encode()).hexdigest())
-  predictor = Predictor(saved)
-  names = predictor.class_names
-  log.info("Videos: %d, classes: %d, model: %s", len(videos), len(names), saved.source)
-  workdir.mkdir(parents=True, exist_ok=True)
-  own = videos[jax.process_index() :: jax.process_count()]
-  if len(own) < len(videos):
-    log.info("The first of %d processes predicts %d of them", jax.process_count(), len(own))
-  predicted: list[Prediction] = []
-  started = time.monotonic()
-  for done, prediction in enumerate(predictor.predict(own), 1):
-    predicted.append(prediction)
-    left = (time.monotonic() - started) / done * (len(own) - done)
-    log.info("%s", _line(prediction, names, done, len(own), left))
-  predictions = _of_all_processes(predicted, len(videos))
-  if jax.process_index() == 0:
-    files.write_text(workdir / CSV, _as_csv(predictions, names))
-    files.write_text(workdir / JSON_LINES, _as_json_lines(predictions, names))
-  broken = [prediction for prediction in predictions if prediction.error]
-  for prediction in broken:
-    log.warning("Not predicted: %s", prediction.error)
-  log.info("Predictions: %s", workdir / CSV)
-  return predictions
+  with log_file.attached(workdir):
+    saved = loading.read(workdir if checkpoint is None else checkpoint)
+    videos = find_videos(named)
+    hosts.check_same("the videos", hashlib.sha256(repr(videos).encode()).hexdigest())
+    predictor = Predictor(saved)
+    log.info(
+      "Videos: %d, classes: %d, model: %s", len(videos), len(predictor.class_names), saved.source
+    )
+    index, processes = jax.process_index(), jax.process_count()
+    own = videos[index::processes]
+    if processes > 1:
+      log.info("The first of %d processes predicts %d of them", processes, len(own))
+    lines = workdir / (f"predictions.{index}.jsonl" if index else JSON_LINES)
+    table = workdir / CSV
+    results.make_folder(workdir)
+    if lines.exists():
+      log.info("Replacing what an earlier run predicted: %s", lines)
+    with results.writing(lines):
+      files.write_text(lines, "")
+    parts = results.Parts()
+    try:
+      broken = _write_lines(lines, predictor, own)
+      if processes > 1:
+        broken = sum(hosts.share_all(broken))
+        _join_processes(lines, len(own), workdir / JSON_LINES)
+    finally:
+      # Whatever ends the run: what was predicted can be read as a table.
+      if index == 0:
+        with parts.making(table, needed=True):
+          rows = _write_csv(lines, table)
+          log.info("Predictions of %d of %d videos: %s", rows, len(videos), table)
+    parts.finish()
+    if broken:
+      log.warning("%d of %d videos could not be predicted", broken, len(videos))
+    return Outcome(len(videos) - broken, broken)
 
 
-def _of_all_processes(own: list[Prediction], count: int) -> list[Prediction]:
-  """The predictions of all processes, in the order of their videos, in every process."""
-  shares = hosts.share_all([dataclasses.asdict(prediction) for prediction in own])
-  return [Prediction(**shares[i % len(shares)][i // len(shares)]) for i in range(count)]
+def _join_processes(lines: pathlib.Path, own: int, whole: pathlib.Path) -> None:
+  """Puts all processes' lines into the first one's file, in the order of the videos.
+
+  Args:
+    lines: this process's.
+    own: how many they are.
+    whole: the file of all of them.
+  """
+  rounds = -(-max(hosts.share_all(own)) // _SHARED_LINES)
+  writes = jax.process_index() == 0
+  with contextlib.ExitStack() as stack:
+    mine = stack.enter_context(epath.Path(lines).open("rb"))
+    if writes:
+      stack.enter_context(results.writing(whole))
+      part = stack.enter_context(files.whole_file(whole))
+      file = stack.enter_context(part.open("wb"))
+    for _ in range(rounds):
+      # A few at a time, so that any number of videos fits in memory.
+      shares = hosts.share_all(list(itertools.islice(mine, _SHARED_LINES)))
+      if writes:
+        for of_processes in itertools.zip_longest(*shares, fillvalue=b""):
+          file.write(b"".join(of_processes))
+  if not writes:
+    lines.unlink()
 
 
-def _line(prediction: Prediction, names: Sequence[str], done: int, total: int, left: float) -> str:
-  if prediction.error:
-    return f"{errors.printable(prediction.video)}: broken"
-  top = prediction.top(names)
-  best = ", ".join(f"{errors.printable(name)} {100 * share:.1f} %" for name, share in top)
-  after = f"  ({done}/{total}, {progress.duration(left)} left)" if done < total else ""
+def _write_lines(path: pathlib.Path, predictor: Predictor, videos: Sequence[pathlib.Path]) -> int:
+  """Predicts videos and adds each one's line to a file; holds none for longer, gives how many broke."""
+  broken, names, file = 0, predictor.class_names, line_files.LineFile(path)
+  with contextlib.ExitStack() as stack:
+    predictions = stack.enter_context(contextlib.closing(predictor.predict(videos)))
+    status = stack.enter_context(progress.StatusLine("video", len(videos), unit="videos"))
+    try:
+      for done, prediction in enumerate(predictions, 1):
+        with results.writing(path):
+          file.write(_as_json_line(prediction, names))
+        if prediction.error:
+          broken += 1
+          log.warning("Not predicted: %s", prediction.error)
+        else:
+          log.info("%s", _line(prediction, names, done, len(videos)))
+        status.update(done)
+    finally:
+      with results.writing(path):
+        file.flush()
+  return broken
+
+
+def _line(prediction: Prediction, names: Sequence[str], done: int, total: int) -> str:
+  best = ", ".join(
+    f"{errors.printable(name)} {100 * share:.1f} %" for name, share in prediction.top(names)
+  )
+  after = f"  ({done}/{total})" if done < total else ""
   return f"{errors.printable(prediction.video)}: {best}{after}"
 
 
-def _as_csv(predictions: Sequence[Prediction], names: Sequence[str]) -> str:
-  """Columns `video`, `top1`, `top1_probability` to `top5`, `top5_probability`.
+def _as_json_line(prediction: Prediction, names: Sequence[str]) -> str:
+  """An object: `video`, `views` and all `probabilities` by class, or its `error`."""
+  line: dict[str, object] = {"video": prediction.video}
+  if prediction.probabilities is None:
+    line["error"] = prediction.error
+  else:
+    shares = map(float, prediction.probabilities)
+    line |= {"views": prediction.views, "probabilities": dict(zip(names, shares, strict=True))}
+  return files.as_json(line) + "\n"
 
-  Names are quoted, whatever they hold; bytes of a file's name that are no text are written out as
-  Python does.
+
+def _write_csv(lines: pathlib.Path, table: pathlib.Path) -> int:
+  """Makes a table of the predictions in a file of JSON lines, one at a time; gives how many.
+
+  Columns are `video`, `top1`, `top1_probability` to `top5`, `top5_probability`. Names are quoted,
+  whatever they hold; bytes of a file's name that are no text are written out as Python does.
   """
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
   columns = [f"top{rank}{what}" for rank in range(1, TOP + 1) for what in ("", "_probability")]
-  writer.writerow(["video", *columns])
-  for prediction in predictions:
-    cells = [cell for name, share in prediction.top(names) for cell in (name, share)]
-    writer.writerow([prediction.video, *cells, *[""] * (2 * TOP - len(cells))])
-  return text.getvalue().encode("utf-8", "backslashreplace").decode()
-
-
-def _as_json_lines(predictions: Sequence[Prediction], names: Sequence[str]) -> str:
-  """An object a line: `video`, `views` and all `probabilities` by class, or its `error`."""
-  lines = []
-  for prediction in predictions:
-    line: dict[str, object] = {"video": prediction.video}
-    if prediction.probabilities is None:
-      line["error"] = prediction.error
-    else:
-      shares = map(float, prediction.probabilities)
-      line |= {"views": prediction.views, "probabilities": dict(zip(names, shares, strict=True))}
-    lines.append(json.dumps(line) + "\n")
-  return "".join(lines)
+  rows = 0
+  with (
+    files.whole_file(table) as part,
+    epath.Path(lines).open("rb") as source,
+    part.open("wb") as raw,
+    io.TextIOWrapper(raw, "utf-8", errors="backslashreplace", newline="") as text,
+  ):
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["video", *columns])
+    for line in source:
+      if not line.endswith(b"\n"):
+        # On a full disk, the last one may be half written.
+        break
+      prediction = json.loads(line)
+      shares = prediction.get("probabilities", {})
+      best = sorted(shares, key=lambda name: -shares[name])[:TOP]
+      cells = [cell for name in best for cell in (name, shares[name])]
+      writer.writerow([prediction["video"], *cells, *[""] * (2 * TOP - len(cells))])
+      rows += 1
+  return rows

@@ -37,7 +37,7 @@ from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.loop import Length, Run
 from hybrid_video.pipeline import Pipeline
-from hybrid_video.report import data_summary, results
+from hybrid_video.report import data_summary, log_file, results
 from hybrid_video.state import State
 from hybrid_video.tasks import registry
 from hybrid_video.validation import Tracker, ValidationSettings
@@ -71,7 +71,7 @@ def run(
     Stopped: it was asked to stop.
   """
   began = time.monotonic()
-  with compilation.counted() as compiled:
+  with log_file.attached(workdir), compilation.counted() as compiled:
     mesh = sharding.make_mesh(fsdp=experiment.fsdp)
     sharding.check_batch_size(
       experiment.batch_size, mesh, experiment.path("batch_size"), experiment.micro_batches

@@ -13,6 +13,7 @@ import warnings
 import matplotlib
 import matplotlib.axes
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 from PIL import Image
 
@@ -103,44 +104,135 @@ def _figure(width: float, height: float) -> matplotlib.figure.Figure:
   return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
+History = Sequence[dict[str, float]]
+# Curves of the loss and of the accuracy: their names in a history without the metric's, the metric of
+# the accuracy, words, and how they are drawn.
+_CURVES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+  ("train", "top1", "training clips", {"color": BLUE}),
+  ("train_sample", "video_top1", "training videos", {"color": BLUE, "linestyle": "--"}),
+  ("validation", "video_top1", "validation videos", {"color": ORANGE}),
+  ("validation_raw", "video_top1", "the same, raw parameters", {"color": ORANGE, "linestyle": ":"}),
+)
+# Rates of this many groups are named each; of more, the lowest and the highest are.
+_NAMED_RATES = 4
+
+
 def learning_curves(
-  path: pathlib.Path, history: Sequence[dict[str, float]], test: dict[str, float], chance: float
+  path: pathlib.Path,
+  history: History,
+  test: dict[str, float],
+  chance: float,
+  *,
+  step: int | None = None,
+  best: dict[str, float] | None = None,
 ) -> None:
-  """Training loss and accuracy over epochs, with the test list's final values beside them.
+  """Loss, accuracy and learning rates over epochs, with the test list's values beside them.
 
   Args:
     path: PNG to write.
-    history: what `writers.read_history` gives.
+    history: what `writers.read_history` gives; its lines need not have the same numbers.
     test: `loss` and, of a classifier, `video_top1` of the test list; the accuracy is drawn only where
       there is one.
     chance: accuracy of guessing.
+    step: the one whose parameters were tested; the default is the last.
+    best: the line of the best validation, which is marked.
   """
-  epochs = [line["epoch"] for line in history]
-  end = epochs[-1] if epochs else 1.0
-  lines: Any = {"color": BLUE, "marker": "o" if len(epochs) < 3 else None}
-  last: Any = {"color": ORANGE, "marker": "D", "linestyle": "none", "clip_on": False}
-  panels = 2 if "video_top1" in test else 1
+  end = history[-1]["epoch"] if history else 1.0
+  tested = next((line["epoch"] for line in history if line.get("step") == step), end)
+  is_classifier = "video_top1" in test
+  has_rates = any("learning_rate" in line for line in history)
   with _drawing():
-    figure = _figure(4 * panels, 3.2)
-    loss, *accuracy = figure.subplots(1, panels, squeeze=False)[0]
-    loss.plot(epochs, [line["train/loss"] for line in history], **lines)
-    loss.plot([end], [test["loss"]], **last)
-    loss.set_ylabel("loss (nats)" if accuracy else "loss")
+    columns = 2 if is_classifier else 1
+    figure = _figure(4.4 * columns, 5 if has_rates else 3.8)
+    rows = figure.add_gridspec(1 + has_rates, columns, height_ratios=[3, 1][: 1 + has_rates])
+    loss = figure.add_subplot(rows[0, 0])
+    _curves(loss, history, {group: "loss" for group, *_ in _CURVES}, 1)
+    _test_point(loss, tested, test["loss"])
+    loss.set_title(f"loss; of the test videos {test['loss']:.3g}", loc="left", fontsize=9)
+    loss.set_ylabel("loss (nats)" if is_classifier else "loss")
     loss.set_ylim(bottom=0)
-    for axes in accuracy:
-      shares = [100 * line["train/top1"] for line in history]
-      of_test = 100 * test["video_top1"]
-      axes.plot(epochs, shares, label="training clips", **lines)
-      axes.plot([end], [of_test], label=f"test videos, at the end: {of_test:.1f} %", **last)
-      chance_label = f"chance: {100 * chance:.1f} %"
-      axes.axhline(100 * chance, color=MUTED, linestyle=":", label=chance_label)
-      axes.set_ylabel("top-1 (%)")
-      axes.set_ylim(0, 102)
-      axes.legend(facecolor="white", edgecolor="none", framealpha=1, loc="best")
-    for axes in (loss, *accuracy):
-      axes.set_xlabel("epoch")
+    if is_classifier:
+      accuracy = figure.add_subplot(rows[0, 1])
+      _curves(accuracy, history, {group: metric for group, metric, *_ in _CURVES}, 100)
+      _test_point(accuracy, tested, 100 * test["video_top1"])
+      accuracy.axhline(100 * chance, color=MUTED, linestyle=(0, (1, 3)))
+      title = f"top-1; of the test videos {100 * test['video_top1']:.1f} %, by chance {100 * chance:.1f} %"
+      accuracy.set_title(title, loc="left", fontsize=9)
+      accuracy.set_ylabel("top-1 (%)")
+      accuracy.set_ylim(0, 102)
+    if best is not None:
+      for axes in figure.axes:
+        label = f"best validation: step {best['step']:.0f}"
+        axes.axvline(best["epoch"], color=ORANGE, linewidth=0.8, alpha=0.6, label=label)
+    # Outside, where it hides no curve.
+    of_all = dict(zip(*reversed(loss.get_legend_handles_labels()), strict=True))
+    columns_of_legend = 3 if is_classifier else 2
+    figure.legend(
+      of_all.values(),
+      of_all.keys(),
+      loc="outside upper left",
+      ncols=columns_of_legend,
+      frameon=False,
+      fontsize=8,
+    )
+    if has_rates:
+      _rates(figure.add_subplot(rows[1, :]), history)
+    for axes in figure.axes:
       axes.set_xlim(0, end * 1.02)
+    for axes in figure.axes[-1:] if has_rates else figure.axes:
+      axes.set_xlabel("epoch")
     _save(figure, path)
+
+
+def _curves(
+  axes: matplotlib.axes.Axes, history: History, metrics: dict[str, str], factor: float
+) -> None:
+  """Draws the metric of each list that the history has one of."""
+  for group, _, words, style in _CURVES:
+    name = f"{group}/{metrics[group]}"
+    points = [(line["epoch"], factor * line[name]) for line in history if name in line]
+    if points:
+      marker = "o" if len(points) < 3 else None
+      axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=words, **style)
+
+
+def _test_point(axes: matplotlib.axes.Axes, epoch: float, value: float) -> None:
+  point: Any = {"color": INK, "marker": "D", "linestyle": "none", "label": "test videos"}
+  axes.plot([epoch], [value], clip_on=False, zorder=3, **point)
+
+
+def _rates(axes: matplotlib.axes.Axes, history: History) -> None:
+  """Draws the learning rate, or those of the groups of parameters where there are groups."""
+  groups = {name for line in history for name in line if name.startswith("learning_rate/")}
+  highest = {
+    name: max((line[name] for line in history if name in line), default=0.0)
+    for name in groups or {"learning_rate"}
+  }
+  ordered = sorted(highest, key=lambda name: (-highest[name], name))
+  named = set(ordered if len(ordered) <= _NAMED_RATES else (ordered[0], ordered[-1]))
+  for i, name in enumerate(ordered):
+    points = [(line["epoch"], line[name]) for line in history if name in line]
+    shade = matplotlib.colormaps["viridis"](0.85 * i / max(1, len(ordered) - 1))
+    words = errors.printable(name.partition("/")[2])
+    axes.plot(
+      *zip(*points, strict=True),
+      color=shade if groups else INK,
+      label=words if name in named else None,
+      marker="o" if len(points) < 3 else None,
+      markersize=4,
+    )
+  positive = [rate for rate in highest.values() if rate > 0]
+  if positive and max(positive) > 30 * min(positive):
+    axes.set_yscale("log")
+    axes.set_ylim(min(positive) / 100, 2 * max(positive))
+    # Matplotlib's own are formulas.
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda rate, _: f"{rate:.0e}"))
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+  else:
+    axes.set_ylim(bottom=0)
+  axes.set_ylabel("learning rate")
+  if groups:
+    axes.legend(loc="best", ncols=len(named), frameon=False, fontsize=7.5)
 
 
 def confusion_matrix(path: pathlib.Path, counts: np.ndarray, class_names: Sequence[str]) -> None:

@@ -1,18 +1,17 @@
 """What a finished run leaves for people and programs: results.json, predictions, and a summary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import hashlib
 import logging
 import os
 import pathlib
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from hybrid_video import errors, files, models, sharding
-from hybrid_video.compilation import Compilations
+from hybrid_video import errors, files, sharding
 from hybrid_video.tasks import Evaluation
 
 log = logging.getLogger("hybrid_video")
@@ -23,6 +22,10 @@ PREDICTIONS = "predictions.npz"
 
 class WorkdirError(errors.UserError):
   """A work directory that cannot be written to."""
+
+
+class ReportError(WorkdirError):
+  """A report of which something that people or programs need was not made."""
 
 
 def make_folder(path: pathlib.Path) -> pathlib.Path:
@@ -38,6 +41,69 @@ def make_folder(path: pathlib.Path) -> pathlib.Path:
       f"{path}: the folder cannot be made ({error.strerror}). Name another --workdir."
     ) from error
   return path
+
+
+@contextlib.contextmanager
+def writing(path: os.PathLike | str) -> Iterator[None]:
+  """Names the file that could not be written in the block.
+
+  Raises:
+    WorkdirError: there is no room, no permission, or whatever the system says.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise WorkdirError(
+      f"{errors.printable(path)}: cannot be written ({error.strerror or error}). Make room, or set "
+      "--workdir to a folder that you may write to; the same command goes on from here."
+    ) from error
+
+
+class Parts:
+  """Parts of a report, made one by one: what fails is named at once, and again at the end."""
+
+  def __init__(self) -> None:
+    self._missing: dict[str, errors.UserError | None] = {}
+
+  def lacks(self, path: os.PathLike | str) -> bool:
+    """Whether a file could not be made."""
+    return errors.printable(path) in self._missing
+
+  @contextlib.contextmanager
+  def making(self, path: os.PathLike | str, *, needed: bool = False) -> Iterator[None]:
+    """Whatever stops the block is logged, and costs this file alone.
+
+    Args:
+      path: what the block makes; what failed before may be tried again.
+      needed: whether a report without it is a failure. Only a `UserError` is then taken.
+    """
+    name = errors.printable(path)
+    try:
+      with writing(path):
+        yield
+    except errors.UserError as error:
+      self._missing[name] = error if needed else None
+      log.warning("Not made: %s", error if name in str(error) else f"{name}: {error}")
+    except Exception as error:
+      if needed:
+        raise
+      self._missing[name] = None
+      log.warning("Not made: %s: %s: %s", name, type(error).__name__, error)
+    else:
+      self._missing.pop(name, None)
+
+  def finish(self) -> None:
+    """Says what is missing.
+
+    Raises:
+      ReportError: something needed is.
+    """
+    if not self._missing:
+      return
+    missing = f"Not made: {', '.join(self._missing)}. The same command makes them."
+    if of_needed := [error for error in self._missing.values() if error]:
+      raise ReportError(missing) from of_needed[0]
+    log.warning("%s All results stand.", missing)
 
 
 def params_digest(params: dict[str, Any]) -> str:
@@ -90,37 +156,15 @@ def write_predictions(
   return path
 
 
-def finish(
-  workdir: pathlib.Path,
-  outcome: dict[str, Any],
-  params: dict[str, Any],
-  compiled: Compilations,
-  began: float,
-) -> None:
-  """Adds what the run cost to its outcome, writes results.json and says where everything is.
-
-  Args:
-    workdir: where.
-    outcome: of the evaluation; completed in place.
-    params: the model's parameters.
-    compiled: programs compiled in the run.
-    began: when the run began, of `time.monotonic`.
-  """
-  outcome["parameters"] = models.parameter_counts(params)
-  outcome["compilation"] = compiled.as_numbers()
-  outcome["seconds"] = round(time.monotonic() - began, 1)
-  if jax.process_index() == 0:
-    path = write(workdir, outcome)
-    log.info("%s", summary(outcome))
-    log.info("Compiled in all: %s", compiled)
-    log.info("Results: %s", path)
-    log.info("Predictions: %s", workdir / PREDICTIONS)
-
-
 def summary(results: dict[str, Any]) -> str:
   """A few lines for the console: what was evaluated and what came out."""
   lines = []
-  for which in ("train", "validation", "test"):
+  for which, words in (
+    ("train", "train list"),
+    ("validation", "validation list"),
+    ("test", "test list"),
+    ("test_raw", "test list, raw parameters"),
+  ):
     if which not in results:
       continue
     numbers = results[which]
@@ -131,7 +175,7 @@ def summary(results: dict[str, Any]) -> str:
         f"({numbers['videos']} videos); clip top-1 {100 * numbers['clip_top1']:.2f} % "
         f"({numbers['clips']} clips); {scores}"
       )
-    lines.append(f"{which} list, split {results['split']}: {scores}")
+    lines.append(f"{words}, split {results['split']}: {scores}")
     if "shuffled_video_top1" in numbers:
       lines.append(
         "  with each clip's frames in random order: video top-1 "

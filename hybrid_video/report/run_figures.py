@@ -3,8 +3,6 @@
 In: an evaluation and the clips behind it. Out: PNG files in `figures/` of the work directory.
 """
 
-from collections.abc import Iterator
-import contextlib
 import logging
 import pathlib
 from typing import Protocol
@@ -13,8 +11,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from hybrid_video import errors
 from hybrid_video.datasets.records import Records
+from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch
 from hybrid_video.report import figures, results, writers
 from hybrid_video.sampling.plans import Views
@@ -23,6 +21,7 @@ from hybrid_video.tasks import Evaluation, classification
 log = logging.getLogger("hybrid_video")
 
 FOLDER = "figures"
+CURVES, CONFUSION, CLIPS = "learning_curves.png", "confusion.png", "clips.png"
 _SHEET_CLIPS = 8
 
 
@@ -40,6 +39,10 @@ def draw(
   evaluator: ClipBatches,
   views: Views,
   tested: Evaluation,
+  *,
+  experiment: Experiment,
+  step: int,
+  parts: results.Parts,
 ) -> None:
   """Draws the run's figures; every process has to call it, the first one writes.
 
@@ -51,44 +54,44 @@ def draw(
     evaluator: makes the clips that are shown.
     views: of the test list.
     tested: its evaluation.
+    experiment: by what the best step is told.
+    step: the one whose parameters were tested.
+    parts: what of the report could not be made.
   """
-  labels = records.labels[views.video_ids[views.rows]]
-  few = views.take(_spread_over_classes(labels))
-  # Each process has its share of a batch's rows.
-  batches: list[Batch] = list(evaluator.batches(few))  # type: ignore[call-overload]
-  clips = np.concatenate(
-    [multihost_utils.process_allgather(batch["clips"], tiled=True) for batch in batches]
-  )[: len(few)]
-  if jax.process_index():
-    return
-  folder = workdir / FOLDER
-  results.make_folder(folder)
-  names = records.class_names
-  with _drawn(folder / "learning_curves.png") as path:
-    history = writers.read_history(workdir)
-    figures.learning_curves(path, history, tested.numbers, 1 / len(names))
-  titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
+  folder, names = workdir / FOLDER, records.class_names
+  few = views.take(_spread_over_classes(records.labels[views.video_ids[views.rows]]))
   predicted = [""] * len(few)
   if "probabilities" in tested.arrays:
-    with _drawn(folder / "confusion.png") as path:
-      figures.confusion_matrix(path, classification.confusion(tested), names)
     best = tested.arrays["probabilities"].argmax(-1)
     predicted = [names[best[row]] for row in few.rows]
-  with _drawn(folder / "clips.png") as path:
-    figures.contact_sheet(path, clips, titles, predicted)
+  if jax.process_index() == 0:
+    with parts.making(folder / CURVES):
+      results.make_folder(folder)
+      history = writers.read_history(workdir)
+      figures.learning_curves(
+        folder / CURVES,
+        history,
+        tested.numbers,
+        1 / len(names),
+        step=step,
+        best=writers.best_step(history, writers.metric_of(experiment, tested.numbers)),
+      )
+    if "probabilities" in tested.arrays:
+      with parts.making(folder / CONFUSION):
+        figures.confusion_matrix(folder / CONFUSION, classification.confusion(tested), names)
+  with parts.making(folder / CLIPS):
+    clips = _gathered(evaluator, few)
+    if jax.process_index() == 0:
+      titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
+      figures.contact_sheet(folder / CLIPS, clips, titles, predicted)
   log.info("Figures: %s", folder)
 
 
-@contextlib.contextmanager
-def _drawn(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a figure's path; whatever stops its drawing becomes a warning."""
-  try:
-    yield path
-  except Exception as error:
-    reason = (
-      str(error) if isinstance(error, errors.UserError) else f"{type(error).__name__}: {error}"
-    )
-    log.warning("The figure %s was not drawn, the results stand: %s", path, reason)
+def _gathered(evaluator: ClipBatches, views: Views) -> np.ndarray:
+  """The clips of views, uint8 `[N, T, H, W, 3]`; each process has its share of a batch's rows."""
+  batches: list[Batch] = list(evaluator.batches(views))  # type: ignore[call-overload]
+  shares = [multihost_utils.process_allgather(batch["clips"], tiled=True) for batch in batches]
+  return np.concatenate(shares)[: len(views)]
 
 
 def _spread_over_classes(labels: np.ndarray) -> list[int]:

@@ -1,107 +1,201 @@
-"""Where metrics go while training runs: the console, TensorBoard, and a file the figures read.
+"""Where metrics go while training runs: console, TensorBoard, a file the figures read, and a service.
 
-All are clu metric writers behind one `MultiWriter`.
+All are clu metric writers behind one `MultiWriter`. In: one `write_scalars` a step. Out: lines and
+files in which each step stands once, however often the run was stopped and resumed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
+import logging
 import os
-import pathlib
 from typing import Any
 
 from clu import metric_writers
+from etils import epath
 import numpy as np
+from tensorboard.compat import tf
 
 from hybrid_video import files, progress
+from hybrid_video.experiment import Experiment
+from hybrid_video.report import event_files, line_files, results
+from hybrid_video.report.scalar_writer import ScalarsWriter
+from hybrid_video.report.wandb_writer import WandbWriter
+
+log = logging.getLogger("hybrid_video")
 
 HISTORY = "history.jsonl"
+TENSORBOARD = "tensorboard"
+
+History = list[dict[str, float]]
+Scalars = Mapping[str, float]
 
 
-class _ScalarsWriter(metric_writers.MetricWriter):
-  """A writer of scalars; other kinds of summaries are ignored."""
+def metric_of(experiment: Experiment, names: Scalars) -> str:
+  """The number of the validation list that tells the best step.
 
-  def write_summaries(
-    self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
-  ) -> None:
-    pass
+  Args:
+    experiment: `validation.metric`.
+    names: has `video_top1` where videos are classified.
+  """
+  return experiment.validation.metric or ("video_top1" if "video_top1" in names else "loss")
 
-  def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-    pass
 
-  def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-    pass
+def best_step(history: History, metric: str) -> dict[str, float] | None:
+  """The line of the best validation, the earlier of two as good; None where nothing was validated.
 
-  def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-    pass
+  Args:
+    history: what `read_history` gives.
+    metric: such as `video_top1`; of `loss` less is better.
+  """
+  name = f"validation/{metric}"
+  sign = -1 if metric == "loss" else 1
+  validated = [line for line in history if np.isfinite(line.get(name, np.nan))]
+  return max(validated, key=lambda line: sign * line[name], default=None)
 
-  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    pass
 
-  def write_histograms(
-    self,
-    step: int,
-    arrays: Mapping[str, Any],
-    num_buckets: Mapping[str, int] | None = None,
-  ) -> None:
-    pass
+class ConsoleWriter(ScalarsWriter):
+  """A log line a report, and one a validation."""
 
-  def write_pointcloud(self, step: int, point_clouds: Mapping[str, Any], **rest: Any) -> None:
-    pass
+  def __init__(self, steps: int, experiment: Experiment, before: History):
+    """Goes on after what was written before.
 
-  def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-    pass
+    Args:
+      steps: the last step of the training.
+      experiment: `validation.metric`.
+      before: the history so far, which may hold the best validation.
+    """
+    super().__init__()
+    self._steps = steps
+    self._experiment = experiment
+    self._validated = [line for line in before if "validation/loss" in line]
+
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
+    """Logs the numbers of training, and of the validation list where there are any."""
+    values = {name: float(value) for name, value in scalars.items()}
+    log.info("%s", self._training(step, values))
+    for group, words in (
+      ("validation", "validation"),
+      ("validation_raw", "  raw parameters"),
+      ("train_sample", "  training sample"),
+    ):
+      if f"{group}/loss" in values:
+        line = f"{words}{_score(values, group)}"
+        log.info("%s", line + self._best(step, values) if group == "validation" else line)
+
+  def _training(self, step: int, values: dict[str, float]) -> str:
+    top1 = f"  top-1 {100 * values['train/top1']:5.1f} %" if "train/top1" in values else ""
+    parts = [
+      f"step {step:>{len(str(self._steps))}}/{self._steps}  epoch {values['epoch']:6.2f}",
+      f"  loss {values.get('train/loss', np.nan):7.4f}{top1}",
+      f"  rate {values['learning_rate']:.2e}",
+    ]
+    for name, text in (
+      ("clips_per_second", "  {:7.1f} clips/s"),
+      ("waiting_share", "  waiting {:3.0%}"),
+    ):
+      if name in values:
+        parts.append(text.format(values[name]))
+    if "seconds_left" in values:
+      parts.append(f"  {progress.duration(values['seconds_left']):>6} left")
+    if values.get("skipped_steps"):
+      parts.append(f"  ({values['skipped_steps']:.0f} updates skipped)")
+    return "".join(parts)
+
+  def _best(self, step: int, values: dict[str, float]) -> str:
+    """Whether this is the best validation so far, and if not, which is."""
+    numbers = {name.removeprefix("validation/"): value for name, value in values.items()}
+    metric = metric_of(self._experiment, numbers)
+    self._validated.append({"step": step, **values})
+    best = best_step(self._validated, metric)
+    if best is None:
+      return ""
+    if best["step"] == step:
+      return f"  (best so far, step {step})"
+    value = best[f"validation/{metric}"]
+    shown = f"{metric} {value:.4f}" if metric == "loss" else f"{metric} {100 * value:.1f} %"
+    return f"  (best: {shown}, step {best['step']:.0f})"
+
+
+def _score(values: dict[str, float], group: str) -> str:
+  accuracy = f"{group}/video_top1"
+  top1 = f"  top-1 {100 * values[accuracy]:5.1f} %" if accuracy in values else ""
+  return f"{top1}  loss {values[f'{group}/loss']:7.4f}"
+
+
+class EventsWriter(metric_writers.SummaryWriter):
+  """TensorBoard's events; those of steps that come again are taken out first."""
+
+  def __init__(self, workdir: os.PathLike | str, first_step: int):
+    """Opens a new event file beside the earlier ones.
+
+    Raises:
+      WorkdirError: the folder cannot be read or written.
+    """
+    self._folder = epath.Path(workdir) / TENSORBOARD
+    with self._writing():
+      event_files.drop_scalars_after(self._folder, first_step)
+      super().__init__(os.fspath(self._folder))
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    with results.writing(self._folder):
+      try:
+        yield
+      except tf.errors.OpError as error:
+        raise OSError(error.message) from error
+
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
+    """Writes the scalars of a step."""
+    with self._writing():
+      super().write_scalars(step, scalars)
 
   def flush(self) -> None:
-    pass
+    """Sees to it that everything is on disk."""
+    with self._writing():
+      super().flush()
 
   def close(self) -> None:
-    pass
+    """Writes what is left."""
+    with self._writing():
+      super().close()
 
 
-class ConsoleWriter(_ScalarsWriter):
-  """One line a report: step, epoch, loss, accuracy if there is one, speed, time left."""
-
-  def __init__(self, steps: int):
-    self._steps = steps
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Prints the training scalars `train` writes."""
-    accuracies = [
-      f"  {words} {100 * scalars[name]:5.1f} %"
-      for name, words in (("train/top1", "top-1"), ("train/top5", "top-5"))
-      if name in scalars
-    ]
-    print(
-      f"step {step:>{len(str(self._steps))}}/{self._steps}"
-      f"  epoch {scalars['epoch']:6.2f}"
-      f"  loss {scalars['train/loss']:7.4f}"
-      + "".join(accuracies)
-      + f"  {scalars['clips_per_second']:7.1f} clips/s"
-      f"  {progress.duration(scalars['seconds_left']):>6} left",
-      flush=True,
-    )
-
-
-class HistoryWriter(_ScalarsWriter):
+class HistoryWriter(ScalarsWriter):
   """A JSON object a line; a resumed run goes on after the step it resumes from."""
 
-  def __init__(self, workdir: pathlib.Path, first_step: int):
-    self._path = workdir / HISTORY
-    before = [line for line in read_history(workdir) if line["step"] <= first_step]
-    files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in before))
+  def __init__(self, workdir: os.PathLike | str, first_step: int):
+    """Leaves the steps up to the first one in the file.
 
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    """Appends the scalars of a step."""
-    line = {"step": step, **{name: float(np.asarray(value)) for name, value in scalars.items()}}
-    with self._path.open("a") as file:
-      file.write(json.dumps(line) + "\n")
+    Raises:
+      WorkdirError: it cannot be read or written.
+    """
+    super().__init__()
+    self._path = epath.Path(workdir) / HISTORY
+    with results.writing(self._path):
+      before = [line for line in _lines(self._path) if line["step"] <= first_step]
+      files.write_text(self._path, "".join(files.as_json(line) + "\n" for line in before))
+      self._file = line_files.LineFile(self._path)
+
+  def write_scalars(self, step: int, scalars: Scalars) -> None:
+    """Adds the scalars of a step."""
+    line = {"step": step, **{name: float(value) for name, value in scalars.items()}}
+    with results.writing(self._path):
+      self._file.write(files.as_json(line) + "\n")
+
+  def flush(self) -> None:
+    """Sees to it that every line is in the file."""
+    with results.writing(self._path):
+      self._file.flush()
+
+  def close(self) -> None:
+    """Sees to it that every line is in the file."""
+    self.flush()
 
 
-def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The lines written so far, oldest first; a last line that is not whole is left out."""
-  path = workdir / HISTORY
+def _lines(path: epath.Path) -> list[dict[str, Any]]:
   lines = []
-  for text in path.read_text().splitlines() if path.is_file() else ():
+  for text in path.read_text().splitlines() if path.exists() else ():
     try:
       lines.append(json.loads(text))
     except json.JSONDecodeError:
@@ -109,15 +203,39 @@ def read_history(workdir: pathlib.Path) -> list[dict[str, float]]:
   return lines
 
 
+def read_history(workdir: os.PathLike | str) -> History:
+  """The lines written so far, oldest first; a last line that is not whole is left out.
+
+  What was not finite, null in the file, is nan.
+  """
+  return [
+    {name: np.nan if value is None else value for name, value in line.items()}
+    for line in _lines(epath.Path(workdir) / HISTORY)
+  ]
+
+
 def create(
-  workdir: os.PathLike | str, *, first_step: int, steps: int
+  workdir: os.PathLike | str, *, first_step: int, steps: int, experiment: Experiment
 ) -> metric_writers.MetricWriter:
-  """The writers of a run: console, TensorBoard under `tensorboard/`, and `history.jsonl`."""
-  workdir = pathlib.Path(workdir)
-  return metric_writers.MultiWriter(
-    [
-      ConsoleWriter(steps),
-      metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard")),
-      HistoryWriter(workdir, first_step),
-    ]
-  )
+  """The writers of a run; the first process alone is to create them.
+
+  Args:
+    workdir: has `tensorboard/` and `history.jsonl`.
+    first_step: the last step that was trained and reported; what is written of later ones is dropped.
+    steps: the last step of the training.
+    experiment: `validation.metric`; `wandb_project` adds Weights & Biases.
+
+  Raises:
+    UserError: something cannot be written, or Weights & Biases cannot be used.
+  """
+  history = HistoryWriter(workdir, first_step)
+  before = read_history(workdir)
+  # What is on this machine first: it is what a resumed run builds on.
+  made: list[metric_writers.MetricWriter] = [
+    ConsoleWriter(steps, experiment, before),
+    history,
+    EventsWriter(workdir, first_step),
+  ]
+  if experiment.wandb_project:
+    made.append(WandbWriter(workdir, experiment))
+  return metric_writers.MultiWriter(made)
