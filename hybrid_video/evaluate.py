@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from hybrid_video import class_identity, compilation, loading, progress, scoring, sharding
-from hybrid_video.checkpoints import CheckpointError, Description, check_same_model
+from hybrid_video.checkpoint_description import CheckpointError, Description, check_same_model
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
@@ -242,6 +242,6 @@ def run(
       lambda leaf: sharding.place(leaf, place), (saved.params, saved.batch_stats)
     )
     state = {"params": params, "batch_stats": batch_stats, "step": saved.step}
-    log.info("Evaluating %s, step %d", saved.source, saved.step)
+    log.info("Evaluating %s: %s", saved.source, saved.words)
     evaluator = Evaluator(records, task, experiment, pipeline, mesh)
     return report(evaluator, state, records, experiment, workdir, compiled, began)

@@ -238,7 +238,9 @@ def run(
   videos = find_videos(named)
   predictor = Predictor(saved)
   names = predictor.class_names
-  log.info("Videos: %d, classes: %d, model: %s", len(videos), len(names), saved.source)
+  log.info(
+    "Videos: %d, classes: %d, model: %s: %s", len(videos), len(names), saved.source, saved.words
+  )
   workdir.mkdir(parents=True, exist_ok=True)
   predictions: list[Prediction] = []
   started = time.monotonic()

@@ -150,19 +150,20 @@ def _train(run: Run) -> State:
     experiment.optimizer, steps=length.total_steps, steps_per_epoch=length.steps_per_epoch
   )
   optimizer = optimizers.make_optimizer(experiment.optimizer)
-  abstract = training_state.abstract(run.task, optimizer, run.mesh)
+  averaged = experiment.ema_decay > 0
+  abstract = training_state.abstract(run.task, optimizer, run.mesh, averaged=averaged)
   description = checkpoints.Description(experiment, run.records.class_names)
   with checkpoints.Checkpoints(run.workdir, description, experiment.keep_checkpoints) as saved:
-    latest = saved.latest_step()
-    if latest is None:
+    restored = saved.restore(abstract)
+    if restored is None:
       variables = initialization.variables(run.task, description)
-      state = training_state.create(optimizer, run.mesh, *variables)
+      state = training_state.create(optimizer, run.mesh, *variables, averaged=averaged)
       del variables
     else:
-      if experiment.init_from:
-        log.info("Going on from step %d; %s was for the first start", latest, experiment.init_from)
-      state = saved.restore(abstract)
+      state, _ = restored
     done = int(state["step"])
+    if restored and experiment.init_from:
+      log.info("Going on from step %d; %s was for the first start", done, experiment.init_from)
     if done >= length.total_steps:
       log.info("The checkpoint of step %d of %d: evaluating only", done, length.total_steps)
       return state
@@ -231,7 +232,7 @@ def _loop(
       if reports:
         reporter.report(step, float(learning_rate))
       if saves:
-        saved.save(step, state)
+        saved.save(step, state, {})
   return state
 
 
