@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from hybrid_video import class_identity, compilation, loading, models, progress, scoring, sharding
-from hybrid_video.checkpoints import CheckpointError, Description, SavedModel, check_same_model
+from hybrid_video.checkpoint_description import CheckpointError, Description, check_same_model
+from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
@@ -42,26 +43,27 @@ class Parameters:
     variables: `params` and `batch_stats`; where there are moving averages, they are these.
     step: after which step.
     which: "last" or "best".
-    raw: those that were trained, where `variables` are averages of them.
+    averaged: whether `variables` are moving averages.
+    raw: those that were trained, where `variables` are averages of them and these are at hand.
   """
 
   variables: Tree
   step: int
   which: str = "last"
+  averaged: bool = False
   raw: Tree | None = None
 
   @classmethod
   def of(cls, state: State, which: str = "last") -> "Parameters":
     """Those of a training's state."""
     raw = {name: state[name] for name in ("params", "batch_stats")}
-    averaged = bool(state.get("ema"))
-    return cls(
-      state["ema"] if averaged else raw, int(state["step"]), which, raw if averaged else None
-    )
+    if not state.get("ema"):
+      return cls(raw, int(state["step"]), which)
+    return cls(state["ema"], int(state["step"]), which, True, raw)
 
   def described(self) -> dict[str, Any]:
     """For `results.json`: which, of which step, and whether they are averages."""
-    return {"which": self.which, "step": self.step, "averaged": self.raw is not None}
+    return {"which": self.which, "step": self.step, "averaged": self.averaged}
 
   @classmethod
   def read(cls, checkpoint: os.PathLike | str, mesh: jax.sharding.Mesh) -> "Parameters":
@@ -75,8 +77,12 @@ class Parameters:
     def place(leaf: np.ndarray) -> jax.Array:
       return sharding.place(leaf, sharding.state_sharding(leaf.shape, mesh))
 
-    variables = {"params": saved.params, "batch_stats": saved.batch_stats}
-    return cls(jax.tree.map(place, variables), saved.step, which)
+    def placed(model: SavedModel) -> Tree:
+      variables = {"params": model.params, "batch_stats": model.batch_stats}
+      return jax.tree.map(place, variables)
+
+    raw = saved.raw() if saved.averaged else None
+    return cls(placed(saved), saved.step, which, saved.averaged, placed(raw) if raw else None)
 
 
 class Evaluator:
@@ -368,6 +374,6 @@ def run(
     if saved.description.experiment.task != task.name:
       raise CheckpointError(f"{saved.source} is a model of another task than {task.name}.")
     chosen = Parameters.of_saved(saved, mesh, "last")
-    log.info("Evaluating %s, step %d", saved.source, saved.step)
+    log.info("Evaluating %s: %s", saved.source, saved.words)
     evaluator = Evaluator(records, task, experiment, pipeline, mesh)
     return report(evaluator, chosen, records, experiment, workdir, compiled, began)

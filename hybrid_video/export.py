@@ -7,7 +7,7 @@ import logging
 import os
 import pathlib
 
-from hybrid_video import files, loading, weights
+from hybrid_video import checkpoints, files, loading, weights
 
 log = logging.getLogger("hybrid_video")
 
@@ -32,8 +32,9 @@ def run(workdir: pathlib.Path, *, checkpoint: os.PathLike | str | None = None) -
   """
   trained = loading.load(workdir if checkpoint is None else checkpoint)
   description = loading.description_of(trained)
-  metadata = {loading.METADATA_KEY: files.as_json({**description.to_json(), "step": trained.step})}
+  header = {**description.to_json(), "step": trained.step, "averaged": trained.averaged}
+  metadata = {loading.METADATA_KEY: files.as_json(header)}
   workdir.mkdir(parents=True, exist_ok=True)
   path = weights.save(trained.model, workdir / FILE, metadata)
-  log.info("Exported step %d: %s", trained.step, path)
+  log.info("Exported %s: %s", checkpoints.words(trained.step, averaged=trained.averaged), path)
   return path

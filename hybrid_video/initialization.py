@@ -7,7 +7,15 @@ only where the weights' class names are known to be the model's.
 import json
 import pathlib
 
-from hybrid_video import checkpoints, class_identity, errors, loading, models, weights
+from hybrid_video import (
+  checkpoint_files,
+  checkpoints,
+  class_identity,
+  errors,
+  loading,
+  models,
+  weights,
+)
 from hybrid_video.checkpoints import Description
 from hybrid_video.experiment import Experiment
 from hybrid_video.tasks import Task, Tree
@@ -36,7 +44,7 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
   model = loading.build(description)
   folder = pathlib.Path(source).expanduser()
   replace_head = experiment.replace_head
-  if folder.is_dir() and not _is_published(folder):
+  if checkpoint_files.names_run(folder) or (folder.is_dir() and not _is_published(folder)):
     saved = checkpoints.read(folder)
     classes = _classes(description, saved.description.class_names, saved.source)
     weights.load_trees(

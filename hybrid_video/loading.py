@@ -72,7 +72,8 @@ class TrainedModel:
     class_names: by class id.
     preprocess: a video file to normalized clips.
     experiment: every setting of the run that made it.
-    step: training steps behind it; 0 for an exported file.
+    step: training steps behind it; 0 for a file that does not say.
+    averaged: whether its parameters are moving averages.
   """
 
   model: nnx.Module
@@ -80,6 +81,7 @@ class TrainedModel:
   preprocess: Preprocessing
   experiment: Experiment
   step: int
+  averaged: bool = False
 
 
 def read(path: os.PathLike | str) -> SavedModel:
@@ -100,8 +102,9 @@ def read(path: os.PathLike | str) -> SavedModel:
   model = build(description)
   weights.load_pretrained(model, file)
   _, params, batch_stats = models.split(model)
-  step = int(_metadata_of(file).get("step", 0))
-  return SavedModel(description, params, batch_stats, step, str(file))
+  header = _metadata_of(file)
+  step, averaged = int(header.get("step", 0)), bool(header.get("averaged", False))
+  return SavedModel(description, params, batch_stats, step, str(file), averaged)
 
 
 def _metadata_of(file: pathlib.Path) -> dict[str, Any]:
@@ -153,7 +156,8 @@ def load(path: os.PathLike | str) -> TrainedModel:
   """A trained model from a work directory, one of its checkpoints, or an exported file.
 
   Args:
-    path: such as `runs/demo`, `runs/demo/checkpoints/1400` or `runs/demo/model.safetensors`.
+    path: such as `runs/demo`, `runs/demo/best`, `runs/demo/checkpoints/1400` or
+      `runs/demo/model.safetensors`.
 
   Raises:
     UserError: there is no model; the message says what was found and what to do.
@@ -164,5 +168,10 @@ def load(path: os.PathLike | str) -> TrainedModel:
   model = nnx.merge(evaluation, saved.params, saved.batch_stats)
   experiment = description.experiment
   return TrainedModel(
-    model, description.class_names, Preprocessing(experiment), experiment, saved.step
+    model,
+    description.class_names,
+    Preprocessing(experiment),
+    experiment,
+    saved.step,
+    saved.averaged,
   )

@@ -28,6 +28,7 @@ from hybrid_video import (
   stopping,
   validation,
 )
+from hybrid_video.checkpoint_description import CheckpointError
 from hybrid_video.datasets import splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
@@ -160,7 +161,7 @@ def train(
     except stopping.Stopped:
       _keep(at, meter, saved)
       raise run.stop.stopped(at.step) from None
-    except checkpoints.CheckpointError:
+    except CheckpointError:
       raise
     except BaseException:
       if jax.process_count() == 1:

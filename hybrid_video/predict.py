@@ -260,7 +260,11 @@ def run(
     hosts.check_same("the videos", hashlib.sha256(repr(videos).encode()).hexdigest())
     predictor = Predictor(saved)
     log.info(
-      "Videos: %d, classes: %d, model: %s", len(videos), len(predictor.class_names), saved.source
+      "Videos: %d, classes: %d, model: %s: %s",
+      len(videos),
+      len(predictor.class_names),
+      saved.source,
+      saved.words,
     )
     index, processes = jax.process_index(), jax.process_count()
     own = videos[index::processes]

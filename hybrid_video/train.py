@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from hybrid_video import (
-  checkpoints,
+  checkpoint_files,
   compilation,
   errors,
   evaluate,
@@ -31,7 +31,8 @@ from hybrid_video import (
   stopping,
 )
 from hybrid_video import state as training_state
-from hybrid_video.checkpoints import Checkpoints, Description
+from hybrid_video.checkpoint_description import Description
+from hybrid_video.checkpoints import Checkpoints
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
@@ -141,7 +142,7 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
     )
     del variables
   else:
-    state, progress = _resumed(run, restored, data)
+    state, progress = _resumed(run, restored, data, saved)
   run = run.with_offset(progress.offset)
   # Only now: what was not accepted leaves no trace.
   if jax.process_index() == 0:
@@ -163,13 +164,13 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
 
 
 def _resumed(
-  run: Run, restored: tuple[State, dict[str, Any]], data: str
+  run: Run, restored: tuple[State, dict[str, Any]], data: str, saved: Checkpoints
 ) -> tuple[State, resuming.Progress]:
   """A restored state and its progress, if the run may go on with the settings of now."""
   experiment, (state, values) = run.experiment, restored
   progress = resuming.Progress.from_json(values)
   step = int(state["step"])
-  before = checkpoints.read_description(run.workdir / checkpoints.FOLDER / str(step)).experiment
+  before = checkpoint_files.read_stored(saved.directory / str(step)).description.experiment
   if experiment.init_from:
     log.info("Going on from step %d; %s was for the first start", step, experiment.init_from)
   progress = resuming.check(before, progress, step, experiment, data, len(run.video_ids))
@@ -213,4 +214,4 @@ def _chosen(
     "The best of the validation list: step %d, %s %.4f", tracker.step, tracker.metric, tracker.best
   )
   saved.wait()
-  return evaluate.Parameters.read(run.workdir / checkpoints.FOLDER / str(tracker.step), run.mesh)
+  return evaluate.Parameters.read(saved.directory / str(tracker.step), run.mesh)

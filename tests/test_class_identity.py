@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from hybrid_video import (
+  checkpoint_description,
   checkpoints,
   class_identity,
   evaluate,
@@ -244,8 +245,9 @@ def test_an_exported_file_and_a_checkpoint_bring_their_names(tmp_path):
   exported = weights.save(model, tmp_path / "model.safetensors", metadata)
   check_reordered(description(init_from=str(exported)), head(params))
   state = {"params": params, "batch_stats": batch_stats, "step": np.int32(1), "opt_state": {}}
+  state |= {"skipped": np.int32(0), "ema": {}}
   with checkpoints.Checkpoints(tmp_path / "run", described, keep=1) as saved:
-    saved.save(1, state)
+    saved.save(1, state, {})
   check_reordered(description(init_from=str(tmp_path / "run")), head(params))
 
 
@@ -296,7 +298,7 @@ def test_evaluation_gives_a_data_set_the_ids_of_the_checkpoint(made_records, log
   other = checkpoints.Description(made_experiment(), ("kick", *names[1:]))
   assert evaluate.with_class_ids_of(other, made_records) is made_records
   with pytest.raises(checkpoints.CheckpointError, match=r"1 there alone \(kick\), 1 here alone"):
-    checkpoints.check_same_model(
+    checkpoint_description.check_same_model(
       other, checkpoints.Description(made_experiment(), names), "the run"
     )
 

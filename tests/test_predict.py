@@ -20,7 +20,7 @@ from hybrid_video.sampling.plans import evaluation_views
 @pytest.fixture(scope="module")
 def records(finished):
   _, workdir, _ = finished
-  saved = checkpoints.read_description(workdir)
+  saved = checkpoints.read(workdir).description
   return preparation.load_records(saved.experiment, workdir)
 
 

@@ -47,8 +47,8 @@ def test_a_run_pretrains_resumes_and_evaluates(made_folder, finished, tmp_path, 
   assert json.loads((tmp_path / "straight" / "results.json").read_text()) == outcome
   original = checkpoints.Checkpoints.save
 
-  def save_and_stop(self, step, state):
-    original(self, step, state)
+  def save_and_stop(self, step, state, progress):
+    original(self, step, state, progress)
     self.wait()
     raise KeyboardInterrupt
 
