@@ -111,15 +111,23 @@ class Evaluator:
     self._pipeline = pipeline
     self._scorer = scoring.Scorer(task, mesh)
 
-  @property
-  def protocol(self) -> str:
-    """In words, how the numbers come about."""
+  def protocol(self, chosen: Parameters) -> str:
+    """In words, how the numbers of these parameters come about."""
     heights, widths = self._records.height.tolist(), self._records.width.tolist()
     sizes = {f"{height}x{width}" for height, width in zip(heights, widths, strict=True)}
     stored = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes"
     return (
       f"{self._experiment.evaluation.describe_views()} of stored frames of {stored}; "
-      f"{self._task.protocol}; the parameters after the last step, nothing selected on the test list"
+      f"{self._task.protocol}; {self._words(chosen)}, nothing selected on the test list"
+    )
+
+  def _words(self, chosen: Parameters) -> str:
+    averaged = "moving averages of " if chosen.averaged else ""
+    if chosen.which == "last":
+      return f"{averaged}the parameters after the last step"
+    metric = self._experiment.validation.metric_of(self._task.name)
+    return (
+      f"{averaged}the parameters of step {chosen.step}, the best by {metric} of the validation list"
     )
 
   def views(self, which: str | np.ndarray) -> plans.Views:
@@ -306,7 +314,7 @@ def _described(
       "allowed": experiment.allow_missing,
     },
     "broken": records.broken,
-    "protocol": evaluator.protocol,
+    "protocol": evaluator.protocol(chosen),
     "step": chosen.step,
     "parameters_tested": chosen.described(),
     "parameters": models.parameter_counts(params),

@@ -28,13 +28,15 @@ from hybrid_video import (
   stopping,
   validation,
 )
+from hybrid_video import progress as progress_line
 from hybrid_video.checkpoint_description import CheckpointError
 from hybrid_video.datasets import splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.meter import Length, Meter
 from hybrid_video.pipeline import Batch, Pipeline
-from hybrid_video.report import writers
+from hybrid_video.report import device_memory, writers
+from hybrid_video.report.profiling import Profile
 from hybrid_video.state import State
 from hybrid_video.tasks import Sums, Task
 
@@ -153,11 +155,22 @@ def train(
       contextlib.closing(run.batches(at.step, run.length.total_steps))  # type: ignore[type-var]
     )
     stack.enter_context(run.stop.held())
+    status = stack.enter_context(
+      progress_line.StatusLine(
+        "step", run.length.total_steps, done=at.step, unit="clips", per_count=run.length.batch_size
+      )
+    )
+    profile = stack.enter_context(
+      Profile(run.workdir / writers.TENSORBOARD, run.experiment.profile_steps)
+    )
     try:
+      profile.step(at.step + 1, at.state)
       # A run may have been stopped between this step and its report.
       if progress.finished < at.step and _finish(run, at, meter, writer, schedule):
         _mark_best(at, saved)
-      _steps(run, at, meter, writer, step_function, schedule, saved, batches)
+      for step in _steps(run, at, meter, writer, step_function, schedule, saved, batches):
+        status.update(step, **meter.latest)
+        profile.step(step + 1, at.state)
     except stopping.Stopped:
       _keep(at, meter, saved)
       raise run.stop.stopped(at.step) from None
@@ -179,7 +192,8 @@ def _steps(
   schedule: optimizers.Schedule,
   saved: checkpoints.Checkpoints,
   batches: Iterator[Batch],
-) -> None:
+) -> Iterator[int]:
+  """Trains step by step, and gives the number of each when all that follows from it is done."""
   experiment, total = run.experiment, run.length.total_steps
   save_every = experiment.checkpoint_every_steps or max(
     1, round(experiment.checkpoint_every_epochs * run.length.steps_per_epoch)
@@ -216,6 +230,7 @@ def _steps(
       _save(at, meter, saved)
     if is_best:
       _mark_best(at, saved)
+    yield at.step
 
 
 def _is_asked_to_stop(run: Run, meter: Meter) -> bool:
@@ -253,6 +268,8 @@ def _finish(
       },
       **meter.report(at.step),
     }
+    if (peak := device_memory.peak_bytes()) is not None:
+      scalars["device_memory_bytes"] = peak
     if _validates_at(run, at.step):
       started = time.monotonic()
       scalars |= _validated(run, at.state)

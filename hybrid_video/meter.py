@@ -87,6 +87,8 @@ class Meter:
     # The step whose update is one more than may be left out.
     self.refused: int | None = None
     self.stop = False
+    # Of the last step that was read, for the eye.
+    self.latest: dict[str, float] = {}
     self._clock: float | None = None
     self._reported = 0.0
     self._reported_step = first_step
@@ -123,6 +125,7 @@ class Meter:
     self._pending = None
     read = {name: float(value) for name, value in jax.device_get(sums).items()}
     self.stop = self.stop or read.pop("stop", 0.0) > 0
+    self.latest = {"loss": read["loss"] / read["count"]}
     is_finite, is_refused = read.pop("finite"), read.pop("halted")
     if is_finite:
       for name, value in {**read, "steps": 1.0}.items():
