@@ -395,9 +395,7 @@ def results_of(workdir) -> dict:
   return json.loads((workdir / "results.json").read_text())
 
 
-def test_two_processes_evaluate_and_predict_what_one_has_trained(
-  finished, run_processes, made_folder, tmp_path
-):
+def test_two_processes_evaluate_what_one_has_trained(finished, run_processes, tmp_path):
   _, workdir, outcome = finished
   first, second = run_processes(
     2, 1, tmp_path / "two", "--mode=evaluate", f"--checkpoint={workdir}"
@@ -409,13 +407,12 @@ def test_two_processes_evaluate_and_predict_what_one_has_trained(
   assert there["test"]["loss"] == pytest.approx(outcome["test"]["loss"], rel=1e-5)
   # One process says and writes it.
   assert "test list" in first and "test list" not in second
-  for workdir_made in (workdir, tmp_path / "two"):
-    with np.load(workdir_made / "predictions.npz") as saved:
-      scores = dict(saved)
-    if workdir_made == workdir:
-      alone = scores
-  np.testing.assert_array_equal(scores["names"], alone["names"])
-  np.testing.assert_allclose(scores["probabilities"], alone["probabilities"], atol=1e-5)
+  with (
+    np.load(workdir / "predictions.npz") as one,
+    np.load(tmp_path / "two" / "predictions.npz") as two,
+  ):
+    np.testing.assert_array_equal(two["names"], one["names"])
+    np.testing.assert_allclose(two["probabilities"], one["probabilities"], atol=1e-5)
 
 
 @pytest.mark.slow
