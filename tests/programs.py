@@ -47,7 +47,7 @@ def starting() -> Iterator[Start]:
     command: Sequence[str] = [sys.executable, "-c", _LAUNCHER, sys.executable, *map(str, words)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True, **options}
-    environment = {"PYTHONPATH": path, **(os.environ if env is None else env)}
+    environment = {**(os.environ if env is None else env), "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
     started.append(process)
     return process

@@ -17,6 +17,7 @@ import zipfile
 import av
 from conftest import REAL_CLIPS, REAL_LISTS, made_clip_name, moving_square, write_lists
 import numpy as np
+import programs
 import pytest
 from rar_files import archive
 import tensorflow as tf
@@ -300,22 +301,8 @@ def building(
   """A build in a process of its own, which leads a group; all of it is gone afterwards."""
   script = tmp_path / "build.py"
   script.write_text(_BUILD)
-  process = subprocess.Popen(
-    [sys.executable, str(script), str(listed.folder), str(records_dir), str(stop)],
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    text=True,
-    start_new_session=True,
-  )
-  assert process.stdout is not None
-  try:
-    yield process
-  finally:
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
-    process.stdout.close()
+  with programs.starting() as start:
+    yield start(script, listed.folder, records_dir, stop, stderr=subprocess.DEVNULL)
 
 
 def group_ends(leader: int, seconds: float) -> bool:

@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import programs
 import pytest
 
 from hybrid_video import errors
@@ -20,12 +21,13 @@ from hybrid_video.sampling.clip_settings import ClipSettings
 import input_pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "hybrid_video.datasets.service"]
 SETTINGS = ClipSettings(frames=8, crop=32)
 
 
-def _start(*words):
-  return subprocess.Popen([*COMMAND, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def start_server():
+  with programs.starting() as start:
+    yield lambda *words: start("-m", "hybrid_video.datasets.service", *words)
 
 
 def _ready(server):
@@ -38,23 +40,20 @@ def _ready(server):
 def _end(server, number=signal.SIGTERM):
   """Ends a server, and gives its exit code."""
   server.send_signal(number)
-  try:
-    return server.wait(5)
-  finally:
-    server.kill()
-    server.wait()
-    server.stdout.close()
+  return server.wait(5)
 
 
 class Service:
   """A dispatcher and two workers on this machine."""
 
-  def __init__(self):
-    self.dispatcher = _start("--dispatcher", "--port=0")
+  def __init__(self, start_server):
+    self.dispatcher = start_server("--dispatcher", "--port=0")
     port = int(_ready(self.dispatcher).rpartition(":")[2])
     self.address = f"grpc://localhost:{port}"
     self.workers = [
-      _start("--worker", f"--dispatcher_address=localhost:{port}", "--worker_address=localhost")
+      start_server(
+        "--worker", f"--dispatcher_address=localhost:{port}", "--worker_address=localhost"
+      )
       for _ in range(2)
     ]
     self.worker_addresses = [_ready(worker) for worker in self.workers]
@@ -70,11 +69,8 @@ def _seconds(server):
 
 
 @pytest.fixture(scope="module")
-def running():
-  started = Service()
-  yield started
-  for server in (started.dispatcher, *started.workers):
-    _end(server)
+def running(start_server):
+  return Service(start_server)
 
 
 def _batches(stored, *, steps, first_step=0, batch_size=8, address=""):
@@ -133,9 +129,11 @@ def test_damage_that_a_worker_meets_names_the_file(made_records, running, tmp_pa
     list(_batches(damaged, steps=8, address=running.address))
 
 
-def test_a_worker_that_is_killed_costs_no_step(made_records, running, monkeypatch, caplog):
+def test_a_worker_that_is_killed_costs_no_step(
+  made_records, running, start_server, monkeypatch, caplog
+):
   monkeypatch.setattr(service_client, "_SILENT_SECONDS", 2.0)
-  lost = _start(
+  lost = start_server(
     "--worker",
     f"--dispatcher_address={running.address}",
     "--worker_address=localhost",
@@ -150,16 +148,17 @@ def test_a_worker_that_is_killed_costs_no_step(made_records, running, monkeypatc
     done += _assert_same([next(batches)], [next(plain)])
   lost.kill()
   lost.wait()
-  lost.stdout.close()
   assert _assert_same(batches, plain) == steps - done
   messages = [record.getMessage() for record in caplog.records]
   made = [line for line in messages if "made here" in line]
   assert 0 < len(made) < steps // 2, messages
 
 
-def test_a_service_without_workers_leaves_the_work_to_the_run(made_records, monkeypatch, caplog):
+def test_a_service_without_workers_leaves_the_work_to_the_run(
+  made_records, start_server, monkeypatch, caplog
+):
   monkeypatch.setattr(service_client, "_SILENT_SECONDS", 0.5)
-  dispatcher = _start("--dispatcher", "--port=0")
+  dispatcher = start_server("--dispatcher", "--port=0")
   address = f"localhost:{_ready(dispatcher).rpartition(':')[2]}"
   batches = _batches(made_records, steps=3, address=address)
   assert _assert_same(batches, _batches(made_records, steps=3)) == 3
@@ -229,13 +228,13 @@ def test_a_command_line_that_makes_no_sense_is_refused(words, message, capsys):
   assert message in capsys.readouterr().err
 
 
-def test_an_interrupted_dispatcher_ends_at_once_and_another_goes_on(tmp_path):
+def test_an_interrupted_dispatcher_ends_at_once_and_another_goes_on(start_server, tmp_path):
   # Its notes lie in the folder; a second dispatcher starts from them, at the same port.
-  first = _start("--dispatcher", "--port=0", f"--work_dir={tmp_path}")
+  first = start_server("--dispatcher", "--port=0", f"--work_dir={tmp_path}")
   port = int(_ready(first).rpartition(":")[2])
   assert list(tmp_path.iterdir())
   assert _end(first, signal.SIGINT) == 0
-  second = _start("--dispatcher", f"--port={port}", f"--work_dir={tmp_path}")
+  second = start_server("--dispatcher", f"--port={port}", f"--work_dir={tmp_path}")
   assert _ready(second).endswith(f":{port}")
   assert _end(second, signal.SIGTERM) == 0
 

@@ -382,14 +382,17 @@ def test_threads_that_want_one_file_download_it_once(server, cache, logged):
   assert "Another process is downloading" in logged.text
 
 
-def start_process(server: Server, folder: pathlib.Path) -> subprocess.Popen:
+@pytest.fixture
+def start_process(start_program):
+  """Starts a process that downloads what a server has into a folder."""
   code = "import pathlib, sys, test_downloads; test_downloads.fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
-  return subprocess.Popen(
-    [sys.executable, "-c", code, server.url(), str(folder)],
-    cwd=ROOT,
-    env=ENVIRONMENT,
-    stderr=subprocess.DEVNULL,
-  )
+
+  def start_process(server: Server, folder: pathlib.Path) -> subprocess.Popen:
+    return start_program(
+      "-c", code, server.url(), folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+
+  return start_process
 
 
 def wait_for(condition) -> None:
@@ -399,22 +402,23 @@ def wait_for(condition) -> None:
     time.sleep(0.01)
 
 
-def test_a_process_waits_for_the_download_of_another(server, cache):
+def test_a_process_waits_for_the_download_of_another(server, cache, start_process):
   server.seconds_a_chunk = 0.03
-  with start_process(server, cache) as other:
-    wait_for(lambda: server.bytes_sent)
-    assert fetch(server.url(), cache).read_bytes() == CONTENT
-    assert other.wait() == 0
+  other = start_process(server, cache)
+  wait_for(lambda: server.bytes_sent)
+  assert fetch(server.url(), cache).read_bytes() == CONTENT
+  assert other.wait(20) == 0
   assert server.bytes_sent == len(CONTENT)
   assert len(server.ranges_asked) == 1
 
 
-def test_a_killed_process_leaves_a_part_that_the_next_one_completes(server, cache):
+def test_a_killed_process_leaves_a_part_that_the_next_one_completes(server, cache, start_process):
   server.seconds_a_chunk = 0.2
   part = cache / f"{NAME}.part"
-  with start_process(server, cache) as other:
-    wait_for(lambda: part.exists() and part.stat().st_size)
-    other.kill()
+  other = start_process(server, cache)
+  wait_for(lambda: part.exists() and part.stat().st_size)
+  other.kill()
+  other.wait()
   size = part.stat().st_size
   assert not (cache / NAME).exists()
   server.seconds_a_chunk = 0.0

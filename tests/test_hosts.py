@@ -1,5 +1,6 @@
 """Which process this is, and runs of several processes on this machine that start and end together."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import time
 
 import metadata_server
+import numpy as np
 from programs import free_port
 import pytest
 
@@ -335,3 +337,138 @@ def test_a_host_with_a_wrong_flag_ends_all_with_what_is_wrong(
   assert [code for code, _ in outcome] == [1, 1]
   assert re.search(expected, outcome[0][1]), outcome
   assert not any("Traceback" in message for _, message in outcome)
+
+
+# Trainings through main.py; the devices are the host's processors.
+
+SMALL = (
+  "--config.made_films=4",
+  "--config.stored.height=38",
+  "--config.stored.width=50",
+  "--config.clip.frames=8",
+  "--config.clip.crop=24",
+  "--config.model.cnn_blocks=1",
+  "--config.model.cnn_width=4",
+  "--config.model.latents=4",
+  "--config.model.width=16",
+  "--config.batch_size=8",
+  "--config.eval_batch_size=8",
+  "--config.log_every_steps=1",
+  "--config.evaluate_shuffled=False",
+)
+
+
+@pytest.fixture
+def run_processes(start_program, made_folder, tmp_path):
+  """Runs one command in some processes of some devices each; gives what each printed."""
+
+  def run_processes(processes: int, devices: int, workdir, *words: str) -> list[str]:
+    port = free_port()
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    several = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    started = [
+      start_program(
+        "main.py",
+        f"--workdir={workdir}",
+        *words,
+        *(several if processes > 1 else []),
+        *([f"--process_id={process}"] if processes > 1 else []),
+        env=environment,
+        stderr=subprocess.STDOUT,
+      )
+      for process in range(processes)
+    ]
+    printed = [process.communicate(timeout=500)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, printed
+    return printed
+
+  return run_processes
+
+
+def on_made_set(made_folder, records, *words: str) -> list[str]:
+  folders = [f"--config.data_dir={made_folder}", f"--config.records_dir={records}"]
+  return ["--config=configs/demo.py", *folders, *SMALL, *words]
+
+
+def results_of(workdir) -> dict:
+  return json.loads((workdir / "results.json").read_text())
+
+
+def test_two_processes_evaluate_what_one_has_trained(finished, run_processes, tmp_path):
+  _, workdir, outcome = finished
+  first, second = run_processes(
+    2, 1, tmp_path / "two", "--mode=evaluate", f"--checkpoint={workdir}"
+  )
+  there = results_of(tmp_path / "two")
+  assert there["params_digest"] == outcome["params_digest"]
+  assert there["test"]["videos"] == outcome["test"]["videos"]
+  assert there["test"]["clip_top1"] == outcome["test"]["clip_top1"]
+  assert there["test"]["loss"] == pytest.approx(outcome["test"]["loss"], rel=1e-5)
+  # One process says and writes it.
+  assert "test list" in first and "test list" not in second
+  with (
+    np.load(workdir / "predictions.npz") as one,
+    np.load(tmp_path / "two" / "predictions.npz") as two,
+  ):
+    np.testing.assert_array_equal(two["names"], one["names"])
+    np.testing.assert_allclose(two["probabilities"], one["probabilities"], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_videos_of_a_prediction(
+  finished, run_processes, made_folder, tmp_path
+):
+  _, workdir, _ = finished
+  videos = sorted(made_folder.rglob("*.avi"))[:5]
+  words = [
+    "--mode=predict",
+    f"--checkpoint={workdir}",
+    f"--videos={','.join(map(str, videos))}",
+  ]
+  run_processes(1, 1, tmp_path / "one", *words)
+  first, second = run_processes(2, 1, tmp_path / "two", *words)
+  assert "predicts 3 of them" in first and "Predictions: " not in second
+  one, two = (
+    [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+    for name in ("one", "two")
+  )
+  assert (
+    [line["video"] for line in two] == [line["video"] for line in one] == list(map(str, videos))
+  )
+  for here, there in zip(two, one, strict=True):
+    assert here["probabilities"] == pytest.approx(there["probabilities"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_is_the_same_on_any_processes_devices_and_shares_of_the_state(
+  run_processes, made_folder, tmp_path
+):
+  command = on_made_set(made_folder, tmp_path / "records", "--config.epochs=2")
+  losses, tested = {}, {}
+  for name, processes, devices, words in (
+    ("one", 1, 1, []),
+    ("devices", 1, 4, []),
+    ("hosts", 2, 2, []),
+    ("fsdp", 2, 2, ["--config.fsdp=4"]),
+  ):
+    printed = run_processes(processes, devices, tmp_path / name, *command, *words)
+    history = (tmp_path / name / "history.jsonl").read_text().splitlines()
+    curve = [line["train/loss"] for line in map(json.loads, history) if "train/loss" in line]
+    losses[name], tested[name] = curve, results_of(tmp_path / name)["test"]["loss"]
+    assert len(losses[name]) == 6
+    if processes > 1:
+      assert "Training on 4 device(s)" in printed[0] and "step 2/6" not in printed[1]
+      assert len(list((tmp_path / name / "tensorboard").iterdir())) == 1
+  for name in ("devices", "hosts", "fsdp"):
+    np.testing.assert_allclose(losses[name], losses["one"], rtol=2e-3)
+    assert tested[name] == pytest.approx(tested["one"], rel=5e-3)
+  assert losses["one"][0] != losses["one"][-1]
+  # Begun on two hosts and split, ended on one device; and the other way round.
+  for begun, ended in (((2, 2, ["--config.fsdp=2"]), (1, 1, [])), ((1, 1, []), (2, 2, []))):
+    workdir = tmp_path / f"from_{begun[0]}"
+    half = [*command, "--config.epochs=1", "--config.optimizer.schedule=constant"]
+    run_processes(*begun[:2], workdir, *half, *begun[2])
+    whole = [*command, "--config.optimizer.schedule=constant"]
+    run_processes(*ended[:2], workdir, *whole, *ended[2])
+    assert results_of(workdir)["step"] == 6

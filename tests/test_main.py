@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from conftest import REAL_CLIPS
+import programs
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -59,22 +60,14 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def run_copy():
   """As `run`, for commands that are refused before they start to work."""
-  process = subprocess.Popen(
-    [sys.executable, "-c", _COPIES],
-    cwd=ROOT,
-    env=ENVIRONMENT,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
+  with programs.starting() as start:
+    process = start("-c", _COPIES, env=ENVIRONMENT, stdin=subprocess.PIPE)
 
-  def run_copy(*arguments: str) -> subprocess.CompletedProcess:
-    print(json.dumps(arguments), file=process.stdin, flush=True)
-    return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+    def run_copy(*arguments: str) -> subprocess.CompletedProcess:
+      print(json.dumps(arguments), file=process.stdin, flush=True)
+      return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
 
-  with process:
     yield run_copy
-    process.stdin.close()
 
 
 def test_the_installed_command_finds_the_configs_from_any_folder(tmp_path):
@@ -276,27 +269,21 @@ def test_a_bug_keeps_its_traceback_and_says_where_to_report_it(tmp_path):
 
 
 def test_ctrl_c_stops_without_a_stack_trace_and_what_was_compiled_is_kept(
-  made_folder, tmp_path, tmp_path_factory
+  made_folder, tmp_path, tmp_path_factory, start_program
 ):
-  command = [sys.executable, "main.py", *on_made_set(made_folder, tmp_path)]
-  process = subprocess.Popen(
-    [*command, "--config.epochs=1000", "--config.log_every_steps=1"],
-    cwd=ROOT,
+  process = start_program(
+    "main.py",
+    *on_made_set(made_folder, tmp_path),
+    "--config.epochs=1000",
+    "--config.log_every_steps=1",
     env=ENVIRONMENT,
-    stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
   )
-  try:
-    assert process.stdout is not None
-    assert any(re.match(r"step +2/", line) for line in process.stdout)
-    os.killpg(process.pid, signal.SIGINT)
-    _, messages = process.communicate(timeout=60)
-  finally:
-    process.kill()
+  assert any(re.match(r"step +2/", line) for line in process.stdout)
+  os.killpg(process.pid, signal.SIGINT)
+  _, messages = process.communicate(timeout=60)
   assert process.returncode == 128 + signal.SIGINT
-  programs = tmp_path_factory.getbasetemp() / "cache" / "hybrid_video" / "xla"
-  assert any("train_step" in path.name for path in programs.rglob("*-cache"))
-  assert messages.strip().endswith("Stopped. The same command goes on from here.")
+  cached = tmp_path_factory.getbasetemp() / "cache" / "hybrid_video" / "xla"
+  assert any("train_step" in path.name for path in cached.rglob("*-cache"))
+  assert re.search(r"Stopped by SIGINT.*; the same command goes on from [^\n]*\n$", messages)
   assert "Traceback" not in messages

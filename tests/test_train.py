@@ -1,11 +1,6 @@
 """Whole runs, small: from video files to results.json, interrupted, resumed and evaluated."""
 
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 from conftest import REAL_CLIPS, REAL_LISTS, run_training, small_demo, write_lists
 import jax
@@ -217,73 +212,6 @@ def test_with_everything_on_an_interrupted_run_ends_with_the_same_bits(
   assert resumed["validation"] == straight["validation"]
   assert resumed["test"] == straight["test"]
   assert [line["step"] for line in writers.read_history(stopped)] == [1, 2, 3, 4]
-
-
-_PROCESS = """
-import os, pathlib, sys
-
-def main():
-  rank, count, port, workdir, videos, records = sys.argv[1:]
-  import conftest
-  os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 // int(count)}"
-  import jax
-  if int(count) > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(rank))
-  from hybrid_video import train
-  config = conftest.small_demo(pathlib.Path(videos), pathlib.Path(records))
-  outcome = conftest.run_training(config, pathlib.Path(workdir))
-  print("ended", outcome["params_digest"], outcome["test"], flush=True)
-
-if __name__ == "__main__":
-  main()
-"""
-
-
-def free_port() -> int:
-  with socket.socket() as listening:
-    listening.bind(("127.0.0.1", 0))
-    return listening.getsockname()[1]
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does_and_one_of_them_writes(finished, made_folder, tmp_path):
-  _, workdir, _ = finished
-  script = tmp_path / "process.py"
-  script.write_text(_PROCESS)
-  root = pathlib.Path(__file__).parent.parent
-  environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
-
-  def run_processes(count: int, place: pathlib.Path) -> list[str]:
-    port, folders = free_port(), [str(place), str(made_folder), str(workdir / "records")]
-    processes = [
-      subprocess.Popen(
-        [sys.executable, script, str(rank), str(count), str(port), *folders],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-      )
-      for rank in range(count)
-    ]
-    try:
-      output = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-      for process in processes:
-        process.kill()
-    assert [process.returncode for process in processes] == [0] * count, output
-    return output
-
-  (one,) = run_processes(1, tmp_path / "one")
-  two = run_processes(2, tmp_path / "two")
-  ends = {line for text in [one, *two] for line in text.splitlines() if line.startswith("ended")}
-  assert len(ends) == 1
-  # Steps are reported by the first process alone.
-  assert "step 2/6" in two[0] and "step 2/6" not in two[1]
-  first, both = ({p.name for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
-  assert first == both
-  assert len(writers.read_history(tmp_path / "two")) == 3
-  assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
 
 
 def test_another_models_work_directory_is_refused(finished):

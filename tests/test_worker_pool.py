@@ -10,7 +10,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 from conftest import REAL_CLIPS, REAL_LISTS
@@ -188,42 +187,55 @@ def test_leaving_early_leaves_no_process(tmp_path):
   assert time.monotonic() - started < 2
 
 
+_PROGRAM = """
+from hybrid_video.decoding import storing, worker_pool
+import test_worker_pool
+
+if __name__ == "__main__":
+  paths = ["good", "sleep0", "sleep1", "sleep2"]
+  scale = storing.StoredScale()
+  for index, _ in worker_pool.store_videos(paths, scale, 2, store=test_worker_pool.scripted):
+    print("got", index, flush=True)
+"""
+
+
+@pytest.fixture
+def decoding_program(tmp_path, start_program):
+  """A program that decodes without end in two processes: the program, and their numbers."""
+  path = tmp_path / "program.py"
+  path.write_text(_PROGRAM)
+  program = start_program(path, stderr=subprocess.PIPE)
+  assert program.stdout.readline() == "got 0\n"
+  children = decoding_processes(program.pid)
+  assert len(children) == 2
+  return program, children
+
+
+def are_gone(processes, seconds: float) -> bool:
+  until = time.monotonic() + seconds
+  while left := [p for p in processes if pathlib.Path(f"/proc/{p}").exists()]:
+    if time.monotonic() > until:
+      return False
+    time.sleep(0.02)
+  return not left
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ctrl_c_ends_a_program_and_its_processes(tmp_path):
-  program = tmp_path / "program.py"
-  program.write_text(
-    textwrap.dedent(
-      """
-      import sys
-      from hybrid_video.decoding import storing, worker_pool
-      import test_worker_pool
-      if __name__ == "__main__":
-        paths = ["good", "sleep0", "sleep1", "sleep2"]
-        scale = storing.StoredScale()
-        for index, _ in worker_pool.store_videos(
-          paths, scale, 2, store=test_worker_pool.scripted
-        ):
-          print("got", index, flush=True)
-      """
-    )
-  )
-  environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-  with subprocess.Popen(
-    [sys.executable, program],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=environment,
-    start_new_session=True,
-  ) as process:
-    assert process.stdout.readline() == "got 0\n"
-    children = decoding_processes(process.pid)
-    assert len(children) == 2
-    # As a terminal does it: to the whole group.
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+def test_ctrl_c_ends_a_program_and_its_processes(decoding_program):
+  program, children = decoding_program
+  # As a terminal does it: to the whole group.
+  os.killpg(program.pid, signal.SIGINT)
+  _, errors = program.communicate(timeout=10)
   assert errors.count("KeyboardInterrupt") == 1
-  assert not any(pathlib.Path(f"/proc/{child}").exists() for child in children)
+  assert are_gone(children, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_process_outlives_a_program_that_is_killed(decoding_program):
+  program, children = decoding_program
+  program.kill()
+  # They are in the middle of a file that takes ten minutes.
+  assert are_gone(children, 1.5)
 
 
 def test_a_program_without_a_main_guard_gets_an_error_that_says_so(tmp_path):

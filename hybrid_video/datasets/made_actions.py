@@ -32,6 +32,7 @@ import tqdm
 
 from hybrid_video import errors, files
 from hybrid_video.datasets import hmdb51, splits
+from hybrid_video.decoding import parent_watch
 
 HEIGHT, WIDTH = 96, 128
 FRAME_RATES = (12, 15, 20, 24, 30)
@@ -309,9 +310,19 @@ def _write_set(folder: pathlib.Path, films: int, seed: int, workers: int | None)
   workers = min(workers or os.cpu_count() or 1, films)
   if workers > 1:
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    pool = futures.ProcessPoolExecutor(
+      workers, mp_context=context, initializer=parent_watch.end_with_parent
+    )
+    try:
       written = pool.map(write, range(films), chunksize=2)
       list(tqdm.tqdm(written, total=films, unit=" films", desc="Making videos"))
+    except BaseException:
+      # Nobody wants what they are at any more.
+      for process in multiprocessing.active_children():
+        process.kill()
+      raise
+    finally:
+      pool.shutdown(cancel_futures=True)
   else:
     list(map(write, range(films)))
   (folder / SPLITS_FOLDER).mkdir()

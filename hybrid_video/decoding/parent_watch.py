@@ -11,12 +11,17 @@ import threading
 from typing import Any
 
 
-def _end_with_parent() -> None:
+def _wait_and_end() -> None:
   parent = multiprocessing.parent_process()
   if parent is not None:
     connection.wait([parent.sentinel])
     # Nobody is left to tell.
     os._exit(1)
+
+
+def end_with_parent() -> None:
+  """From now on, ends this process when its parent is gone."""
+  threading.Thread(target=_wait_and_end, daemon=True).start()
 
 
 def run(pickled: bytes, *arguments: Any) -> None:
@@ -26,5 +31,5 @@ def run(pickled: bytes, *arguments: Any) -> None:
     pickled: the function; its module may take seconds to import, in which a parent can be killed.
     *arguments: what it is called with, of light modules alone.
   """
-  threading.Thread(target=_end_with_parent, daemon=True).start()
+  end_with_parent()
   pickle.loads(pickled)(*arguments)
