@@ -148,10 +148,11 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def logged(caplog):
-  """What the project logs, from INFO on."""
+def logged(caplog, monkeypatch):
+  """What the project logs, from INFO on, each line once."""
   logger = logging.getLogger("hybrid_video")
   logger.addHandler(caplog.handler)
+  monkeypatch.setattr(logger, "propagate", False)
   with caplog.at_level(logging.INFO, logger="hybrid_video"):
     yield caplog
   logger.removeHandler(caplog.handler)

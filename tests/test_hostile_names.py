@@ -116,7 +116,7 @@ def test_the_console_gets_a_line_that_it_can_show(name):
   assert line == errors.printable_lines(name) + ": read"
   shares = predict.Prediction(name, np.array([0.75, 0.25], np.float32), 1)
   shown = errors.printable(name)
-  line = predict._line(shares, (name, "wave"), 1, 1, 0.0)
+  line = predict._line(shares, (name, "wave"), 1, 1)
   assert line == f"{shown}: {shown} 75.0 %, wave 25.0 %"
   summary = data_summary.text(
     data_summary.summarize(small_records(class_names=("a", "b", name), missing=(name,)), 1)
@@ -127,16 +127,17 @@ def test_the_console_gets_a_line_that_it_can_show(name):
 @every_name
 def test_tables_and_files_for_programs_give_the_name_back(tmp_path, name):
   classes = (name, "wave")
-  made = [predict.Prediction(name, np.array([0.75, 0.25], np.float32), 1)]
-  text = predict._as_csv(made, classes)
-  (tmp_path / "predictions.csv").write_bytes(text.encode())
+  made = predict.Prediction(name, np.array([0.75, 0.25], np.float32), 1)
+  lines = tmp_path / "predictions.jsonl"
+  lines.write_text(predict._as_json_line(made, classes))
+  assert predict._write_csv(lines, tmp_path / "predictions.csv") == 1
   with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
     (row,) = csv.DictReader(file)
   # Bytes that are no text are written out.
   as_text = name.encode("utf-8", "backslashreplace").decode()
   assert (row["video"], row["top1"], row["top2"]) == (as_text, as_text, "wave")
   assert (row["top1_probability"], row["top3"]) == ("0.75", "")
-  (line,) = predict._as_json_lines(made, classes).splitlines()
+  (line,) = lines.read_text().splitlines()
   assert json.loads(line) == {
     "video": name,
     "views": 1,

@@ -1,5 +1,6 @@
 """Whole runs, small: from video files to results.json, interrupted, resumed and evaluated."""
 
+import errno
 import json
 
 from conftest import REAL_CLIPS, REAL_LISTS, run_training, small_demo, write_lists
@@ -14,7 +15,7 @@ from hybrid_video import (
   compilation,
   evaluate,
   experiment,
-  progress,
+  files,
   sharding,
   train,
 )
@@ -49,6 +50,7 @@ def test_results_hold_what_was_run_and_what_came_out(finished):
   assert written["missing"] == {"count": 0, "allowed": False}
   assert len(written["params_digest"]) == 64
   assert written["step"] == 6
+  assert written["parameters_tested"] == {"which": "last", "step": 6, "averaged": False}
   compiled = written["compilation"]
   assert compiled["programs"] > 0 and compiled["from_cache"] == 0
   assert 0 < compiled["seconds"] < written["seconds"]
@@ -76,9 +78,37 @@ def test_a_figure_that_fails_is_named_and_takes_no_results_with_it(
   assert evaluated["test"] == outcome["test"]
   assert json.loads((tmp_path / "results.json").read_text())["test"] == outcome["test"]
   assert (tmp_path / "predictions.npz").is_file()
-  assert "confusion.png was not drawn" in logged.text and "no room" in logged.text
+  confusion = tmp_path / "figures" / "confusion.png"
+  assert f"Not made: {confusion}: ZeroDivisionError: no room" in logged.text
+  assert logged.messages[-1] == (
+    f"Not made: {confusion}. The same command makes them. All results stand."
+  )
   drawn = {path.name for path in (tmp_path / "figures").iterdir()}
   assert drawn == {"clips.png", "learning_curves.png"}
+  log_lines = (tmp_path / "log.txt").read_text().splitlines()
+  assert log_lines[-1].endswith(f"WARNING: {logged.messages[-1]}")
+
+
+def test_on_a_full_disk_what_can_be_written_is_and_the_same_command_makes_the_rest(
+  finished, tmp_path, monkeypatch, logged
+):
+  _, workdir, outcome = finished
+  original = files.write_json
+
+  def full(path, value):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(files, "write_json", full)
+    with pytest.raises(results.ReportError, match=r"Not made: .*results.json. The same command"):
+      evaluate.run(None, tmp_path, input_pipeline, checkpoint=workdir)
+  assert f"{tmp_path / 'results.json'}: cannot be written (No space left on device)" in logged.text
+  assert "video top-1" in logged.text
+  assert not (tmp_path / "results.json").exists()
+  assert (tmp_path / "predictions.npz").is_file() and (tmp_path / "figures/clips.png").is_file()
+  assert files.write_json is original
+  evaluate.run(None, tmp_path, input_pipeline, checkpoint=workdir)
+  assert json.loads((tmp_path / "results.json").read_text())["test"] == outcome["test"]
 
 
 def test_tensorboard_and_history_have_the_training_curve(finished):
@@ -276,10 +306,3 @@ def test_a_digest_tells_parameters_apart():
     {"a": np.zeros((1, 2)), "b": {"w": np.arange(3.0)}},
   ):
     assert results.params_digest(other) != results.params_digest(params)
-
-
-@pytest.mark.parametrize(
-  ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (61, "1m01s"), (7260, "2h01m")]
-)
-def test_spans_of_time_are_written_for_people(seconds, text):
-  assert progress.duration(seconds) == text

@@ -143,7 +143,8 @@ class EventsWriter(metric_writers.SummaryWriter):
       try:
         yield
       except tf.errors.OpError as error:
-        raise OSError(error.message) from error
+        # Its first line ends in what the system said.
+        raise OSError(error.message.partition("\n")[0].rpartition("; ")[2]) from error
 
   def write_scalars(self, step: int, scalars: Scalars) -> None:
     """Writes the scalars of a step."""
