@@ -100,7 +100,7 @@ def read_on_host(folder: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _restored(folder: epath.Path, arguments: Any) -> Any:
-  _hush_abandoned()
+  hush_abandoned()
   try:
     return ocp.PyTreeCheckpointHandler().restore(folder, args=arguments)
   # Files that are damaged end in errors of every kind: of JSON, keys, types, shapes, values.
@@ -109,10 +109,10 @@ def _restored(folder: epath.Path, arguments: Any) -> Any:
 
 
 @functools.cache
-def _hush_abandoned() -> None:
-  """Keeps back what orbax's and tensorstore's reads have to say after the first one has failed.
+def hush_abandoned() -> None:
+  """Keeps back what orbax and tensorstore have to say of a read or a save after its first failure.
 
-  Each reports itself whenever it is collected or done, with pages of which nothing is news.
+  Every part that was left reports itself as it ends or is collected, page after page, none of it news.
   """
   before = sys.unraisablehook
 

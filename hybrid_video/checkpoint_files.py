@@ -43,9 +43,10 @@ _LAYOUT_1 = "identity"
 # The name that orbax gives a JSON item's file.
 _JSON_FILE = "metadata"
 _CHECKSUM = "checksum"
-_LONGEST_REASON = 200
+_LONGEST_REASON = 120
 # How tensorstore ends a message of the operating system's.
 _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")
+_LAYERS = re.compile(r"^([A-Z_]+): .*?Error reading")
 # Errors that say nothing about what is in the files.
 _ERRNOS = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 _REFUSALS = (
@@ -68,12 +69,14 @@ def reason(error: BaseException) -> str:
     return os.strerror(int(code[1]))
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  lines = str(error).strip().splitlines() or [type(error).__name__]
+  # tensorstore names every layer of drivers in front of what it was reading.
+  text = _LAYERS.sub(r"\1: Error reading", str(error).strip())
+  lines = text.splitlines() or [type(error).__name__]
   return errors.printable(lines[0][:_LONGEST_REASON])
 
 
 def damage(error: Exception, folder: epath.Path) -> Damaged:
-  """What an error while reading a checkpoint means for it.
+  """What an error while reading an item's folder means for its checkpoint.
 
   Raises:
     CheckpointError: nothing: the files could not be read at all, for want of permission, memory or a
@@ -88,7 +91,7 @@ def damage(error: Exception, folder: epath.Path) -> Damaged:
       f"{folder}: the checkpoint cannot be read ({reason(error)}). It may be whole: see to its "
       "permissions, to memory and to the connection, and run the same command again."
     ) from error
-  return Damaged(reason(error))
+  return Damaged(f"{folder.name}: {reason(error)}")
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _json(folder: epath.Path, item: str) -> Any:
   except FileNotFoundError as error:
     raise Damaged(f"{item} is missing") from error
   except (OSError, ValueError, RecursionError) as error:
-    raise Damaged(f"{item}: {damage(error, folder)}") from error
+    raise damage(error, folder / item) from error
 
 
 def steps(directory: epath.Path) -> list[int]:

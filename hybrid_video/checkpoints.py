@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import os
 import threading
+import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +40,7 @@ log = logging.getLogger("hybrid_video")
 # Ends the names of folders that are being written, and of those that are being deleted.
 _UNFINISHED, _SUPERSEDED = ".orbax-checkpoint-tmp", ".superseded"
 _LONGEST_WRITE_S = 60.0
+_REMOVALS, _TIMES_GONE, _BETWEEN_REMOVALS_S = 50, 3, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Checkpoints:
       self._steps = checkpoint_files.steps(self.directory)
     self.best_step = self._named_as_best = self._best_on_disk()
     self._check_newest()
+    checkpoint_arrays.hush_abandoned()
     self._writer = _new_writer()
     self._filter = _WithoutTracebacks()
     absl_logging.get_absl_logger().addFilter(self._filter)
@@ -254,8 +257,7 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       self._give_up()
       if jax.process_index() == 0:
-        with contextlib.suppress(OSError):
-          _remove(self.directory, _UNFINISHED)
+        _remove_for_good(self.directory, _UNFINISHED)
       last = next(iter(self._steps), None)
       after = "from the start" if last is None else f"from step {last}, whose checkpoint is whole"
       raise CheckpointError(
@@ -350,6 +352,18 @@ def _remove(directory: epath.Path, *endings: str) -> None:
   for entry in directory.iterdir():
     if entry.name.endswith(endings):
       entry.rmtree()
+
+
+def _remove_for_good(directory: epath.Path, ending: str) -> None:
+  """Deletes folders in which tensorstore's threads, who cannot be waited for, may still make files."""
+  gone = 0
+  for _ in range(_REMOVALS):
+    with contextlib.suppress(OSError):
+      gone = 0 if any(entry.name.endswith(ending) for entry in directory.iterdir()) else gone + 1
+      _remove(directory, ending)
+    if gone == _TIMES_GONE:
+      return
+    time.sleep(_BETWEEN_REMOVALS_S)
 
 
 @contextlib.contextmanager
