@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 from conftest import REAL_CLIPS, REAL_LISTS, run_training, small_demo, write_lists
 import jax
