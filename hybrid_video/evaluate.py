@@ -284,16 +284,7 @@ def report(
     for what, path in (("Results", results_file), ("Predictions", predictions)):
       if not parts.lacks(path):
         log.info("%s: %s", what, path)
-  run_figures.draw(
-    workdir,
-    records,
-    evaluator,
-    views,
-    tested,
-    experiment=experiment,
-    step=chosen.step,
-    parts=parts,
-  )
+  run_figures.draw(workdir, records, evaluator, views, tested, experiment, chosen.step, parts)
   parts.finish()
   return outcome
 

@@ -331,12 +331,12 @@ def _write_lines(path: pathlib.Path, predictor: Predictor, videos: Sequence[path
       for done, prediction in enumerate(predictions, 1):
         with results.writing(path):
           file.write(_as_json_line(prediction, names))
+        status.update(done)
         if prediction.error:
           broken += 1
           log.warning("Not predicted: %s", prediction.error)
         else:
           log.info("%s", _line(prediction, names, done, len(videos)))
-        status.update(done)
     finally:
       with results.writing(path):
         file.flush()

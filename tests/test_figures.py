@@ -118,6 +118,56 @@ def test_a_model_without_classes_has_a_loss_curve_alone(tmp_path):
   assert widths[0] == pytest.approx(widths[1] / 2, rel=0.1)
 
 
+def curves(axes) -> dict[str, tuple[list[float], list[float]]]:
+  """What is drawn in a panel, by its label."""
+  return {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines}
+
+
+def test_learning_curves_show_every_list_where_it_was_evaluated(tmp_path, drawn):
+  history = [
+    {"step": 10 * i, "epoch": i / 2, "train/loss": 2 / i, "train/top1": i / 8, "learning_rate": 0.1}
+    for i in range(1, 9)
+  ]
+  for line, top1 in ((history[3], 0.5), (history[7], 0.25)):
+    line |= {"validation/loss": 1.0, "validation/video_top1": top1, "validation_raw/loss": 1.5}
+    line |= {"validation_raw/video_top1": top1 / 2}
+  history[7] |= {"train_sample/loss": 0.5, "train_sample/video_top1": 0.75}
+  history[5]["train/loss"] = np.nan
+  test = {"loss": 1.5, "video_top1": 0.4}
+  figures.learning_curves(tmp_path / "x.png", history, test, 0.125, step=40, best=history[3])
+  loss, accuracy, rates = drawn[0].axes
+  assert curves(loss)["validation videos"] == ([2.0, 4.0], [1.0, 1.0])
+  of_accuracy = curves(accuracy)
+  assert of_accuracy["training clips"][1] == [12.5 * i for i in range(1, 9)]
+  assert of_accuracy["validation videos"] == ([2.0, 4.0], [50, 25])
+  assert of_accuracy["the same, raw parameters"] == ([2.0, 4.0], [25, 12.5])
+  assert of_accuracy["training videos"] == ([4.0], [75])
+  # Tested and best are at the step that they are of, and not at the end.
+  assert of_accuracy["test videos"] == ([2.0], [40])
+  assert of_accuracy["best validation: step 40"][0] == [2.0, 2.0]
+  assert [line.get_ydata()[0] for line in rates.lines] == [0.1]
+
+
+def test_rates_of_many_groups_are_drawn_and_the_outer_ones_are_named(tmp_path, drawn):
+  history = [
+    {
+      "epoch": i,
+      "train/loss": 1.0,
+      "learning_rate": 0.1,
+      **{f"learning_rate/layer {k}": 0.1 * 0.5 ** (12 - k) for k in range(13)},
+    }
+    for i in (1, 2, 3)
+  ]
+  figures.learning_curves(tmp_path / "x.png", history, {"loss": 1.0}, 0.1)
+  _, rates = drawn[0].axes
+  assert len(rates.lines) == 13 and rates.get_yscale() == "log"
+  names = [text.get_text() for text in rates.get_legend().get_texts()]
+  assert names == ["layer 12", "layer 0"]
+  # No tick is a formula that is not parsed.
+  texts = {text.get_text() for text in drawn[0].findobj(matplotlib.text.Text)}
+  assert not any("mathdefault" in text for text in texts)
+
+
 @pytest.mark.parametrize(
   ("predicted", "title", "colour"),
   [

@@ -1,8 +1,12 @@
 """Using a trained model: predictions, Python, export, and the start of another run."""
 
+import contextlib
 import csv
+import errno
 import json
 import shutil
+import tracemalloc
+import typing
 
 from conftest import REAL_CLIPS, moving_square, run_training
 import jax
@@ -10,10 +14,20 @@ import numpy as np
 import pytest
 
 import hybrid_video
-from hybrid_video import checkpoints, experiment, export, loading, models, predict, weights
+from hybrid_video import (
+  checkpoints,
+  experiment,
+  export,
+  loading,
+  models,
+  predict,
+  stopping,
+  weights,
+)
 from hybrid_video.checkpoints import CheckpointError
 from hybrid_video.datasets import made_actions, preparation, splits
 from hybrid_video.experiment import Experiment
+from hybrid_video.report import line_files, results
 from hybrid_video.sampling.plans import evaluation_views
 
 
@@ -253,3 +267,98 @@ def test_a_pretraining_model_has_no_classes_to_predict():
   saved = checkpoints.SavedModel(description, params, batch_stats, 3, "runs/pretraining")
   with pytest.raises(predict.PredictionError, match=r"init_from=runs/pretraining"):
     predict.Predictor(saved)
+
+
+class _Saved:
+  source = "a model"
+
+
+class _FakePredictor:
+  """Predictions without a model, as many as there are videos; some of them end the run."""
+
+  class_names = tuple(f"class {i}" for i in range(400))
+  ends: typing.ClassVar[dict[int, BaseException]] = {}
+
+  def __init__(self, saved):
+    pass
+
+  def predict(self, videos):
+    for i, video in enumerate(videos):
+      if i in self.ends:
+        raise self.ends[i]
+      shares = np.full(400, 0.5 / 399, np.float32)
+      shares[i % 400] = 0.5
+      yield predict.Prediction(str(video), shares, 1)
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+  monkeypatch.setattr(predict, "Predictor", _FakePredictor)
+  monkeypatch.setattr(predict.loading, "read", lambda _: _Saved)
+  monkeypatch.setattr(predict, "find_videos", lambda named: list(named))
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), stopping.Stopped("SIGTERM", 143)])
+def test_what_was_predicted_before_a_run_was_stopped_is_there(
+  no_model, tmp_path, monkeypatch, end, logged
+):
+  monkeypatch.setattr(_FakePredictor, "ends", {3: end})
+  with pytest.raises(type(end)):
+    predict.run(tmp_path, ["a", "b", "c", "d", "e"])
+  lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+  with (tmp_path / "predictions.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [line["video"] for line in lines] == [row["video"] for row in rows] == ["a", "b", "c"]
+  assert [row["top1"] for row in rows] == ["class 0", "class 1", "class 2"]
+  assert "Predictions of 3 of 5 videos" in logged.text and "Replacing" not in logged.text
+  assert (tmp_path / "log.txt").read_text().rstrip().endswith(f"Stopped: {type(end).__name__}")
+  monkeypatch.setattr(_FakePredictor, "ends", {})
+  assert predict.run(tmp_path, ["d", "e"]) == predict.Outcome(predicted=2, broken=0)
+  lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+  assert [line["video"] for line in lines] == ["d", "e"]
+  assert f"Replacing what an earlier run predicted: {tmp_path}" in logged.text
+
+
+def test_a_video_s_line_is_in_the_file_before_the_next_one_is_predicted(
+  no_model, tmp_path, monkeypatch
+):
+  def predict_and_look(self, videos):
+    for number, video in enumerate(videos):
+      assert (tmp_path / "predictions.jsonl").read_text().count("\n") == number
+      yield predict.Prediction(video, np.full(400, 0.0025, np.float32), 1)
+
+  monkeypatch.setattr(_FakePredictor, "predict", predict_and_look)
+  predict.run(tmp_path, ["a", "b", "c"])
+  assert (tmp_path / "predictions.csv").read_text().count("\n") == 4
+
+
+def test_many_videos_take_no_more_memory_than_few(no_model, tmp_path):
+  peaks = []
+  for count in (20, 150):
+    videos = [f"{i}.avi" for i in range(count)]
+    tracemalloc.start()
+    predict.run(tmp_path, videos)
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  # 130 predictions more are 210 kB as arrays and 2 MB as text.
+  assert peaks[1] - peaks[0] < 100_000
+
+
+def test_a_full_disk_while_predicting_is_one_clear_error_and_the_lines_stand(
+  no_model, tmp_path, monkeypatch
+):
+  original, written = line_files.LineFile.write, []
+
+  def full(self, lines):
+    if self._path.name == "predictions.jsonl" and len(written) == 2:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    written.append(lines)
+    original(self, lines)
+
+  monkeypatch.setattr(line_files.LineFile, "write", full)
+  monkeypatch.setattr(predict.log_file, "attached", lambda _: contextlib.nullcontext())
+  with pytest.raises(
+    results.WorkdirError, match=r"predictions\.jsonl: cannot be written \(No space"
+  ):
+    predict.run(tmp_path, ["a", "b", "c"])
+  assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 2

@@ -164,17 +164,7 @@ def learning_curves(
       for axes in figure.axes:
         label = f"best validation: step {best['step']:.0f}"
         axes.axvline(best["epoch"], color=ORANGE, linewidth=0.8, alpha=0.6, label=label)
-    # Outside, where it hides no curve.
-    of_all = dict(zip(*reversed(loss.get_legend_handles_labels()), strict=True))
-    columns_of_legend = 3 if is_classifier else 2
-    figure.legend(
-      of_all.values(),
-      of_all.keys(),
-      loc="outside upper left",
-      ncols=columns_of_legend,
-      frameon=False,
-      fontsize=8,
-    )
+    _legend(figure, loss, 3 if is_classifier else 2)
     if has_rates:
       _rates(figure.add_subplot(rows[1, :]), history)
     for axes in figure.axes:
@@ -182,6 +172,12 @@ def learning_curves(
     for axes in figure.axes[-1:] if has_rates else figure.axes:
       axes.set_xlabel("epoch")
     _save(figure, path)
+
+
+def _legend(figure: matplotlib.figure.Figure, axes: matplotlib.axes.Axes, columns: int) -> None:
+  """Names what is drawn in a panel and those like it, outside, where it hides no curve."""
+  handles, labels = axes.get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8)
 
 
 def _curves(

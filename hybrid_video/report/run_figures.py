@@ -39,7 +39,6 @@ def draw(
   evaluator: ClipBatches,
   views: Views,
   tested: Evaluation,
-  *,
   experiment: Experiment,
   step: int,
   parts: results.Parts,
