@@ -5,6 +5,7 @@ import csv
 import errno
 import json
 import shutil
+import threading
 import tracemalloc
 import typing
 
@@ -362,3 +363,37 @@ def test_a_full_disk_while_predicting_is_one_clear_error_and_the_lines_stand(
   ):
     predict.run(tmp_path, ["a", "b", "c"])
   assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 2
+
+
+def test_several_processes_lines_are_joined_in_the_order_of_the_videos(tmp_path, monkeypatch):
+  processes, shared, here = 3, {}, threading.local()
+  barrier = threading.Barrier(processes)
+
+  def share_all(value):
+    shared[here.index] = value
+    barrier.wait(timeout=30)
+    values = [shared[index] for index in range(processes)]
+    barrier.wait(timeout=30)
+    return values
+
+  monkeypatch.setattr(predict.hosts, "share_all", share_all)
+  monkeypatch.setattr(predict.jax, "process_index", lambda: here.index)
+  monkeypatch.setattr(predict, "_SHARED_LINES", 2)
+  whole = tmp_path / "predictions.jsonl"
+  videos = [f"video {i}" for i in range(11)]
+  paths = [whole, *(tmp_path / f"predictions.{i}.jsonl" for i in (1, 2))]
+
+  def run(index):
+    here.index = index
+    own = videos[index::processes]
+    paths[index].write_text("".join(f"{video}\n" for video in own))
+    barrier.wait(timeout=30)
+    predict._join_processes(paths[index], len(own), whole)
+
+  threads = [threading.Thread(target=run, args=(index,)) for index in range(processes)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert whole.read_text().splitlines() == videos
+  assert list(tmp_path.iterdir()) == [whole]
