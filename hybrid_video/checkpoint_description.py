@@ -96,7 +96,7 @@ def shape_of_checkpoint(description: Description) -> dict[str, Any]:
   return {
     **model,
     "optimizer.name": optimizer.name,
-    "optimizer.clips_gradients": optimizer.clip_norm > 0,
+    "optimizer.has_momentum": optimizer.name == "sgd" and optimizer.momentum > 0,
     "optimizer.freeze": list(optimizer.freeze),
   }
 

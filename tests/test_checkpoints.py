@@ -142,6 +142,16 @@ def test_a_model_without_statistics_has_none(tmp_path):
   assert checkpoints.read(tmp_path).batch_stats == {}
 
 
+def test_what_an_optimizer_remembers_is_part_of_what_a_checkpoint_is(tmp_path):
+  save(tmp_path, 1, description=_description(optimizer={"name": "sgd", "momentum": 0.5}))
+  for momentum, clip_norm in ((0.25, 1.0), (0.9, 0.0)):
+    chosen = {"name": "sgd", "momentum": momentum, "clip_norm": clip_norm}
+    checkpoints.Checkpoints(tmp_path, _description(optimizer=chosen), keep=1).close()
+  other = _description(optimizer={"name": "sgd", "momentum": 0.0})
+  with pytest.raises(checkpoints.CheckpointError, match="has_momentum: True there, False asked"):
+    checkpoints.Checkpoints(tmp_path, other, keep=1)
+
+
 def test_averages_may_begin_and_end_from_one_run_to_the_next(tmp_path, logged):
   state = save(tmp_path, 1)[1]
   wanted = like(small_state(averaged=True, mesh=sharding.make_mesh(fsdp=2)))
