@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import time
 from typing import NoReturn
 
 from clu import metric_writers
@@ -256,7 +255,7 @@ def _finish(
   schedule: optimizers.Schedule,
 ) -> bool:
   """Writes what is due after a step; gives whether it is the best one so far."""
-  tracker, sums = at.progress.tracker, dict(at.progress.sums)
+  tracker = at.progress.tracker
   if _is_due(run, at.step):
     rate = float(schedule(at.step - 1 + run.length.shift))
     scalars = {
@@ -271,14 +270,12 @@ def _finish(
     if (peak := device_memory.peak_bytes()) is not None:
       scalars["device_memory_bytes"] = peak
     if _validates_at(run, at.step):
-      started = time.monotonic()
       scalars |= _validated(run, at.state)
       tracker = tracker.after(at.step, _numbers(scalars, "validation"))
-      meter.leave_out(time.monotonic() - started)
     writer.write_scalars(at.step, scalars)
     writer.flush()
-    sums = {}
-  at.progress = dataclasses.replace(at.progress, finished=at.step, tracker=tracker, sums=sums)
+    meter.begin(at.step)
+  at.progress = dataclasses.replace(at.progress, finished=at.step, tracker=tracker)
   return tracker.step == at.step
 
 

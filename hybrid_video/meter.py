@@ -92,7 +92,7 @@ class Meter:
     self._clock: float | None = None
     self._reported = 0.0
     self._reported_step = first_step
-    self._waited = self._left_out = 0.0
+    self._waited = 0.0
     self._has_warned = False
 
   def next(self, batches: Iterator[Batch]) -> Batch:
@@ -106,11 +106,7 @@ class Meter:
     """Speed is measured from here."""
     self._clock = self._reported = time.monotonic()
     self._reported_step += 1
-    self._waited = self._left_out = 0.0
-
-  def leave_out(self, seconds: float) -> None:
-    """Time that was spent on something else, such as validation."""
-    self._left_out += seconds
+    self._waited = 0.0
 
   def add(self, step: int, sums: Sums) -> None:
     """Takes the sums of a step that may still be computed, and reads those of the one before."""
@@ -140,9 +136,9 @@ class Meter:
     return dict(self._sums)
 
   def report(self, step: int) -> dict[str, float]:
-    """The means since the last report, by name; the next report begins here."""
+    """The means since the last report, by name."""
     self.drain()
-    sums, self._sums = self._sums, {}
+    sums = self.sums()
     steps, clips = sums.pop("steps", 0.0), sums.pop("count", 0.0)
     numbers = {"skipped_steps": sums.pop("skipped", 0.0)}
     for name, total in sums.items():
@@ -152,15 +148,21 @@ class Meter:
         numbers[f"train/{name}"] = total / clips
     return numbers | self._speed(step)
 
+  def begin(self, step: int) -> None:
+    """The next report begins after this step, which is written down."""
+    self._sums.clear()
+    if self._clock is not None:
+      self._reported, self._reported_step = time.monotonic(), step
+      self._waited = 0.0
+
   def _speed(self, step: int) -> dict[str, float]:
     now, total = time.monotonic(), self._length.total_steps
     if self._clock is None or step <= self._reported_step:
       return {}
-    seconds = now - self._reported - self._left_out
+    seconds = now - self._reported
     steps = step - self._reported_step
     share = min(1.0, self._waited / seconds)
     self._warn(step, share)
-    self._reported, self._reported_step, self._waited, self._left_out = now, step, 0.0, 0.0
     return {
       "clips_per_second": steps * self._length.batch_size / seconds,
       "waiting_share": share,

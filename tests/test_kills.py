@@ -78,7 +78,9 @@ SETTINGS = {
 class Runs:
   """Starts `main.py` again and again."""
 
-  def __init__(self, folder: pathlib.Path, start: Start, videos: pathlib.Path, records: pathlib.Path):
+  def __init__(
+    self, folder: pathlib.Path, start: Start, videos: pathlib.Path, records: pathlib.Path
+  ):
     self.folder = folder
     self._data = [f"--config.data_dir={videos}", f"--config.records_dir={records}"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 from conftest import REAL_CLIPS, REAL_LISTS, run_training, small_demo, write_lists
 import jax
@@ -17,8 +18,9 @@ from hybrid_video import (
   evaluate,
   experiment,
   files,
+  guards,
+  resuming,
   sharding,
-  train,
 )
 from hybrid_video.datasets import preparation
 from hybrid_video.report import figures, results, writers
@@ -203,46 +205,53 @@ def test_every_list_and_order_is_evaluated_by_the_programs_of_the_first(finished
   assert len({*sizes, tested.numbers["clips"]}) > 1
 
 
-def test_with_everything_on_an_interrupted_run_ends_with_the_same_bits(
-  finished, made_folder, tmp_path, monkeypatch
+# Of a run that was not interrupted, measured on an x86-64 processor.
+GOLDEN_LOSSES = (0.0,) * 10
+
+
+def test_with_everything_on_a_resumed_run_has_the_losses_of_one_that_was_not_stopped(
+  finished, made_folder, tmp_path, monkeypatch, logged
 ):
-  _, workdir, plain = finished
+  _, workdir, _ = finished
   config = small_demo(made_folder, workdir / "records")
   config.validation_share = 0.5
   config.clip.flip = True
   config.clip.crop_mode = "random_resized"
   config.evaluate_shuffled = False
   config.log_every_steps = 1
+  config.epochs, config.micro_batches, config.ema_decay = 5.0, 2, 0.8
+  config.validation.train_videos = 4
   config.augmentation.update(
     mixup=0.8, cutmix=1.0, label_smoothing=0.1, randaugment_layers=2, erasing=0.5, hue=0.1
   )
-  straight = run_training(config, tmp_path / "straight")
-  assert straight["step"] == 4
-  assert straight["params_digest"] != plain["params_digest"]
-  # One of the three training films is held out; the test list is what it was.
-  assert straight["validation"]["videos"] == 8 and straight["test"]["videos"] == 8
-  assert straight["validation"]["loss"] != straight["test"]["loss"]
-  written = json.loads((tmp_path / "straight" / "results.json").read_text())
-  assert written["validation"] == straight["validation"]
-  stopped, original = tmp_path / "stopped", writers.HistoryWriter.write_scalars
+  original = writers.HistoryWriter.write_scalars
 
-  def stop_at_the_last_step(self, step, scalars):
-    if step == 4:
+  def stop_before_the_fifth(self, step, scalars):
+    if step == 5:
       raise KeyboardInterrupt
     original(self, step, scalars)
 
   with monkeypatch.context() as patch:
-    patch.setattr(writers.HistoryWriter, "write_scalars", stop_at_the_last_step)
+    patch.setattr(writers.HistoryWriter, "write_scalars", stop_before_the_fifth)
     with pytest.raises(KeyboardInterrupt):
-      run_training(config, stopped)
-  # The checkpoint is of step 2: a step is reported that will be trained again.
-  assert [line["step"] for line in writers.read_history(stopped)] == [1, 2, 3]
-  assert not (stopped / "results.json").exists()
-  resumed = run_training(config, stopped)
-  assert resumed["params_digest"] == straight["params_digest"]
-  assert resumed["validation"] == straight["validation"]
-  assert resumed["test"] == straight["test"]
-  assert [line["step"] for line in writers.read_history(stopped)] == [1, 2, 3, 4]
+      run_training(config, tmp_path)
+  # The step is saved, and what was to be written of it is written by the resumed run.
+  assert "Saved step 5" in logged.text
+  assert [line["step"] for line in writers.read_history(tmp_path)] == [1, 2, 3, 4]
+  assert not (tmp_path / "results.json").exists()
+  results = run_training(config, tmp_path)
+  history = writers.read_history(tmp_path)
+  assert [line["step"] for line in history] == list(range(1, 11))
+  losses = [line["train/loss"] for line in history]
+  np.testing.assert_allclose(losses, GOLDEN_LOSSES, rtol=2e-3)
+  validated = [line for line in history if "validation/loss" in line]
+  assert [line["step"] for line in validated] == [2, 4, 6, 8, 10]
+  # One of the three training films is held out, and validated as it is evaluated in the end.
+  assert results["validation"]["videos"] == 8
+  assert results["validation"]["loss"] == validated[-1]["validation/loss"]
+  assert results["parameters_tested"] == {"which": "last", "step": 10, "averaged": True}
+  assert results["test_raw"]["loss"] != results["test"]["loss"]
+  assert "moving averages of the parameters after the last step" in results["protocol"]
 
 
 def test_another_models_work_directory_is_refused(finished):
@@ -259,14 +268,63 @@ def test_evaluating_without_a_checkpoint_says_to_train_first(made_folder, tmp_pa
     run_evaluation(config, tmp_path / "new")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(made_folder, tmp_path):
-  config = small_demo(made_folder, tmp_path / "records")
-  config.optimizer.learning_rate = 1e30
-  config.optimizer.clip_norm = 0.0
-  config.optimizer.warmup_epochs = 0.0
-  config.optimizer.name = "sgd"
-  with pytest.raises(train.TrainingError, match="learning_rate"):
-    run_training(config, tmp_path / "run")
+def test_an_update_that_is_not_finite_ends_the_run_before_it_and_says_where_it_began(
+  finished, made_folder, tmp_path
+):
+  _, workdir, _ = finished
+  config = small_demo(made_folder, workdir / "records")
+  # The first step of a warm-up is at a rate of zero.
+  config.optimizer.update(learning_rate=1e30, clip_norm=0.0, warmup_epochs=1.0, name="sgd")
+  with pytest.raises(guards.TrainingError, match=r"The update of step \d is not finite") as failed:
+    run_training(config, tmp_path)
+  assert "Lower --config.optimizer.learning_rate" in str(failed.value)
+  assert "Its clips are of" in str(failed.value)
+  step = int(str(failed.value).split("step ")[1].split()[0])
+  saved = checkpoints.read(tmp_path)
+  assert saved.step == step - 1
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved.params))
+  # Other settings go on from there only if they are asked for.
+  config.optimizer.learning_rate = 1e-3
+  with pytest.raises(resuming.ResumeError, match=r"optimizer\.learning_rate: 1e"):
+    run_training(config, tmp_path)
+  config.resume_changed = True
+  assert np.isfinite(run_training(config, tmp_path)["test"]["loss"])
+
+
+def test_training_stops_early_and_the_best_parameters_are_tested(
+  finished, made_folder, tmp_path, logged
+):
+  _, workdir, _ = finished
+  config = small_demo(made_folder, workdir / "records")
+  config.validation_share, config.test_parameters = 0.5, "best"
+  config.epochs, config.evaluate_shuffled = 50.0, False
+  # At this rate nothing gets better for long.
+  config.optimizer.update(learning_rate=0.3, warmup_epochs=0.0, schedule="constant")
+  config.validation.update(metric="loss", patience=2, train_videos=0)
+  results = run_training(config, tmp_path)
+  validated = [line for line in writers.read_history(tmp_path) if "validation/loss" in line]
+  losses = [line["validation/loss"] for line in validated]
+  best = int(np.argmin(losses))
+  assert len(losses) == best + 3 < 50
+  assert results["parameters_tested"]["step"] == validated[best]["step"]
+  assert results["validation"]["loss"] == losses[best]
+  assert f"the parameters of step {results['step']}, the best by loss" in results["protocol"]
+  assert checkpoints.read(tmp_path).step == results["step"]
+  # Asked again, it does not train on.
+  again = run_training(config, tmp_path)
+  assert "evaluating only" in logged.text
+  assert (again["test"], again["params_digest"]) == (results["test"], results["params_digest"])
+
+
+def test_a_finished_run_goes_on_when_it_is_asked_for_more_epochs(finished, tmp_path, logged):
+  config, workdir, outcome = finished
+  config = config.copy_and_resolve_references()
+  shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+  config.epochs = 3.0
+  results = run_training(config, tmp_path)
+  assert (outcome["step"], results["step"]) == (6, 9)
+  assert "--config.epochs: 2.0 before, 3.0 now (cosine schedule" in logged.text
+  assert results["params_digest"] != outcome["params_digest"]
 
 
 def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
