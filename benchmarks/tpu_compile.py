@@ -10,11 +10,10 @@ chips of the topology, from uint8 clips to the updated parameters (SGD with mome
 - ours: what `hybrid_video.models.convolution` chooses for a TPU. Both compute the same function
   (tests/test_convolution.py), from the same code, parameters and optimizer.
 
-`estimated_cycles`, which the compiler writes beside each operation it schedules, are summed. They are
-a model, not a measurement: they count tiles, windows and memory traffic of an operation, but neither
-elementwise work fused into a convolution nor prefetches that run beside others nor all-reduces. The
-bytes of such prefetches are therefore told as well, with the ratio as it would be if nothing of them
-were hidden behind other work, at the measured 442 bytes a cycle of a v5e.
+`estimated_cycles`, which the compiler writes beside each operation it schedules, are summed, see
+`hybrid_video/planning/program.py`: a model, not a measurement. The bytes of prefetches are not in it, and
+are therefore told as well, with the ratio as it would be if nothing of them were hidden behind other work,
+at the measured 442 bytes a cycle of a v5e.
 
 One compilation takes two minutes or more on two CPU cores. The last line is one JSON object:
 `cycles_ratio` is ours / plain on the first topology, `cycles_ratio_unhidden` the same with all
@@ -23,7 +22,6 @@ each part of the network, forward and backward.
 """
 
 import argparse
-import collections
 import functools
 import os
 import pathlib
@@ -32,18 +30,14 @@ import sys
 import time
 from typing import Any
 
-os.environ.update(
-  JAX_PLATFORMS="cpu",
-  TPU_SKIP_MDS_QUERY="1",
-  TPU_WORKER_HOSTNAMES="localhost",
-  # No TPU is used: nothing to keep other processes from.
-  ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-  TF_CPP_MIN_LOG_LEVEL="3",
-)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from hybrid_video.planning import program, topologies
+
+# Before JAX is imported; which topology it is matters later, when one is asked for.
+os.environ.update(topologies.named("v5e:2x2").environment())
+
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,66 +49,11 @@ from hybrid_video.models import target
 from hybrid_video.tasks import classification
 
 CLASSES, SIZE = 51, 112
-# libtpu asks for a machine's name before it compiles for any topology of that generation.
-ACCELERATORS = {"v5e": "v5litepod-4", "v6e": "v6e-4"}
 FORMS = ("plain", "ours")
 # Streaming from memory on one v5e chip, by the same compiler's estimate.
 BYTES_A_CYCLE = 442
 MIB = 2**20
 _PARTS = re.compile(r"(stem|layer\d\.\d|head)")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)")
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_ARRAY = re.compile(r"\b(pred|[subf]\d+|bf16)\[([\d,]*)\]")
-_WIDTHS = {"pred": 1, "bf16": 2}
-
-
-def _bytes(shapes: str) -> int:
-  """Bytes of all arrays in an instruction's result, padding left out."""
-  total = 0
-  for kind, sizes in _ARRAY.findall(shapes):
-    width = _WIDTHS.get(kind) or int(re.sub(r"\D", "", kind)) // 8
-    total += width * int(np.prod([int(size) for size in sizes.split(",") if size]))
-  return total
-
-
-def account(text: str) -> dict[str, Any]:
-  """What a compiled program's text tells of its costs.
-
-  Args:
-    text: `compiled.as_text()` of a TPU program.
-
-  Returns:
-    `cycles` (the sum of estimates), `parts` (of the network: forward and backward cycles),
-    `prefetched_bytes` (asynchronous copies, which have no estimate), `all_reduces` (bytes of each).
-  """
-  parts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-  cycles, prefetched = 0, 0
-  reduced: list[int] = []
-  for line in text.splitlines():
-    if not (match := _INSTRUCTION.match(line)):
-      continue
-    name, rest = match.groups()
-    result = rest.split(" ", 1)[0] if not rest.startswith("(") else rest[: rest.index(") ") + 1]
-    if re.match(r"(copy-start|slice-start|async-start)", name):
-      # The result holds source, destination and a handle: the smaller array is what moves.
-      arrays = [_bytes(found.group(0)) for found in _ARRAY.finditer(result)]
-      prefetched += sorted(arrays)[-2] if len(arrays) > 1 else 0
-    if re.search(r"\ball-reduce(-start)?\(", rest):
-      reduced.append(_bytes(result))
-    if not (estimate := _CYCLES.search(line)):
-      continue
-    count = int(estimate.group(1))
-    cycles += count
-    op = found.group(1) if (found := _OP_NAME.search(line)) else ""
-    part = found.group(1) if (found := _PARTS.search(op)) else "other"
-    parts[part]["transpose(" in op] += count
-  return {
-    "cycles": cycles,
-    "parts": {part: {"forward": f, "backward": b} for part, (f, b) in sorted(parts.items())},
-    "prefetched_bytes": prefetched,
-    "all_reduces": reduced,
-  }
 
 
 def compile_step(
@@ -130,10 +69,9 @@ def compile_step(
     blocks: residual blocks kept; None is all.
 
   Returns:
-    what `account` finds, `compile_seconds`, and `memory_mib` (bytes at the peak, per chip).
+    what `program.account` finds, `compile_seconds`, and `memory_mib` (bytes at the peak, per chip).
   """
-  os.environ["TPU_ACCELERATOR_TYPE"] = ACCELERATORS[topology.split(":")[0]]
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  devices = topologies.named(topology).devices()
   mesh = sharding.make_mesh(devices)
   build = functools.partial(
     models.create, "r2plus1d_18", num_classes=CLASSES, seed=0, dtype="bfloat16", blocks=blocks
@@ -163,7 +101,7 @@ def compile_step(
   seconds = time.perf_counter() - started
   memory = compiled.memory_analysis()
   return {
-    **account(compiled.as_text()),
+    **program.account(compiled.as_text(), _PARTS),
     "memory_mib": round(memory.peak_memory_in_bytes / MIB),
     "temporary_mib": round(memory.temp_size_in_bytes / MIB),
     "compile_seconds": round(seconds, 1),

@@ -24,7 +24,7 @@ from hybrid_video import __version__, errors, hosts, progress, stopping
 if TYPE_CHECKING:
   from hybrid_video.experiment import Experiment
 
-MODES = ("train", "evaluate", "predict", "export", "inspect")
+MODES = ("train", "evaluate", "predict", "export", "inspect", "plan")
 # Modes that use the experiment of a checkpoint if no config is named.
 _CONFIG_OPTIONAL = ("evaluate", "predict", "export")
 # An installed package holds the configs and the input pipeline under names that clash with nobody's; an
@@ -33,7 +33,7 @@ _PACKAGE = pathlib.Path(__file__).parent
 _EDITABLE = not (_PACKAGE / "_configs").is_dir()
 _CONFIGS = _PACKAGE.parent / "configs" if _EDITABLE else _PACKAGE / "_configs"
 # What needs no accelerator is done by the first process alone.
-_ONE_PROCESS = ("export", "inspect")
+_ONE_PROCESS = ("export", "inspect", "plan")
 _ISSUES = "This is a bug; please report it with the lines above and the command."
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -45,7 +45,8 @@ _MODE = flags.DEFINE_enum(
   "train",
   list(MODES),
   "train: train and evaluate. evaluate: evaluate a checkpoint on a data set. predict: classes of "
-  "videos. export: a checkpoint as model.safetensors. inspect: a page about the data.",
+  "videos. export: a checkpoint as model.safetensors. inspect: a page about the data. plan: memory, "
+  "steps and hours of a training, before it starts.",
 )
 _VIDEOS = flags.DEFINE_list("videos", [], "For predict: video files and folders, by commas.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -54,6 +55,26 @@ _CHECKPOINT = flags.DEFINE_string(
   "For evaluate, predict and export: a work directory, one of its checkpoints, or an exported "
   "model.safetensors. The default is --workdir.",
 )
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "For plan: TPUs that need not be here, such as v5e:2x2; by default this machine."
+)
+_CLASSES = flags.DEFINE_integer(
+  "classes", None, "For plan: classes of the data set, where its lists are not here.", lower_bound=1
+)
+_TRAINING_VIDEOS = flags.DEFINE_integer(
+  "training_videos", None, "For plan: videos to train on, as for --classes.", lower_bound=1
+)
+_MEASURE = flags.DEFINE_integer(
+  "measure", 0, "For plan: steps to time on this machine, on random clips.", lower_bound=0
+)
+_ATTEMPTS = flags.DEFINE_integer(
+  "attempts", 6, "For plan: changes to compile where the step does not fit.", lower_bound=0
+)
+_TIME_LIMIT = flags.DEFINE_float(
+  "time_limit", 30.0, "For plan: minutes that one compilation may take.", lower_bound=0.05
+)
+# Flags of the mode plan alone.
+_OF_PLAN = ("topology", "classes", "training_videos", "measure", "attempts", "time_limit")
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
@@ -129,12 +150,15 @@ def _check_flags(rest: list[str]) -> None:
   mode = _MODE.value
   if len(rest) > 1:
     raise flags.Error(f"Not understood: {' '.join(rest[1:])}. Settings are --config.NAME=VALUE.")
-  if not _WORKDIR.value:
+  if not _WORKDIR.value and mode != "plan":
     raise flags.Error("Flag --workdir must have a value.")
   if _CONFIG.value is None and mode not in _CONFIG_OPTIONAL:
     raise flags.Error(f"Flag --config must have a value with --mode={mode}.")
   if bool(_VIDEOS.value) != (mode == "predict"):
     raise flags.Error("--videos=FILE_OR_FOLDER belongs to --mode=predict, and that needs it.")
+  given = [name for name in _OF_PLAN if flags.FLAGS[name].present]
+  if given and mode != "plan":
+    raise flags.Error(f"--{given[0]} belongs to --mode=plan.")
   if _CHECKPOINT.value and mode not in _CONFIG_OPTIONAL:
     raise flags.Error(
       f"--checkpoint is for {', '.join(_CONFIG_OPTIONAL)}; --mode={mode} starts from weights with "
@@ -175,12 +199,15 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
   # Imported here, so that processes that decode videos start without them.
   from hybrid_video import experiment
 
-  workdir, mode = pathlib.Path(_WORKDIR.value).expanduser().absolute(), _MODE.value
+  mode = _MODE.value
   try:
     chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
   except errors.UserError as error:
     hosts.refuse(place, str(error))
     raise
+  if mode == "plan":
+    return _plan(_required(chosen))
+  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   with hosts.joined(place, _agreement(workdir, chosen), _HOSTS_TIMEOUT.value):
     return _run_mode(pipeline_module, workdir, mode, chosen, stop)
 
@@ -240,6 +267,23 @@ def _run_mode(
     from hybrid_video import train
 
     train.run(_required(chosen), workdir, pipeline, stop)
+  return 0
+
+
+def _plan(chosen: "Experiment") -> int:
+  """Plans; JAX's devices stay untouched in this process, for the one that compiles."""
+  from hybrid_video import plan
+
+  options = plan.Options(
+    topology=_TOPOLOGY.value,
+    classes=_CLASSES.value,
+    training_videos=_TRAINING_VIDEOS.value,
+    measured_steps=_MEASURE.value,
+    attempts=_ATTEMPTS.value,
+    limit_minutes=_TIME_LIMIT.value,
+  )
+  named = _WORKDIR.value
+  plan.run(chosen, pathlib.Path(named).expanduser().absolute() if named else None, options)
   return 0
 
 

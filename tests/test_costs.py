@@ -47,3 +47,10 @@ def test_products_are_counted_through_jit_remat_and_batches():
 
   x, y = jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))
   assert costs.multiply_accumulates(two, x, y) == 2 * 3 * 4 * 5 * 6
+
+
+def test_a_scans_products_count_as_often_as_it_runs():
+  def scanned(x):
+    return jax.lax.scan(lambda carry, row: (carry @ row, None), jnp.ones((2, 5)), x)[0]
+
+  assert costs.multiply_accumulates(scanned, jnp.ones((7, 5, 5))) == 7 * 2 * 5 * 5

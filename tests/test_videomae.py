@@ -397,3 +397,32 @@ def test_names_options_and_class_counts_that_do_not_fit_are_refused_with_what_wo
     models.create("hybrid", num_classes=2, image_size=112)
   with pytest.raises(ModelError, match="num_classes=None classes: give at least 1"):
     models.create("hybrid")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "pretraining"])
+def test_rematerialized_blocks_give_the_same_outputs_and_gradients(kind):
+  """With dropout of paths: what is computed again draws what was drawn before."""
+  visible, masked = _tokens()
+
+  def result(remat):
+    if kind == "classifier":
+      model = videomae.VideoMAE(5, **TINY, drop_path=0.5, remat=remat, rng=_rng())
+    else:
+      sizes = {**SHALLOW, **TINY_DECODER}
+      model = videomae_pretraining.VideoMAEForPreTraining(**sizes, remat=remat, rng=_rng())
+    model.train()
+    graphdef, params, _ = models.split(model)
+
+    def loss(params):
+      merged = nnx.merge(graphdef, params)
+      if kind == "classifier":
+        return jnp.square(merged(_clips(), rngs=nnx.Rngs(dropout=jax.random.key(3)))).sum()
+      return jnp.square(merged(_clips(), visible, masked)).sum()
+
+    has_remat = "remat" in str(jax.make_jaxpr(loss)(params))
+    return has_remat, jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
+
+  (plain, expected), (recomputed, found) = result(False), result(True)
+  assert (plain, recomputed) == (False, True)
+  for a, b in zip(expected, found, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * float(jnp.abs(a).max()))

@@ -47,7 +47,9 @@ def _count(jaxpr: Any) -> int:
         shapes[0][axis] for axis in contracted
       )
     else:
-      total += sum(_count(inner) for inner in _inner(parameters))
+      # The body of a scan runs as often as it is long.
+      times = parameters["length"] if name == "scan" else 1
+      total += times * sum(_count(inner) for inner in _inner(parameters))
   return total
 
 

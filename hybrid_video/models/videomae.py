@@ -12,6 +12,7 @@ Source: Tong et al. 2022 (arXiv:2203.12602) and its code, github.com/MCG-NJU/Vid
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 from flax import nnx
 import jax
@@ -216,6 +217,27 @@ class Block(nnx.Module):
     return x + self.drop_path(self.mlp(self.norm2(x)), rngs=rngs)
 
 
+_rematerialized: Any = nnx.remat(Block.__call__)
+
+
+def through_blocks(
+  blocks: nnx.Dict, x: Array, rngs: nnx.Rngs | None = None, *, remat: bool = False
+) -> Array:
+  """Tokens through blocks by number, `[B, N, D]` to `[B, N, D]`.
+
+  Args:
+    blocks: as `transformer_blocks` makes them.
+    x: tokens.
+    rngs: of the dropping.
+    remat: whether each block's activations are computed again in the backward pass; only the tokens
+      between blocks are then kept.
+  """
+  for i in range(len(blocks)):
+    block = blocks[str(i)]
+    x = _rematerialized(block, x, rngs) if remat else block(x, rngs)
+  return x
+
+
 def transformer_blocks(
   width: int,
   depth: int,
@@ -256,6 +278,7 @@ class Encoder(nnx.Module):
     final_norm: bool,
     epsilon: float,
     init: Initializer,
+    remat: bool,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -279,6 +302,7 @@ class Encoder(nnx.Module):
       self.norm = LayerNorm(size.width, epsilon, dtype=dtype)
     self.final_norm = final_norm
     self.width = size.width
+    self.remat = remat
     self.dtype = dtype
 
   def __call__(
@@ -302,8 +326,7 @@ class Encoder(nnx.Module):
       x = jnp.take_along_axis(x, visible[..., None], axis=1)
       positions = positions[0][visible]
     x = self.patch_embed(x) + positions
-    for i in range(len(self.blocks)):
-      x = self.blocks[str(i)](x, rngs)
+    x = through_blocks(self.blocks, x, rngs, remat=self.remat)
     return self.norm(x) if self.final_norm else x
 
 
@@ -353,6 +376,7 @@ class VideoMAE(nnx.Module):
     init_scale: factor on the classifier's initial kernel.
     layer_norm_epsilon: in the blocks.
     head_norm_epsilon: in the head.
+    remat: whether each block's activations are computed again in the backward pass, to save memory.
     dtype: of the arithmetic before the head; parameters and the head stay float32.
     rng: source of the initial values.
 
@@ -376,6 +400,7 @@ class VideoMAE(nnx.Module):
     init_scale: float = 0.001,
     layer_norm_epsilon: float = 1e-6,
     head_norm_epsilon: float = 1e-6,
+    remat: bool = False,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):
@@ -390,6 +415,7 @@ class VideoMAE(nnx.Module):
       final_norm=pool == FIRST,
       epsilon=layer_norm_epsilon,
       init=normal_002,
+      remat=remat,
       dtype=dtype,
       rng=rng,
     )

@@ -24,6 +24,7 @@ from hybrid_video.models.videomae import (
   patches,
   sinusoid_positions,
   sized,
+  through_blocks,
   transformer_blocks,
 )
 
@@ -47,6 +48,7 @@ class Decoder(nnx.Module):
     *,
     epsilon: float,
     norm_epsilon: float,
+    remat: bool,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -66,6 +68,7 @@ class Decoder(nnx.Module):
     self.norm = LayerNorm(width, norm_epsilon, dtype=dtype)
     self.head = initialized_linear(width, PATCH_VALUES, xavier_uniform, dtype=dtype, rng=rng)
     self.width = width
+    self.remat = remat
     self.dtype = dtype
 
   def __call__(self, tokens: Array, visible: Array, masked: Array) -> Array:
@@ -75,8 +78,7 @@ class Decoder(nnx.Module):
     seen = self.embed(tokens) + positions[visible]
     queries = self.mask_token[...].astype(self.dtype) + positions[masked]
     x = jnp.concatenate([seen, queries], axis=1)
-    for i in range(len(self.blocks)):
-      x = self.blocks[str(i)](x)
+    x = through_blocks(self.blocks, x, remat=self.remat)
     return self.head(self.norm(x[:, visible.shape[1] :])).astype(jnp.float32)
 
 
@@ -95,6 +97,7 @@ class VideoMAEForPreTraining(nnx.Module):
       attribute for whoever draws the masks.
     layer_norm_epsilon: in all blocks and at the encoder's end.
     decoder_norm_epsilon: at the decoder's end.
+    remat: whether each block's activations are computed again in the backward pass, to save memory.
     dtype: of the arithmetic; parameters stay float32.
     rng: source of the initial values.
 
@@ -118,6 +121,7 @@ class VideoMAEForPreTraining(nnx.Module):
     mask_ratio: float = MASK_RATIO,
     layer_norm_epsilon: float = 1e-6,
     decoder_norm_epsilon: float = 1e-6,
+    remat: bool = False,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):
@@ -138,6 +142,7 @@ class VideoMAEForPreTraining(nnx.Module):
       final_norm=True,
       epsilon=layer_norm_epsilon,
       init=xavier_uniform,
+      remat=remat,
       dtype=dtype,
       rng=rng,
     )
@@ -145,6 +150,7 @@ class VideoMAEForPreTraining(nnx.Module):
       preset,
       epsilon=layer_norm_epsilon,
       norm_epsilon=decoder_norm_epsilon,
+      remat=remat,
       dtype=dtype,
       rng=rng,
     )

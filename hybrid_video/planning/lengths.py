@@ -1,0 +1,120 @@
+"""How many classes there are and videos to train on, without reading a video.
+
+In: an experiment, and what the flags say. Out: a `Length`, with where it is from. The lists of an own
+folder or of Kinetics are read where they are; HMDB51's and UCF101's official lists are known.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from hybrid_video import datasets, errors
+from hybrid_video.datasets import made_actions, splits
+from hybrid_video.experiment import Experiment
+
+# Classes, and training videos of each official split. Sources: the official lists; for Kinetics-400
+# Kay et al. 2017 (arXiv:1705.06950), whose list has lost videos since.
+_KNOWN: dict[str, tuple[int, tuple[int, ...]]] = {
+  "hmdb51": (51, (3570, 3570, 3570)),
+  "ucf101": (101, (9537, 9586, 9624)),
+  "kinetics": (400, (240_000,)),
+}
+# Of the films of each action, see `made_actions`.
+_MADE_TEST_SHARE = 0.3
+
+
+class LengthError(errors.UserError):
+  """A number of classes that cannot be known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+  """What a plan needs to know of the data.
+
+  Attributes:
+    classes: how many.
+    videos: to train on; None where nobody knows.
+    source: where the numbers are from, in words.
+  """
+
+  classes: int
+  videos: int | None
+  source: str
+
+
+def find(
+  experiment: Experiment,
+  classes: int | None,
+  videos: int | None,
+  workdir: os.PathLike | str | None = None,
+) -> Length:
+  """The length of an experiment's data.
+
+  Args:
+    experiment: which data set, where, and which lists.
+    classes, videos: what the flags say, which goes before anything else.
+    workdir: what "{workdir}" stands for in the folder of the data.
+
+  Raises:
+    LengthError: nothing says how many classes there are.
+    UserError: a folder whose lists cannot be used.
+  """
+  if classes is not None and videos is not None:
+    return Length(classes, videos, "the flags")
+  found = _listed(experiment, workdir) or _known(experiment)
+  if found is None and classes is None:
+    raise LengthError(
+      f"How many classes {experiment.dataset} has is not known without its lists. Set --classes=N, "
+      "and --training_videos=N for the number of steps; or --config.data_dir to its folder."
+    )
+  if found is None:
+    return Length(classes or 0, videos, "the flags")
+  given = [f"--{name}" for name, of in (("classes", classes), ("training_videos", videos)) if of]
+  source = " and ".join([*given, found.source])
+  return Length(classes or found.classes, videos or found.videos, source)
+
+
+def _known(experiment: Experiment) -> Length | None:
+  dataset, share = experiment.dataset, experiment.validation_share
+  if dataset == "made_actions":
+    films = experiment.made_films - round(_MADE_TEST_SHARE * experiment.made_films)
+    count = len(made_actions.ACTIONS)
+    of_splits: tuple[int, ...] = (films * count,)
+    source = "made_films"
+  elif dataset in _KNOWN:
+    count, of_splits = _KNOWN[dataset]
+    source = "Kinetics-400's published numbers" if dataset == "kinetics" else "the official lists"
+  else:
+    return None
+  # Every split of made videos is as long, and Kinetics has but one.
+  of_split = of_splits[experiment.split - 1 if experiment.split <= len(of_splits) else 0]
+  if share:
+    source += f", less a share of {share:g} for validation"
+  return Length(count, round(of_split * (1 - share)), source)
+
+
+def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length | None:
+  if experiment.dataset in ("hmdb51", "ucf101", "made_actions") or not experiment.data_dir:
+    return None
+  named = experiment.data_dir.replace("{workdir}", os.fspath(workdir or ""))
+  folder = pathlib.Path(named).expanduser()
+  if not folder.is_dir():
+    return None
+  listing = datasets.read(
+    experiment.dataset,
+    folder,
+    test_share=experiment.test_share,
+    replace_prefix=experiment.replace_prefix,
+  )
+  split = experiment.split - 1
+  training = [
+    video
+    for video in listing.videos
+    if split < len(video.codes) and video.codes[split] == splits.TRAIN
+  ]
+  held_out = splits.in_validation(
+    np.array([video.group for video in training]), experiment.validation_share
+  )
+  return Length(len(listing.class_names), int((~held_out).sum()), f"the lists in {folder}")
