@@ -1,9 +1,11 @@
 """Damaged checkpoints: never other values, always a name and a reason, and the one before it."""
 
 import shutil
+import subprocess
 
 import jax
 import numpy as np
+import programs
 import pytest
 from test_checkpoints import _description, check_equal, like, on_disk, save, small_state
 
@@ -243,3 +245,61 @@ def test_a_save_that_was_interrupted_is_never_a_checkpoint(tmp_path):
         saved.save(2, small_state(2), {})
     assert saved.latest_step() == 1
   assert jax.tree.structure(states[1]) and checkpoints.find(tmp_path).name == "1"
+
+
+# Saves three steps, damages the newest, goes on from the one before and saves the newest again.
+_PROCESS = """
+import logging, pathlib, sys
+import conftest
+import jax
+process, port, workdir = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+from jax.experimental import multihost_utils
+from hybrid_video import checkpoints, sharding
+from test_checkpoints import _description, like, small_state
+from test_damaged_checkpoints import _damage
+
+def state(step):
+  return small_state(step, sharding.make_mesh(fsdp=4), averaged=True)
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+with checkpoints.Checkpoints(workdir, _description(), keep=2) as saved:
+  for step in (1, 2, 3):
+    saved.save(step, state(step), {"step": step})
+  saved.mark_best(1, "loss", 0.5)
+  saved.wait()
+  if process == 0:
+    _damage(workdir, 3)
+  multihost_utils.sync_global_devices("damaged")
+  restored, progress = saved.restore(like(state(1)))
+  own = lambda tree: [part.data.tolist() for leaf in jax.tree.leaves(tree) for part in leaf.addressable_shards]
+  assert own(restored) == own(state(2)) and progress == {"step": 2}
+  saved.save(3, state(3), {"step": 3})
+print("ended", saved.latest_step(), flush=True)
+"""
+
+
+def test_two_processes_pass_over_the_same_damage(start_program, tmp_path):
+  port = programs.free_port()
+  flags = "--xla_force_host_platform_device_count=2"
+  pair = [
+    start_program(
+      "-c",
+      _PROCESS.replace(
+        "import jax\n", f"import os\nos.environ['XLA_FLAGS'] = {flags!r}\nimport jax\n", 1
+      ),
+      process,
+      port,
+      tmp_path,
+      stderr=subprocess.STDOUT,
+    )
+    for process in range(2)
+  ]
+  printed = [process.communicate(timeout=200)[0] for process in pair]
+  for text in printed:
+    assert "ended 3" in text and "The checkpoint of step 3 is damaged" in text, printed
+  assert on_disk(tmp_path) == ["1", "2", "3"]
+  assert [path.name for path in (tmp_path / "damaged_checkpoints").iterdir()] == ["3"]
+  # On one process and other devices, it is the same.
+  check_equal(small_state(3, averaged=True)["ema"], _trees(checkpoints.read(tmp_path)))
