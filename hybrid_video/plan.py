@@ -13,7 +13,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from hybrid_video import errors, files, progress
+from hybrid_video import errors, files, meter, progress
 from hybrid_video.experiment import Experiment
 from hybrid_video.planning import alternatives, compiler, lengths, text, topologies
 
@@ -121,7 +121,9 @@ def _compile(
 def _before(experiment: Experiment, length: lengths.Length) -> dict[str, Any]:
   """What the settings say, and how long the training is."""
   clip = experiment.clip
-  per_epoch = length.videos / experiment.batch_size if length.videos else None
+  training = None
+  if length.videos:
+    training = meter.Length(length.videos, experiment.batch_size, experiment.epochs)
   return {
     "model": experiment.model.name,
     "dtype": experiment.model.dtype,
@@ -134,8 +136,8 @@ def _before(experiment: Experiment, length: lengths.Length) -> dict[str, Any]:
     "classes": length.classes,
     "training_videos": length.videos,
     "length_source": length.source,
-    "steps_per_epoch": per_epoch,
-    "steps": max(1, round(experiment.epochs * per_epoch)) if per_epoch else None,
+    "steps_per_epoch": training.steps_per_epoch if training else None,
+    "steps": training.scheduled_steps if training else None,
     "config": experiment.to_json(),
   }
 
