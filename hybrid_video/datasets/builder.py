@@ -410,7 +410,7 @@ def _remove_leftovers(folder: str) -> None:
     if path.name.endswith(files.PART):
       # Another build may have finished it meanwhile.
       with contextlib.suppress(FileNotFoundError, tf.errors.NotFoundError):
-        if time.time() - path.stat().mtime > _LEFTOVER_SECONDS:
+        if time.time() - files.modified(path) > _LEFTOVER_SECONDS:
           path.unlink(missing_ok=True)
 
 
