@@ -26,7 +26,7 @@ import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
-from hybrid_video import checkpoint_arrays, checkpoint_files, checkpoint_restoring, errors
+from hybrid_video import checkpoint_arrays, checkpoint_files, checkpoint_restoring, errors, paths
 from hybrid_video.checkpoint_arrays import AVERAGES, ITEMS, MODEL, of_item
 from hybrid_video.checkpoint_description import (
   CheckpointError,
@@ -103,7 +103,7 @@ class Checkpoints:
     Raises:
       CheckpointError: it holds checkpoints of another model or layout, or cannot be written.
     """
-    self._workdir = epath.Path(os.path.abspath(workdir))
+    self._workdir = paths.resolve(workdir, "The work directory")
     self.directory = self._workdir / FOLDER
     self._description = description
     self._keep = keep

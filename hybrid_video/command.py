@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
+from etils import epath
 from ml_collections import config_flags
 
-from hybrid_video import __version__, errors, hosts, progress, stopping
+from hybrid_video import __version__, errors, hosts, locks, paths, progress, stopping
 
 if TYPE_CHECKING:
   from hybrid_video.experiment import Experiment
@@ -34,6 +35,8 @@ _EDITABLE = not (_PACKAGE / "_configs").is_dir()
 _CONFIGS = _PACKAGE.parent / "configs" if _EDITABLE else _PACKAGE / "_configs"
 # What needs no accelerator is done by the first process alone.
 _ONE_PROCESS = ("export", "inspect", "plan")
+# Modes that write several files into the work directory, which no other run may write to meanwhile.
+_WRITING = ("train", "evaluate", "predict", "inspect")
 _ISSUES = "This is a bug; please report it with the lines above and the command."
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -202,17 +205,19 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
   mode = _MODE.value
   try:
     chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
+    workdir = None if mode == "plan" else paths.resolve(_WORKDIR.value, "--workdir")
   except errors.UserError as error:
     hosts.refuse(place, str(error))
     raise
-  if mode == "plan":
+  if workdir is None:
     return _plan(_required(chosen))
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   with hosts.joined(place, _agreement(workdir, chosen), _HOSTS_TIMEOUT.value):
-    return _run_mode(pipeline_module, workdir, mode, chosen, stop)
+    is_writer = mode in _WRITING and (place is None or place.process == 0)
+    with locks.of_work_directory(workdir, mode) if is_writer else contextlib.nullcontext():
+      return _run_mode(pipeline_module, workdir, mode, chosen, stop)
 
 
-def _agreement(workdir: pathlib.Path, chosen: "Experiment | None") -> dict[str, Any]:
+def _agreement(workdir: epath.Path, chosen: "Experiment | None") -> dict[str, Any]:
   """What has to be the same in all processes, by the names of flags."""
   agreement = {
     "version": __version__,
@@ -235,7 +240,7 @@ def _agreement(workdir: pathlib.Path, chosen: "Experiment | None") -> dict[str, 
 
 def _run_mode(
   pipeline_module: str,
-  workdir: pathlib.Path,
+  workdir: epath.Path,
   mode: str,
   chosen: "Experiment | None",
   stop: stopping.StopRequest,

@@ -26,12 +26,12 @@ import urllib.request
 
 import tqdm
 
-from hybrid_video import errors, files
+from hybrid_video import errors, files, paths
 
 TIMEOUT_SECONDS = 30.0
 WEB_SCHEMES = ("http", "https")
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES, _OBJECT_CHUNK_BYTES = 1 << 18, 1 << 24
 _ALGORITHMS = {"sha256": "SHA-256", "md5": "MD5"}
 
 log = logging.getLogger("hybrid_video")
@@ -96,7 +96,7 @@ class Download:
   """A URL and the file it becomes.
 
   Attributes:
-    url: http or https.
+    url: http, https or gs.
     path: for the file.
     checksum: of the whole file; None where none is published.
     other_folder: advice for a full disk: how to set another folder.
@@ -303,6 +303,9 @@ class _ContentRange:
 
 def _transfer(download: Download, file: BinaryIO, offset: int, progress: bool) -> None:
   """Appends the bytes from `offset` on, or starts over where the server cannot go on for sure."""
+  if download.url.startswith(paths.BUCKETS):
+    _copy(download, file, progress)
+    return
   headers = {"User-Agent": "hybrid-video"}
   etag = download.etag()
   if offset:
@@ -374,21 +377,9 @@ def _receive(
     )
   size = _size(file)
   log.info("Downloading %s to %s", download.url, download.path)
-  free = shutil.disk_usage(download.path.parent).free
-  if total is not None and total - size > free:
-    raise download.failure(
-      f"the disk of {download.path.parent} has {free / 1e6:.0f} MB free and {(total - size) / 1e6:.0f} "
-      f"MB are missing; make room, or {download.other_folder}"
-    )
-  with tqdm.tqdm(
-    total=total,
-    initial=size,
-    unit="B",
-    unit_scale=True,
-    unit_divisor=1024,
-    desc=errors.printable(download.path.name),
-    disable=not progress,
-  ) as bar:
+  if total is not None:
+    _check_room(download, total - size)
+  with _bar(download, total, size, progress) as bar:
     while total is None or size < total:
       # No more than was announced, whatever the server sends after it.
       wanted = _CHUNK_BYTES if total is None else min(_CHUNK_BYTES, total - size)
@@ -408,6 +399,47 @@ def _receive(
       f"the connection ended after {size} of {total} bytes, which are kept: the next attempt goes "
       "on from there"
     )
+
+
+def _check_room(download: Download, missing: int) -> None:
+  free = shutil.disk_usage(download.path.parent).free
+  if missing > free:
+    raise download.failure(
+      f"the disk of {download.path.parent} has {free / 1e6:.0f} MB free and {missing / 1e6:.0f} MB are "
+      f"missing; make room, or {download.other_folder}"
+    )
+
+
+def _bar(download: Download, total: int | None, size: int, progress: bool) -> tqdm.tqdm:
+  return tqdm.tqdm(
+    total=total,
+    initial=size,
+    unit="B",
+    unit_scale=True,
+    unit_divisor=1024,
+    desc=errors.printable(download.path.name),
+    disable=not progress,
+  )
+
+
+def _copy(download: Download, file: BinaryIO, progress: bool) -> None:
+  """Copies an object of a bucket, from its start."""
+  source = paths.resolve(download.url, "The URL")
+  file.truncate(0)
+  log.info("Downloading %s to %s", download.url, download.path)
+  try:
+    total = files.size(source)
+    _check_room(download, total)
+    with source.open("rb") as there, _bar(download, total, 0, progress) as bar:
+      while chunk := there.read(_OBJECT_CHUNK_BYTES):
+        file.write(chunk)
+        bar.update(len(chunk))
+  except (OSError, errors.UserError):
+    raise
+  except Exception as error:  # TensorFlow's own errors, which are not imported here.
+    raise download.failure(" ".join(str(error).split())) from error
+  if _size(file) != total or not total:
+    raise download.failure(f"{_size(file)} of {total} bytes arrived")
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,8 @@ import uuid
 from etils import epath
 import numpy as np
 
+from hybrid_video import paths
+
 # Ends the name of a file that is being written.
 PART = ".part"
 
@@ -70,6 +72,21 @@ def _strict(value: Any) -> Any:
 def write_json(path: os.PathLike | str, value: Any) -> None:
   """Writes a value as indented JSON, see `as_json`; whole or not at all."""
   write_text(path, as_json(value, indent=2) + "\n")
+
+
+def size(path: os.PathLike | str) -> int:
+  """Bytes of a file, on a local disk or any file system that `etils.epath` knows.
+
+  Raises:
+    OSError: there is none.
+  """
+  # etils looks for its owner's name too, which users of containers need not have.
+  return epath.Path(path).stat().length if paths.is_remote(path) else os.stat(path).st_size
+
+
+def modified(path: os.PathLike | str) -> float:
+  """When a file was last written, in seconds since 1970; otherwise as `size`."""
+  return epath.Path(path).stat().mtime if paths.is_remote(path) else os.stat(path).st_mtime
 
 
 def walk(

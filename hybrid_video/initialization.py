@@ -42,9 +42,9 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
   if not source:
     return task.initial_variables()
   model = loading.build(description)
-  folder = pathlib.Path(source).expanduser()
+  folder = sources.folder_of(source)
   replace_head = experiment.replace_head
-  if checkpoint_files.names_run(folder) or (folder.is_dir() and not _is_published(folder)):
+  if folder is not None and (checkpoint_files.names_run(folder) or not _is_published(folder)):
     saved = checkpoints.read(folder)
     classes = _classes(description, saved.description.class_names, saved.source)
     weights.load_trees(

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import checkpoints, models, tasks, weights
+from hybrid_video import checkpoints, models, paths, tasks, weights
 from hybrid_video.checkpoints import CheckpointError, Description, SavedModel
 from hybrid_video.decoding import storing
 from hybrid_video.decoding.clip_decoder import ClipDecoder
 from hybrid_video.experiment import Experiment
 from hybrid_video.sampling import plans
 from hybrid_video.tasks import pixels
+from hybrid_video.weights import sources
 
 # The key of the description in the header of an exported file.
 METADATA_KEY = "hybrid_video"
@@ -90,7 +91,10 @@ def read(path: os.PathLike | str) -> SavedModel:
   Raises:
     CheckpointError: there is none, or the file has no description.
   """
-  file = pathlib.Path(path).expanduser()
+  file = paths.resolve(path, "The checkpoint")
+  if paths.is_remote(file) and file.is_file():
+    # Arrays are mapped from a local file.
+    file = sources.locate(os.fspath(file))
   if not file.is_file():
     return checkpoints.read(file)
   description = description_in(file)

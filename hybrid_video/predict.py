@@ -23,7 +23,17 @@ from etils import epath
 import jax
 import numpy as np
 
-from hybrid_video import errors, files, hosts, loading, metrics, progress, scoring, sharding
+from hybrid_video import (
+  errors,
+  files,
+  hosts,
+  loading,
+  metrics,
+  paths,
+  progress,
+  scoring,
+  sharding,
+)
 from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import listing, video_files
 from hybrid_video.decoding import storing, worker_pool
@@ -80,6 +90,7 @@ def find_videos(named: Iterable[os.PathLike | str]) -> list[pathlib.Path]:
   """
   videos: list[pathlib.Path] = []
   for name in named:
+    paths.local(name, "--videos", "videos are decoded from local files")
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
       there = video_files.VideoFiles(listing.files_below(path))

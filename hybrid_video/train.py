@@ -25,6 +25,7 @@ from hybrid_video import (
   loop,
   models,
   optimizers,
+  paths,
   resuming,
   sharding,
   steps,
@@ -72,6 +73,7 @@ def run(
     Stopped: it was asked to stop.
   """
   began = time.monotonic()
+  workdir = paths.resolve(workdir, "The work directory")
   with log_file.attached(workdir), compilation.counted() as compiled:
     mesh = sharding.make_mesh(fsdp=experiment.fsdp)
     sharding.check_batch_size(

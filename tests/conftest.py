@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
+import contextlib
 import logging
 import pathlib
 
@@ -137,6 +138,19 @@ def start_program():
   """Starts Python programs, see `programs.starting`; none outlives the test."""
   with programs.starting() as start:
     yield start
+
+
+@contextlib.contextmanager
+def without_permissions():
+  """Permissions apply: root acts as another user."""
+  if os.geteuid() != 0:
+    yield
+    return
+  os.seteuid(65534)
+  try:
+    yield
+  finally:
+    os.seteuid(0)
 
 
 @pytest.fixture

@@ -15,7 +15,14 @@ import time
 import zipfile
 
 import av
-from conftest import REAL_CLIPS, REAL_LISTS, made_clip_name, moving_square, write_lists
+from conftest import (
+  REAL_CLIPS,
+  REAL_LISTS,
+  made_clip_name,
+  moving_square,
+  without_permissions,
+  write_lists,
+)
 import numpy as np
 import programs
 import pytest
@@ -618,19 +625,6 @@ def test_a_records_folder_that_is_a_file_is_reported(listed, tmp_path):
     build(listed, tmp_path / "records")
   assert str(tmp_path / "records") in str(error.value)
   assert (tmp_path / "records").read_text() == "mine"
-
-
-@contextlib.contextmanager
-def without_permissions():
-  """Permissions apply: root acts as another user."""
-  if os.geteuid() != 0:
-    yield
-    return
-  os.seteuid(65534)
-  try:
-    yield
-  finally:
-    os.seteuid(0)
 
 
 @pytest.mark.parametrize(("mode", "what"), [(0o555, "written"), (0o000, "written|read")])

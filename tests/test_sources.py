@@ -97,7 +97,7 @@ def test_a_local_file_is_given_back_as_it_is(tmp_path, monkeypatch):
     ("file:///nothing/here", "There is no file /nothing/here"),
     (".", "is a folder"),
     ("file://elsewhere/file.pth", "names the machine 'elsewhere'"),
-    ("ftp://127.0.0.1/file.pth", "the scheme is 'ftp', and only http, https and file"),
+    ("ftp://127.0.0.1/file.pth", "the scheme is 'ftp', and only http, https, gs and file"),
     ("http://", r"http:// could not be downloaded: .*no host given"),
     ("r2plus1d_18/kinetic400", "Did you mean r2plus1d_18/kinetics400"),
     ("r2plus1d_34/ig65m_clip16", "Did you mean r2plus1d_34/ig65m_clip"),

@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from hybrid_video import errors, files
+from hybrid_video import errors, files, locks
 from hybrid_video.datasets import file_identity, listing, record_files, tfds_metadata
 from hybrid_video.datasets import records as stored
 from hybrid_video.datasets.file_identity import Content
@@ -139,12 +139,20 @@ def build(
       index["broken_names"], allow_missing, missing_allowed
     )
 
-  todo = [shard for shard in shards if not is_whole(indices[shard.path])]
-  if todo:
-    decoder = Decoder(scale, workers, limits)
-    with _explained(folder, "written"):
-      indices |= _store(folder, store_shards(todo, listed, decoder))
-  records = _merged(listed, folder, scale, indices)
+  def unfinished() -> list[Shard]:
+    return [shard for shard in shards if not is_whole(indices[shard.path])]
+
+  with contextlib.ExitStack() as held:
+    if unfinished():
+      with _explained(folder, "written"):
+        held.enter_context(locks.hold(epath.Path(folder), "storing records", wait=True))
+      # Another build may have stored them while this one waited.
+      indices = _read_indices(folder, shards, hash_whole_files)
+    if todo := unfinished():
+      decoder = Decoder(scale, workers, limits)
+      with _explained(folder, "written"):
+        indices |= _store(folder, store_shards(todo, listed, decoder))
+    records = _merged(listed, folder, scale, indices)
   what = _reasons(records.broken)
   check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
@@ -293,7 +301,7 @@ def _layout(
   except KeyError as error:
     raise StorageError(
       f"{folder}: this kind of file system is not known. Set --config.records_dir to a local folder "
-      "or one on gs:// or s3://."
+      "or one on gs://."
     ) from error
   available = [video for video in listed.videos if video.path]
   count = -(-len(available) // SHARD_VIDEOS)
@@ -402,7 +410,7 @@ def _remove_leftovers(folder: str) -> None:
     if path.name.endswith(files.PART):
       # Another build may have finished it meanwhile.
       with contextlib.suppress(FileNotFoundError, tf.errors.NotFoundError):
-        if time.time() - path.stat().mtime > _LEFTOVER_SECONDS:
+        if time.time() - files.modified(path) > _LEFTOVER_SECONDS:
           path.unlink(missing_ok=True)
 
 

@@ -223,10 +223,10 @@ def _with_entry(archive: Archive, entry: Any, file: pathlib.Path) -> Archive:
   if not isinstance(urls, list) or not urls or not all(isinstance(url, str) for url in urls):
     raise MirrorError(f"{where}: found the urls {_shown(urls)}, expected a list of URLs.")
   for url in urls:
-    if not _is_web_address(url):
+    if not _is_address(url):
       raise MirrorError(
-        f"{where}: found the URL {url!r}, expected http://... or https://...; put a file of your own "
-        "into the data folder."
+        f"{where}: found the URL {url!r}, expected http://..., https://... or gs://...; put a file of "
+        "your own into the data folder."
       )
   sums = {key: entry[key] for key in ("sha256", "md5") if key in entry}
   if len(sums) > 1:
@@ -242,12 +242,12 @@ def _with_entry(archive: Archive, entry: Any, file: pathlib.Path) -> Archive:
   return Archive(archive.name, (*urls, *archive.urls), checksum, size)
 
 
-def _is_web_address(url: str) -> bool:
+def _is_address(url: str) -> bool:
   try:
     address = urllib.parse.urlsplit(url)
   except ValueError:
     return False
-  return address.scheme in downloads.WEB_SCHEMES and bool(address.netloc)
+  return address.scheme in (*downloads.WEB_SCHEMES, "gs") and bool(address.netloc)
 
 
 def _shown(value: Any) -> str:

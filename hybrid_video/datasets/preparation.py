@@ -5,9 +5,10 @@ processes, one for each disk does it, and the others read what it has done.
 """
 
 import logging
+import os
 import pathlib
 
-from hybrid_video import datasets, errors, hosts
+from hybrid_video import datasets, errors, hosts, paths
 from hybrid_video.datasets import beam_build, builder, listing, made_actions, mirrors
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
@@ -39,13 +40,17 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
       "or of the official archives."
     )
   # The same path for whoever decodes, as broken videos are told by theirs.
-  folder = pathlib.Path(within(experiment.data_dir)).expanduser().absolute()
+  decoded = "videos are decoded, and archives unpacked, from local files"
+  folder = paths.local(within(experiment.data_dir), experiment.path("data_dir"), decoded)
   mirrors_file = within(experiment.mirrors)
   listed = hosts.in_turn(
     folder, lambda: _listing(experiment, folder, mirrors_file), "the videos are made ready"
   )
   beam_options = experiment.beam_pipeline_options
+  # "" is the builder's default.
   records_dir = within(experiment.records_dir)
+  if records_dir:
+    records_dir = os.fspath(paths.resolve(records_dir, experiment.path("records_dir")))
 
   def store() -> Records:
     return builder.build(
@@ -71,7 +76,8 @@ def _listing(experiment: Experiment, folder: pathlib.Path, mirrors_file: str) ->
     videos = experiment.made_films * len(made_actions.ACTIONS)
     log.info("Made %d videos in %s", videos, folder)
   if experiment.download:
-    mirrors.fetch(dataset, folder, pathlib.Path(mirrors_file) if mirrors_file else None)
+    own = paths.resolve(mirrors_file, experiment.path("mirrors")) if mirrors_file else None
+    mirrors.fetch(dataset, folder, own)
   return datasets.read(
     dataset, folder, test_share=experiment.test_share, replace_prefix=experiment.replace_prefix
   )

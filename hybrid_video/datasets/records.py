@@ -395,7 +395,7 @@ def read_shard_index(path: str, digest: str | None = None) -> Mapping[str, np.nd
     version, stored_digest, size = index["about"].tolist()
   except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
     return None
-  whole = (version, size) == (str(INDEX_VERSION), str(record_file.stat().length))
+  whole = (version, size) == (str(INDEX_VERSION), str(files.size(record_file)))
   return index if whole and digest in (None, stored_digest) else None
 
 

@@ -14,7 +14,9 @@ import re
 import urllib.parse
 import urllib.request
 
-from hybrid_video import class_identity, downloads, errors
+from etils import epath
+
+from hybrid_video import class_identity, downloads, errors, files, paths
 from hybrid_video.weights import sharded_files
 
 CACHE_VARIABLE = "HYBRID_VIDEO_CACHE"
@@ -171,7 +173,7 @@ def locate(
   """A complete local file of weights, downloaded first if need be.
 
   Args:
-    source: a known name, an http(s) or file URL, or a local path: of a file, or of a folder that
+    source: a known name, an http(s), gs or file URL, or a local path: of a file, or of a folder that
       Hugging Face's libraries saved a model in (`sharded_files.FILES`). A name of `SOURCES` comes before
       a file of that name; write `./name` for the file.
     cache_dir: folder for downloads; by default the environment's HYBRID_VIDEO_CACHE, else
@@ -184,23 +186,25 @@ def locate(
     damage since.
 
   Raises:
-    SourceError: no such name or file, a scheme other than http, https and file, a failed download,
-      a full disk, or a wrong SHA-256. Where a download failed, the message names the file to put
+    SourceError: no such name or file, a scheme other than http, https, gs and file, a failed
+      download, a full disk, or a wrong SHA-256. Where a download failed, the message names the file to put
       in place by hand.
   """
   if known := published(source):
     return _cached(_known(known, cache_dir), progress)
   if "://" in source:
+    if source.startswith(paths.BUCKETS):
+      return _cached(_in_bucket(source, cache_dir), progress)
     url = urllib.parse.urlsplit(source)
     if url.scheme == "file":
       return _local(_file_url_path(source))
     if url.scheme not in downloads.WEB_SCHEMES:
       raise SourceError(
         f"Weights cannot be downloaded from {source!r}: the scheme is {url.scheme!r}, and only http, "
-        "https and file are read. Download it by hand and give the file's path."
+        "https, gs and file are read. Download it by hand and give the file's path."
       )
     return _cached(_unknown(source, cache_dir), progress)
-  path = pathlib.Path(source).expanduser()
+  path = paths.resolve(source, "The file of weights")
   if os.path.exists(path) or source.startswith(("/", "~", ".")) or path.suffix:
     return _local(path)
   proposal = errors.nearest(source, SOURCES, cutoff=0.4)
@@ -210,9 +214,17 @@ def locate(
   )
 
 
+def folder_of(source: str) -> epath.Path | None:
+  """The folder that weights are named by, local or in a bucket; None of a file, a name or a web address."""
+  if published(source) or ("://" in source and not source.startswith(paths.BUCKETS)):
+    return None
+  path = paths.resolve(source, "--config.init_from")
+  return path if path.is_dir() else None
+
+
 def _cache_folder(cache_dir: pathlib.Path | None) -> pathlib.Path:
   folder = cache_dir or pathlib.Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
-  return folder.expanduser().absolute()
+  return paths.local(folder, f"${CACHE_VARIABLE}", "files of weights are mapped into memory")
 
 
 def _known(source: Source, cache_dir: pathlib.Path | None) -> downloads.Download:
@@ -226,6 +238,19 @@ def _unknown(url: str, cache_dir: pathlib.Path | None) -> downloads.Download:
     # Without a hash in it a name may well stand at the end of two URLs.
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
   return _download(url, _cache_folder(cache_dir) / name, hub.group(1) if hub else None)
+
+
+def _in_bucket(url: str, cache_dir: pathlib.Path | None) -> downloads.Download:
+  """A copy of this version of an object: of the next version there will be another."""
+  path = paths.resolve(url, "The file of weights")
+  try:
+    version = f"{url} {files.size(path)} {files.modified(path)}"
+  except Exception as error:  # TensorFlow's own errors as well, which are not imported here.
+    raise SourceError(
+      f"{url} cannot be read: {' '.join(str(error).split())}. Give a file that is there."
+    ) from error
+  digest = hashlib.sha256(version.encode()).hexdigest()[:12]
+  return _download(os.fspath(path), _cache_folder(cache_dir) / f"{digest}-{_url_name(url)}", None)
 
 
 def _download(url: str, path: pathlib.Path, sha256_prefix: str | None) -> downloads.Download:
