@@ -288,7 +288,7 @@ def _plan(chosen: "Experiment") -> int:
     limit_minutes=_TIME_LIMIT.value,
   )
   named = _WORKDIR.value
-  plan.run(chosen, pathlib.Path(named).expanduser().absolute() if named else None, options)
+  plan.run(chosen, paths.resolve(named, "--workdir") if named else None, options)
   return 0
 
 

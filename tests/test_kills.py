@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import random
+import re
+import signal
 import subprocess
 import time
 
@@ -23,26 +25,29 @@ import input_pipeline
 import hybrid_video.command, hybrid_video.train
 
 for line in sys.stdin:
-  arguments, seconds = json.loads(line)
+  arguments, seconds, sent = json.loads(line)
   with warnings.catch_warnings(action="ignore"):  # No thread of its own runs yet.
     child = os.fork()
   if not child:
     output = os.open(arguments[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
       os.dup2(output, number)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+      signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["main.py", *arguments[1:]]
     runpy.run_path("main.py", run_name="__main__")
     break
-  began, status = time.monotonic(), (0, 0)
+  began, status, sent_at = time.monotonic(), (0, 0), None
   while not status[0]:
-    if 0 <= seconds < time.monotonic() - began:
-      os.kill(child, signal.SIGKILL)
-      status = os.waitpid(child, 0)
-    else:
-      time.sleep(0.01)
-      status = os.waitpid(child, os.WNOHANG)
-  print(json.dumps([os.waitstatus_to_exitcode(status[1]), time.monotonic() - began]), flush=True)
+    if sent_at is None and 0 <= seconds < time.monotonic() - began:
+      os.kill(child, sent)
+      sent_at = time.monotonic()
+    time.sleep(0.01)
+    status = os.waitpid(child, os.WNOHANG)
+  now = time.monotonic()
+  code = os.waitstatus_to_exitcode(status[1])
+  print(json.dumps([code, now - began, now - (sent_at or now)]), flush=True)
 """
 
 # Everything that has a state of its own: MixUp, dropout, averages, accumulation, validation, mid-epoch saves.
@@ -87,15 +92,20 @@ class Runs:
     environment["XDG_CACHE_HOME"] = str(folder / "cache")
     self._process = start("-c", _RUNS, env=environment, stdin=subprocess.PIPE)
 
-  def run(self, name: str, seconds: float = -1) -> tuple[int, float]:
-    """Starts or resumes a run; gives its exit code, -9 where it was killed, and seconds."""
+  def run(
+    self, name: str, seconds: float = -1, sent: int = signal.SIGKILL
+  ) -> tuple[int, float, float]:
+    """Starts or resumes a run, which is sent a signal after some seconds.
+
+    Gives its exit code, -9 where it was killed, the seconds it took, and those after the signal.
+    """
     flags = [f"--config.{setting}={value}" for setting, value in SETTINGS.items()]
     log, workdir = self.folder / f"{name}.log", f"--workdir={self.folder / name}"
     arguments = [str(log), "--config=configs/demo.py", workdir, *self._data, *flags]
-    print(json.dumps([arguments, seconds]), file=self._process.stdin, flush=True)
-    code, took = json.loads(self._process.stdout.readline())
-    assert code in (0, -9), log.read_text()
-    return code, took
+    print(json.dumps([arguments, seconds, sent]), file=self._process.stdin, flush=True)
+    code, took, after = json.loads(self._process.stdout.readline())
+    assert code in (0, -9, 128 + sent), log.read_text()
+    return code, took, after
 
   def results(self, name: str) -> dict:
     return json.loads((self.folder / name / "results.json").read_text())
@@ -111,7 +121,7 @@ def runs(tmp_path_factory, made_folder):
 @pytest.fixture(scope="module")
 def straight(runs):
   """A run that is never stopped: what it found, and how long one takes that has nothing to compile."""
-  code, seconds = runs.run("straight")
+  code, seconds, _ = runs.run("straight")
   assert code == 0
   results = runs.results("straight")
   return results, seconds - results["compilation"]["seconds"]
@@ -141,7 +151,7 @@ def test_a_run_that_is_killed_five_times_ends_as_one_that_never_was(runs, straig
   rng = random.Random(0)
   killed = 0
   while killed < 5:
-    code, _ = runs.run("killed", rng.uniform(0.3, 1) * seconds)
+    code, _, _ = runs.run("killed", rng.uniform(0.3, 1) * seconds)
     if code == 0:
       # It came to its end first: once more, from the beginning.
       (runs.folder / "killed").rename(runs.folder / f"ended_{time.monotonic()}")
@@ -149,6 +159,22 @@ def test_a_run_that_is_killed_five_times_ends_as_one_that_never_was(runs, straig
       killed += 1
   assert runs.run("killed")[0] == 0
   _assert_equal(runs, "killed", expected)
+
+
+def test_a_run_that_is_told_to_stop_saves_its_step_and_ends_as_one_that_never_was(runs, straight):
+  expected, seconds = straight
+  for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    before = len(writers.read_history(runs.folder / "stopped"))
+    code, _, after = runs.run("stopped", 0.6 * seconds, sent)
+    assert (code, after < 10) == (128 + sent, True)
+    # Within training, not a step is lost.
+    lines = (runs.folder / "stopped.log").read_text().splitlines()
+    if saved := re.fullmatch(rf"Stopped by {sent.name} at step (\d+), saved; .*", lines[-1]):
+      assert int(saved[1]) >= before
+      folders = (runs.folder / "stopped" / "checkpoints").iterdir()
+      assert max(int(path.name) for path in folders if path.name.isdecimal()) == int(saved[1])
+  assert runs.run("stopped")[0] == 0
+  _assert_equal(runs, "stopped", expected)
 
 
 @pytest.mark.slow
