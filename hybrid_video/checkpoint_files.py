@@ -23,7 +23,7 @@ import zlib
 
 from etils import epath
 
-from hybrid_video import errors, files
+from hybrid_video import errors, files, paths
 from hybrid_video.checkpoint_description import (
   LAYOUT,
   CheckpointError,
@@ -281,8 +281,7 @@ def candidates(path: os.PathLike | str) -> Candidates:
   Raises:
     CheckpointError: there is no checkpoint.
   """
-  given = epath.Path(path).expanduser()
-  given = given if given.is_absolute() else epath.Path(os.path.abspath(given))
+  given = epath.Path(paths.resolve(path, "The checkpoint"))
   if _is_checkpoint(given):
     return Candidates((given,), exact=True)
   wanted = given.name if names_run(given) else ""

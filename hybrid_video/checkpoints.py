@@ -103,7 +103,7 @@ class Checkpoints:
     Raises:
       CheckpointError: it holds checkpoints of another model or layout, or cannot be written.
     """
-    self._workdir = paths.resolve(workdir, "The work directory")
+    self._workdir = epath.Path(paths.resolve(workdir, "The work directory"))
     self.directory = self._workdir / FOLDER
     self._description = description
     self._keep = keep

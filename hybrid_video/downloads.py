@@ -26,7 +26,7 @@ import urllib.request
 
 import tqdm
 
-from hybrid_video import errors, files, paths
+from hybrid_video import buckets, errors, files, paths
 
 TIMEOUT_SECONDS = 30.0
 WEB_SCHEMES = ("http", "https")
@@ -424,20 +424,21 @@ def _bar(download: Download, total: int | None, size: int, progress: bool) -> tq
 
 def _copy(download: Download, file: BinaryIO, progress: bool) -> None:
   """Copies an object of a bucket, from its start."""
-  source = paths.resolve(download.url, "The URL")
+  source = os.fspath(paths.resolve(download.url, "The URL"))
   file.truncate(0)
   log.info("Downloading %s to %s", download.url, download.path)
   try:
-    total = files.size(source)
-    _check_room(download, total)
-    with source.open("rb") as there, _bar(download, total, 0, progress) as bar:
-      while chunk := there.read(_OBJECT_CHUNK_BYTES):
-        file.write(chunk)
-        bar.update(len(chunk))
-  except (OSError, errors.UserError):
-    raise
-  except Exception as error:  # TensorFlow's own errors, which are not imported here.
-    raise download.failure(" ".join(str(error).split())) from error
+    with buckets.opened(source) as (there, total, _):
+      _check_room(download, total)
+      with _bar(download, total, 0, progress) as bar:
+        while chunk := there.read(_OBJECT_CHUNK_BYTES):
+          file.write(chunk)
+          bar.update(len(chunk))
+  except OSError as error:
+    if error.filename != source:
+      # Of the disk here.
+      raise
+    raise download.failure(str(error.strerror)) from error
   if _size(file) != total or not total:
     raise download.failure(f"{_size(file)} of {total} bytes arrived")
 

@@ -7,6 +7,8 @@ only where the weights' class names are known to be the model's.
 import json
 import pathlib
 
+from etils import epath
+
 from hybrid_video import (
   checkpoint_files,
   checkpoints,
@@ -42,9 +44,9 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
   if not source:
     return task.initial_variables()
   model = loading.build(description)
-  folder = sources.folder_of(source)
+  folder = sources.path_of(source)
   replace_head = experiment.replace_head
-  if folder is not None and (checkpoint_files.names_run(folder) or not _is_published(folder)):
+  if folder is not None and _is_run(folder):
     saved = checkpoints.read(folder)
     classes = _classes(description, saved.description.class_names, saved.source)
     weights.load_trees(
@@ -116,7 +118,14 @@ def _hub_names(path: pathlib.Path) -> tuple[str, ...] | None:
   return names if usable and names and names[0] != _HUB_NAMELESS else None
 
 
-def _is_published(folder: pathlib.Path) -> bool:
+def _is_run(folder: epath.Path) -> bool:
+  """Whether a path names a run's checkpoints, and no weights as others store them."""
+  if checkpoint_files.names_run(folder):
+    return True
+  return folder.is_dir() and not _is_published(folder)
+
+
+def _is_published(folder: epath.Path) -> bool:
   """Whether a folder has weights in files, as Hugging Face's have, and no run's checkpoints.
 
   A run's folder may have an exported file beside its checkpoints.

@@ -25,7 +25,7 @@ import uuid
 
 from etils import epath
 
-from hybrid_video import bucket_lease, errors, paths
+from hybrid_video import buckets, errors, paths
 
 log = logging.getLogger("hybrid_video")
 
@@ -226,7 +226,7 @@ def _try_bucket(folder: epath.Path, purpose: str, held: contextlib.ExitStack) ->
   """Takes an object in a bucket, or gives who has it."""
   holder = Holder.this(purpose)
   text = {**dataclasses.asdict(holder), "token": uuid.uuid4().hex}
-  lease = bucket_lease.Lease(f"{folder}/{NAME}", json.dumps(text).encode())
+  lease = buckets.Lease(f"{folder}/{NAME}", json.dumps(text).encode())
 
   def is_dead(text: Any) -> bool:
     other = Holder.parse(text)

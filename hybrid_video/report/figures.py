@@ -6,6 +6,7 @@ In: numbers and frames. Out: PNG files.
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import io
 import pathlib
 from typing import Any
 import warnings
@@ -70,14 +71,17 @@ def _drawing(**style: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _png_file(path: pathlib.Path) -> Iterator[Any]:
-  """A binary file that gets its name when it is whole.
+  """A binary file in memory that is written whole.
 
   Raises:
     FigureError: it cannot be written.
   """
   try:
-    with files.whole_file(path) as part, part.open("wb") as file:
-      yield file
+    # Writers of pictures seek, which files in a bucket cannot.
+    buffer = io.BytesIO()
+    yield buffer
+    with files.whole_file(path) as part:
+      part.write_bytes(buffer.getvalue())
   except OSError as error:
     raise FigureError(
       f"{errors.printable(path)}: the picture cannot be written ({error.strerror or error}). Make "

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -123,7 +125,7 @@ def params_digest(params: dict[str, Any]) -> str:
 
 def write(workdir: os.PathLike | str, results: dict[str, Any]) -> pathlib.Path:
   """Writes results.json whole or not at all, and gives its path."""
-  path = pathlib.Path(workdir) / RESULTS
+  path = epath.Path(workdir) / RESULTS
   files.write_json(path, results)
   return path
 
@@ -145,14 +147,17 @@ def write_predictions(
   Returns:
     Its path. It holds `names` `[V]`, `class_names`, and the evaluation's arrays.
   """
-  path = pathlib.Path(workdir) / PREDICTIONS
-  with files.whole_file(path) as part, part.open("wb") as file:
-    np.savez(
-      file,
-      names=np.asarray(names, np.str_),
-      class_names=np.asarray(class_names, np.str_),
-      **evaluation.arrays,  # type: ignore[arg-type]
-    )
+  path = epath.Path(workdir) / PREDICTIONS
+  buffer = io.BytesIO()
+  # `np.savez` seeks, which files in a bucket cannot.
+  np.savez(
+    buffer,
+    names=np.asarray(names, np.str_),
+    class_names=np.asarray(class_names, np.str_),
+    **evaluation.arrays,  # type: ignore[arg-type]
+  )
+  with files.whole_file(path) as part:
+    part.write_bytes(buffer.getvalue())
   return path
 
 

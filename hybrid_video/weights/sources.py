@@ -16,7 +16,7 @@ import urllib.request
 
 from etils import epath
 
-from hybrid_video import class_identity, downloads, errors, files, paths
+from hybrid_video import buckets, class_identity, downloads, errors, paths
 from hybrid_video.weights import sharded_files
 
 CACHE_VARIABLE = "HYBRID_VIDEO_CACHE"
@@ -214,12 +214,11 @@ def locate(
   )
 
 
-def folder_of(source: str) -> epath.Path | None:
-  """The folder that weights are named by, local or in a bucket; None of a file, a name or a web address."""
+def path_of(source: str) -> epath.Path | None:
+  """Where weights lie that are named by a path, local or in a bucket; None of a name or a web address."""
   if published(source) or ("://" in source and not source.startswith(paths.BUCKETS)):
     return None
-  path = paths.resolve(source, "--config.init_from")
-  return path if path.is_dir() else None
+  return paths.resolve(source, "--config.init_from")
 
 
 def _cache_folder(cache_dir: pathlib.Path | None) -> pathlib.Path:
@@ -244,12 +243,12 @@ def _in_bucket(url: str, cache_dir: pathlib.Path | None) -> downloads.Download:
   """A copy of this version of an object: of the next version there will be another."""
   path = paths.resolve(url, "The file of weights")
   try:
-    version = f"{url} {files.size(path)} {files.modified(path)}"
-  except Exception as error:  # TensorFlow's own errors as well, which are not imported here.
+    with buckets.opened(os.fspath(path)) as (_, _, generation):
+      digest = hashlib.sha256(f"{url} {generation}".encode()).hexdigest()[:12]
+  except OSError as error:
     raise SourceError(
-      f"{url} cannot be read: {' '.join(str(error).split())}. Give a file that is there."
+      f"{url} cannot be read: {error.strerror}. Give a file that is there."
     ) from error
-  digest = hashlib.sha256(version.encode()).hexdigest()[:12]
   return _download(os.fspath(path), _cache_folder(cache_dir) / f"{digest}-{_url_name(url)}", None)
 
 

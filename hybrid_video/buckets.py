@@ -1,6 +1,7 @@
-"""A lease on an object in Google Cloud Storage: created by one process alone, and renewed by it.
+"""What Google Cloud Storage does for objects that no file system does: versions, and leases on them.
 
-In: the object's path, and what it is to say. Out: the lease, or what the holder of it says.
+In: an object's path. Out: a stream of one version of it; or a lease, which is an object that is created by
+one process alone and renewed by it.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,14 +10,42 @@ import errno
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from hybrid_video import errors
 
 # A lease that was not renewed for so long has lost its holder.
 LEASE_SECONDS = 60.0
 _RENEWALS = 4
+_CHUNK_BYTES = 1 << 24
 _TIMEOUT_SECONDS = 20.0
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[tuple[BinaryIO, int, int]]:
+  """One version of an object: (a stream of it, its size in bytes, its generation).
+
+  TensorFlow's file system remembers sizes for a while, and would mix two versions.
+
+  Args:
+    path: `gs://BUCKET/NAME`.
+
+  Raises:
+    OSError: there is none, or it cannot be read; in the block too.
+  """
+  from google.api_core import exceptions
+  from google.cloud import storage
+
+  bucket, _, name = path.removeprefix("gs://").partition("/")
+  with _as_os_errors(path):
+    blob = storage.Client().bucket(bucket).get_blob(name, timeout=_TIMEOUT_SECONDS)
+  if blob is None:
+    raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+  try:
+    with blob.open("rb", chunk_size=_CHUNK_BYTES, if_generation_match=blob.generation) as stream:
+      yield stream, blob.size, blob.generation
+  except (exceptions.GoogleAPIError, exceptions.PreconditionFailed) as error:
+    raise OSError(errno.EIO, _line(error), path) from error
 
 
 class Lease:
