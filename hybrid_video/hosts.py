@@ -229,13 +229,8 @@ def joined(
       cluster_detection_method="deactivate",
       coordinator_bind_address=_link.bind or None,
     )
-    log.info(
-      "Process %d of %d (%s), the first on %s",
-      place.process,
-      place.count,
-      place.found_by,
-      _link.names[0],
-    )
+    where = (place.process, place.count, place.found_by, _link.names[0])
+    log.info("Process %d of %d (%s), the first on %s", *where)
     try:
       yield
     except stopping.Stopped as stopped:

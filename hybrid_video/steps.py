@@ -110,20 +110,28 @@ def train_step(
     "update_norm": optax.tree.norm(updates),
     "parameter_norm": optax.tree.norm(new["params"]),
   }
+  sums |= norms
+  if "stop" in batch:
+    sums["stop"] = batch["stop"].sum()
   finite = jnp.isfinite(jnp.stack([sums["loss"], *norms.values()])).all()
   finite &= jnp.isfinite(optax.tree.norm(batch_stats))
-  kept = finite & (state["skipped"] <= options.max_skipped)
+  return _if_finite(state, new, sums, finite, options.max_skipped)
+
+
+def _if_finite(
+  state: State, new: State, sums: Sums, finite: Array, max_skipped: int
+) -> tuple[State, Sums]:
+  """The state after an update that may have to be left out, and its sums, which say so."""
+  kept = finite & (state["skipped"] <= max_skipped)
   old = {name: state[name] for name in new}
   new = jax.tree.map(lambda after, before: jnp.where(kept, after, before), new, old)
   skipped = state["skipped"] + (~kept).astype(jnp.int32)
-  counts = skipped <= options.max_skipped
+  counts = skipped <= max_skipped
   step = state["step"] + counts.astype(jnp.int32)
   return {**state, **new, "step": step, "skipped": skipped}, {
     **sums,
-    **norms,
     "finite": kept.astype(jnp.float32),
     "halted": (~counts).astype(jnp.float32),
-    **({"stop": batch["stop"].sum()} if "stop" in batch else {}),
   }
 
 

@@ -133,14 +133,13 @@ def build(
   folder, shards = _layout(listed, records_dir, scale, contents)
   indices = _read_indices(folder, shards, hash_whole_files)
 
-  def is_whole(index: Index | None) -> bool:
+  def is_whole(index: Index) -> bool:
     # A broken file that is not allowed may have become readable since, as it is.
-    return index is not None and not _not_allowed(
-      index["broken_names"], allow_missing, missing_allowed
-    )
+    return not _not_allowed(index["broken_names"], allow_missing, missing_allowed)
 
   def unfinished() -> list[Shard]:
-    return [shard for shard in shards if not is_whole(indices[shard.path])]
+    found = ((shard, indices[shard.path]) for shard in shards)
+    return [shard for shard, index in found if index is None or not is_whole(index)]
 
   with contextlib.ExitStack() as held:
     if unfinished():
@@ -153,8 +152,8 @@ def build(
       with _explained(folder, "written"):
         indices |= _store(folder, store_shards(todo, listed, decoder))
     records = _merged(listed, folder, scale, indices)
-  what = _reasons(records.broken)
-  check_missing(records.broken, allow_missing, missing_allowed, source, what)
+  reasons = _reasons(records.broken)
+  check_missing(records.broken, allow_missing, missing_allowed, source, reasons)
   return records
 
 
