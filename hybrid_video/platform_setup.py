@@ -4,6 +4,7 @@ In: the environment. Out: a folder of compiled programs that the next run reads,
 that keeps freed memory for the next step.
 """
 
+from collections.abc import Callable
 import ctypes
 import hashlib
 import importlib.util
@@ -17,6 +18,8 @@ from typing import Any
 import zlib
 
 import jax
+
+from hybrid_video import paths
 
 log = logging.getLogger("hybrid_video")
 
@@ -88,37 +91,61 @@ def keep_compiled_programs() -> pathlib.Path | None:
   a home directory, and none loads a program compiled for another's instructions, even if JAX's own
   key does not tell the two apart. The folder may be deleted at any time; nothing limits its size.
 
-  The environment takes precedence: JAX_COMPILATION_CACHE_DIR names another folder, which is used as
-  it is (hosts of several kinds should not share it), and JAX_ENABLE_COMPILATION_CACHE=false turns
-  the cache off. Anyone who can write to the folder decides what this program runs, so only its
+  The environment takes precedence: JAX_COMPILATION_CACHE_DIR names another folder, local or on gs://
+  (hosts of several kinds should not share it), and JAX_ENABLE_COMPILATION_CACHE=false turns the cache
+  off. Anyone who can write to the folder decides what this program runs, so only its
   owner can.
 
   Returns:
     The folder, or None where the environment names one or turns the cache off, or where it cannot
     be written to, which is logged as a warning.
+
+  Raises:
+    PathError: the environment names no folder that can be used.
   """
   # Even a small program takes several times as long to compile as to read, and there are dozens.
   if _MIN_SECONDS.upper() not in os.environ:
     jax.config.update(_MIN_SECONDS, 0.0)
-  if not getattr(jax.config, _ENABLED) or getattr(jax.config, _FOLDER):
+  if not getattr(jax.config, _ENABLED):
+    return None
+  if own := getattr(jax.config, _FOLDER):
+    # JAX itself would make a folder called `~`, and warn at every program where it cannot write.
+    folder = paths.resolve(own, f"${_FOLDER.upper()}")
+    usable = paths.is_remote(folder) or _is_made(folder)
+    jax.config.update(_FOLDER, os.fspath(folder) if usable else None)
     return None
   named = os.environ.get("XDG_CACHE_HOME", "")
   try:
     # The XDG base directory specification says to ignore a relative path.
     base = pathlib.Path(named) if os.path.isabs(named) else pathlib.Path.home() / ".cache"
-    folder = base / "hybrid_video" / "xla" / _processor()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
-    _remove_damaged(folder)
-  except (OSError, RuntimeError) as error:
-    log.warning(
-      "Compiled programs cannot be cached, so every run compiles them again: %s. Name a writable "
-      "folder with JAX_COMPILATION_CACHE_DIR, or set JAX_ENABLE_COMPILATION_CACHE=false.",
-      error,
-    )
+  except RuntimeError as error:
+    _warn_of_cache(error)
+    return None
+  folder = base / "hybrid_video" / "xla" / _processor()
+  if not _is_made(folder, _remove_damaged):
     return None
   jax.config.update(_FOLDER, str(folder))
   return folder
+
+
+def _is_made(folder: pathlib.Path, clean: Callable[[pathlib.Path], None] = lambda _: None) -> bool:
+  """Whether a folder of compiled programs is there, made if need be, and can be written to."""
+  try:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+    clean(folder)
+  except OSError as error:
+    _warn_of_cache(error)
+    return False
+  return True
+
+
+def _warn_of_cache(error: Exception) -> None:
+  log.warning(
+    "Compiled programs cannot be cached, so every run compiles them again: %s. Name a writable "
+    "folder with JAX_COMPILATION_CACHE_DIR, or set JAX_ENABLE_COMPILATION_CACHE=false.",
+    error,
+  )
 
 
 def keep_freed_memory() -> bool:

@@ -13,6 +13,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 import contextlib
 import logging
 import pathlib
+import subprocess
 
 import numpy as np
 import programs
@@ -138,6 +139,22 @@ def start_program():
   """Starts Python programs, see `programs.starting`; none outlives the test."""
   with programs.starting() as start:
     yield start
+
+
+@contextlib.contextmanager
+def small_file_system(folder: pathlib.Path, size: str):
+  """Mounts a file system of a size such as "64k", and gives a function that changes it."""
+  folder.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+  try:
+    subprocess.run(mount, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip("this account may not mount a file system")
+  change = ["mount", "-o"]
+  try:
+    yield lambda size: subprocess.run([*change, f"remount,size={size}", str(folder)], check=True)
+  finally:
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextlib.contextmanager

@@ -6,10 +6,12 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import types
 import zipfile
 
+from conftest import small_file_system, without_permissions
 import pytest
 from rar_files import Member, archive
 import rarfile
@@ -490,6 +492,32 @@ def test_a_disk_that_is_full_from_the_start_is_reported(folder, monkeypatch):
 
   monkeypatch.setattr(pathlib.Path, "mkdir", full)
   refuse(folder, "x.rar cannot be unpacked", f"the disk of {folder} is full")
+
+
+def test_a_real_disk_that_is_full_keeps_what_is_whole_and_goes_on_after_room_is_made(tmp_path):
+  disk = tmp_path / "disk"
+  with small_file_system(disk, "2500k") as resize:
+    for name in ("a", "b"):
+      (disk / f"{name}.rar").write_bytes(archive({f"{name}.avi": bytes(700_000)}))
+    with pytest.raises(archives.ArchiveError, match=r"b\.rar needs 0\.7 MB.*Make room"):
+      unpack(disk)
+    assert (disk / "unpacked" / "a" / "a.avi").stat().st_size == 700_000
+    assert not list(disk.rglob("*.part"))
+    before = (disk / "unpacked" / "a" / "a.avi").stat().st_ino
+    resize("8m")
+    unpack(disk)
+    assert (disk / "unpacked" / "b" / "b.avi").stat().st_size == 700_000
+    assert (disk / "unpacked" / "a" / "a.avi").stat().st_ino == before
+
+
+def test_a_folder_without_permissions_is_named():
+  with tempfile.TemporaryDirectory() as text:
+    closed = pathlib.Path(text)
+    (closed / "x.rar").write_bytes(archive({"a.avi": b"1"}))
+    closed.chmod(0o555)
+    with without_permissions():
+      refuse(closed, "x.rar cannot be unpacked into", "Permission denied", "writable")
+    closed.chmod(0o755)
 
 
 def test_a_folder_that_cannot_be_written_is_named(folder):

@@ -5,12 +5,15 @@ from fractions import Fraction
 import json
 import os
 import pathlib
+import pwd
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 
@@ -20,6 +23,7 @@ from conftest import (
   REAL_LISTS,
   made_clip_name,
   moving_square,
+  small_file_system,
   without_permissions,
   write_lists,
 )
@@ -33,7 +37,7 @@ from tensorflow_datasets.core import dataset_info
 from test_mutated_videos import mutate
 from web_server import serving
 
-from hybrid_video import datasets, files
+from hybrid_video import datasets, files, locks
 from hybrid_video.datasets import (
   builder,
   hmdb51,
@@ -372,6 +376,45 @@ def test_two_builds_at_once_end_with_the_same_whole_records(listed, tmp_path, tw
   assert tree(folder) == tree(pathlib.Path(straight.folder))
 
 
+def test_a_second_build_waits_for_the_first_and_decodes_nothing(
+  listed, tmp_path, two_a_file, decoded, logged
+):
+  folder = pathlib.Path(builder.records_folder(listed, str(tmp_path), SMALL))
+  building_it = threading.Event()
+
+  def first():
+    with locks.hold(folder, "storing records"):
+      building_it.set()
+      time.sleep(0.5)
+      # What stands for another process's build: the same files, made elsewhere.
+      shutil.copytree(straight.folder, folder, dirs_exist_ok=True)
+
+  straight = build(listed, tmp_path / "straight")
+  decoded.clear()
+  thread = threading.Thread(target=first)
+  thread.start()
+  building_it.wait()
+  stored = build(listed, tmp_path)
+  thread.join()
+  assert stored.folder == str(folder) and len(stored) == 10
+  assert not decoded
+  assert f"{folder} is in use by process {os.getpid()}" in logged.text
+  assert "(storing records); waiting for it" in logged.text
+
+
+def test_records_whose_owner_has_no_name_are_read(listed, tmp_path, monkeypatch, decoded):
+  build(listed, tmp_path)
+  decoded.clear()
+
+  def nobody(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+  # As in a container that runs as a number.
+  monkeypatch.setattr(pwd, "getpwuid", nobody)
+  assert len(build(listed, tmp_path)) == 10
+  assert not decoded
+
+
 def test_a_record_file_that_another_build_is_writing_is_left_alone(listed, tmp_path):
   folder = pathlib.Path(builder.records_folder(listed, str(tmp_path), SMALL))
   folder.mkdir(parents=True)
@@ -565,23 +608,15 @@ def test_a_write_that_the_system_refuses_is_reported_and_leaves_no_half_file(lis
 
 def test_a_real_small_file_system_that_fills_up(listed, tmp_path, two_a_file):
   disk = tmp_path / "disk"
-  disk.mkdir()
-  mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-  try:
-    subprocess.run(mount, check=True, capture_output=True)
-  except (OSError, subprocess.CalledProcessError):
-    pytest.skip("this account may not mount a file system")
-  try:
+  with small_file_system(disk, "64k") as resize:
     with pytest.raises(builder.StorageError, match=r"(?i)no space left.*0\.0 GiB free"):
       build(listed, disk)
     whole = set(disk.rglob("*.index.npz"))
     assert whole and not infos(disk) and not list(disk.rglob("*.part"))
-    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    resize("8m")
     stored = build(listed, disk)
     straight = build(listed, tmp_path / "straight")
     assert tree(pathlib.Path(stored.folder)) == tree(pathlib.Path(straight.folder))
-  finally:
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("lost", ["record", "cut record", "index", "damaged index"])

@@ -1,6 +1,8 @@
 """The tf.data service with servers that are processes of their own, and a run that uses it."""
 
+import contextlib
 import dataclasses
+import ipaddress
 import itertools
 import os
 import pathlib
@@ -190,6 +192,63 @@ def test_a_malformed_address_is_refused(address):
   with pytest.raises(service.ServiceError, match="expected HOST:PORT") as error:
     service.host_and_port(address)
   assert isinstance(error.value, errors.UserError)
+
+
+def own_addresses() -> list[str]:
+  """Addresses of this machine that other machines may reach it by."""
+  found = []
+  for family, other in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+    # Nothing is sent: the system only chooses an address.
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asked:
+      asked.connect((other, 9))
+      found.append(asked.getsockname()[0])
+  return [address for address in found if not ipaddress.ip_address(address).is_loopback]
+
+
+def _answers(host: str, port: int) -> bool:
+  try:
+    socket.create_connection((host, port), timeout=1).close()
+  except OSError:
+    return False
+  return True
+
+
+def test_servers_are_reached_by_loopback_alone_unless_an_address_is_given(start_server):
+  addresses = own_addresses()
+  if not addresses:
+    pytest.skip("this machine has no address but loopback")
+  closed = start_server("--dispatcher", "--port=0")
+  shown = _ready(closed)
+  port = int(shown.rpartition(":")[2])
+  assert shown == f"grpc://127.0.0.1:{port}"
+  assert _answers("127.0.0.1", port)
+  for address in addresses:
+    assert not _answers(address, port), address
+  worker = start_server("--worker", f"--dispatcher_address=127.0.0.1:{port}")
+  host, worker_port = service.host_and_port(_ready(worker))
+  assert host == "localhost" and _answers(host, worker_port)
+  for address in addresses:
+    assert not _answers(address, worker_port), address
+  given = start_server("--dispatcher", "--port=0", f"--bind={addresses[0]}")
+  opened = int(_ready(given).rpartition(":")[2])
+  assert _answers(addresses[0], opened) and _answers("127.0.0.1", opened)
+  everywhere = start_server("--dispatcher", "--port=0", "--bind=0.0.0.0")
+  opened = int(_ready(everywhere).rpartition(":")[2])
+  assert all(_answers(address, opened) for address in addresses if ":" not in address)
+
+
+def test_another_machines_address_is_refused():
+  for address in ("192.0.2.1", "host", ""):
+    with pytest.raises(service.ServiceError, match=r"no address of this machine.*0\.0\.0\.0"):
+      service.start_dispatcher(0, "", address)
+
+
+def test_a_system_that_cannot_filter_starts_no_server_that_all_could_reach(monkeypatch):
+  monkeypatch.setattr(service.bound_ports.sys, "platform", "darwin")
+  with pytest.raises(
+    service.ServiceError, match=r"cannot be kept to 127\.0\.0\.1.*--bind=0\.0\.0\.0"
+  ):
+    service.start_dispatcher(0, "")
 
 
 def test_addresses_are_split_into_host_and_port():

@@ -6,10 +6,12 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
 
+from conftest import without_permissions
 import pytest
 from web_server import CONTENT, NAME, SHA256, Server, serving
 
@@ -214,6 +216,20 @@ def test_a_full_disk_is_reported_before_the_download(server, cache, monkeypatch)
   with pytest.raises(downloads.DownloadError, match=r"0 MB free .* look around"):
     fetch(server.url(), cache)
   assert names_in(cache) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_set(server):
+  with tempfile.TemporaryDirectory() as text:
+    closed = pathlib.Path(text)
+    closed.chmod(0o555)
+    with (
+      without_permissions(),
+      pytest.raises(
+        downloads.DownloadError, match=rf"Permission denied \(in {closed}.*look around"
+      ),
+    ):
+      fetch(server.url(), closed)
+    closed.chmod(0o755)
 
 
 def test_a_file_whose_hash_was_checked_is_not_reported(server, cache, logged):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 
+from conftest import small_file_system
 import pytest
 from test_checkpoints import _description, check_equal, like, on_disk, small_state
 
@@ -113,15 +114,8 @@ def test_a_save_that_fails_says_why_and_leaves_nothing(what, reason):
 @pytest.fixture
 def small_disk(tmp_path):
   """A file system of its own with room for one checkpoint and a half."""
-  place = tmp_path / "disk"
-  place.mkdir()
-  mounting = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]
-  try:
-    subprocess.run(mounting, check=True, capture_output=True)
-  except (OSError, subprocess.CalledProcessError) as error:
-    pytest.skip(f"no file system can be mounted here: {error}")
-  yield place
-  subprocess.run(["umount", str(place)], check=True)
+  with small_file_system(tmp_path / "disk", "600k"):
+    yield tmp_path / "disk"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(small_disk):

@@ -12,6 +12,8 @@ from conftest import REAL_CLIPS
 import programs
 import pytest
 
+from hybrid_video import locks
+
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
@@ -115,6 +117,47 @@ def test_a_mistake_on_the_command_line_is_one_clear_message(
   assert expected in done.stderr + done.stdout
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [
+    (["--workdir=s3://bucket/run"], "--workdir is s3://bucket/run"),
+    (["--workdir=gs:/typo"], "--workdir is gs:/typo"),
+    (["--workdir=runs/http://run"], "--workdir is runs/http://run"),
+    (
+      ["--workdir=WORKDIR", "--config.data_dir=gs://bucket/videos"],
+      "--config.data_dir is gs://bucket",
+    ),
+    (
+      ["--workdir=WORKDIR", "--config.data_dir=hdfs://host/videos"],
+      "--config.data_dir is hdfs://host",
+    ),
+    (
+      ["--workdir=WORKDIR", "--config.records_dir=s3://bucket/x"],
+      "--config.records_dir is s3://bucket",
+    ),
+    (["--workdir=~no_such_user_here/run"], "home folder of that user"),
+  ],
+)
+def test_a_place_that_cannot_be_is_refused_and_becomes_no_folder(
+  arguments, expected, tmp_path, made_folder, run_copy
+):
+  rest = [argument.replace("WORKDIR", str(tmp_path / "run")) for argument in arguments]
+  given = any("data_dir" in argument for argument in rest)
+  rest += [] if given else [f"--config.data_dir={made_folder}"]
+  before = {path.name for path in ROOT.iterdir()}
+  done = run_copy("--config=configs/demo.py", "--config.made_films=4", *rest)
+  assert_one_clear_error(done, expected)
+  assert {path.name for path in ROOT.iterdir()} == before
+
+
+def test_a_second_run_in_a_work_directory_is_told_at_once_who_has_it(tmp_path, run_copy):
+  with locks.of_work_directory(tmp_path, "train"):
+    done = run_copy("--config=configs/demo.py", f"--workdir={tmp_path}")
+    assert_one_clear_error(done, f"{tmp_path} is in use by process {os.getpid()} on ", "(train)")
+    done = run_copy("--mode=predict", f"--workdir={tmp_path}", f"--videos={REAL_CLIPS}")
+    assert_one_clear_error(done, "name another --workdir")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import zlib
 import jax
 import pytest
 
-from hybrid_video import platform_setup
+from hybrid_video import paths, platform_setup
 
 ROOT = pathlib.Path(__file__).parent.parent
 _SETTINGS = (
@@ -131,14 +131,34 @@ def test_the_users_own_folder_or_switching_the_cache_off_takes_precedence(
   tmp_path, monkeypatch, settings
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  jax.config.update("jax_compilation_cache_dir", "/elsewhere")
+  elsewhere = tmp_path / "elsewhere"
+  jax.config.update("jax_compilation_cache_dir", str(elsewhere))
   assert platform_setup.keep_compiled_programs() is None
-  assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+  assert jax.config.jax_compilation_cache_dir == str(elsewhere)
   jax.config.update("jax_compilation_cache_dir", None)
   jax.config.update("jax_enable_compilation_cache", False)
   assert platform_setup.keep_compiled_programs() is None
   assert jax.config.jax_compilation_cache_dir is None
   assert not (tmp_path / "cache").exists()
+
+
+def test_a_home_folder_in_the_users_own_is_expanded_and_no_other_is_made(
+  tmp_path, monkeypatch, settings, logged
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  jax.config.update("jax_compilation_cache_dir", "~/programs")
+  assert platform_setup.keep_compiled_programs() is None
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / "programs")
+  (tmp_path / "file").write_text("mine")
+  jax.config.update("jax_compilation_cache_dir", "file/programs")
+  assert platform_setup.keep_compiled_programs() is None
+  assert jax.config.jax_compilation_cache_dir is None
+  assert "file/programs" in logged.text
+  jax.config.update("jax_compilation_cache_dir", "s3://bucket/programs")
+  with pytest.raises(paths.PathError, match=r"\$JAX_COMPILATION_CACHE_DIR is s3://"):
+    platform_setup.keep_compiled_programs()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "home"]
 
 
 def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path, monkeypatch, settings, logged):
