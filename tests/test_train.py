@@ -329,6 +329,7 @@ def test_a_finished_run_goes_on_when_it_is_asked_for_more_epochs(finished, tmp_p
   assert results["params_digest"] != outcome["params_digest"]
 
 
+@pytest.mark.slow
 def test_a_narrow_model_learns_real_clips_by_heart(tmp_path):
   folder = tmp_path / "hmdb51"
   # Two real clips to learn and one to be tested on, as split 3 of the official lists has them.
