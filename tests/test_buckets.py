@@ -59,12 +59,15 @@ def arguments(videos: pathlib.Path, workdir: str, records: str) -> list[str]:
 
 
 def test_a_run_in_a_bucket_is_killed_goes_on_and_ends_as_one_on_a_local_disk(
-  store, made_folder, tmp_path
+  store, made_folder, tmp_path, tmp_path_factory, monkeypatch
 ):
+  # Where other tests' programs are compiled, and not to the user's.
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
   elsewhere = tmp_path / "cwd"
   elsewhere.mkdir()
   in_bucket = arguments(made_folder, f"{BUCKET}/runs/own", f"{BUCKET}/records")
   with starting() as start:
+    local = start(*arguments(made_folder, str(tmp_path / "run"), str(tmp_path / "records")))
     first = start(*in_bucket, cwd=elsewhere)
     for line in first.stdout:
       if re.match(r"step +5/", line):
@@ -78,7 +81,6 @@ def test_a_run_in_a_bucket_is_killed_goes_on_and_ends_as_one_on_a_local_disk(
     printed, problems = second.communicate(timeout=180)
     assert second.returncode == 0, problems
     assert re.search(r"from step [24] to 12", printed), printed
-    local = start(*arguments(made_folder, str(tmp_path / "run"), str(tmp_path / "records")))
     local.communicate(timeout=180)
     assert local.returncode == 0
   there = json.loads(store.read("runs/own/results.json"))

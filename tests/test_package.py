@@ -22,6 +22,8 @@ DISTRIBUTIONS = {
   "tensorflow": "tensorflow-cpu",
   "tensorflow_datasets": "tensorflow-datasets",
   "google_crc32c": "google-crc32c",
+  # With what it brings: credentials and errors.
+  "google": "google-cloud-storage",
 }
 ONLY_FOR_TRAINING = (
   "tensorflow",
@@ -51,9 +53,9 @@ def test_the_requirements_are_those_of_the_package():
   assert requirements("requirements.txt") == [*PROJECT["dependencies"], *EXTRAS["train"]]
   base, *more = requirements("requirements-dev.txt")
   assert base == "-r requirements.txt"
-  train, beam, *tools = EXTRAS["dev"]
-  assert [train, beam] == [f"{PROJECT['name']}[{extra}]" for extra in ("train", "beam")]
-  assert more == [*EXTRAS["beam"], *tools]
+  train, beam, gcs, *tools = EXTRAS["dev"]
+  assert [train, beam, gcs] == [f"{PROJECT['name']}[{name}]" for name in ("train", "beam", "gcs")]
+  assert more == [*EXTRAS["beam"], *EXTRAS["gcs"], *tools]
   (jax,) = [line for line in PROJECT["dependencies"] if line.startswith("jax")]
   for extra in ("tpu", "cuda12", "cuda13"):
     assert EXTRAS[extra] == [jax.replace("jax", f"jax[{extra}]", 1)]
@@ -74,7 +76,7 @@ FILES = [*(ROOT / "hybrid_video").rglob("*.py"), ROOT / "main.py", ROOT / "input
 
 
 def test_every_import_is_of_a_declared_dependency():
-  declared = {name(line) for line in requirements("requirements.txt")}
+  declared = {name(line) for line in [*requirements("requirements.txt"), *EXTRAS["gcs"]]}
   for path in FILES:
     for module in imported(path) - {"hybrid_video", "__future__"} - sys.stdlib_module_names:
       assert DISTRIBUTIONS.get(module, module) in declared, (path, module)
