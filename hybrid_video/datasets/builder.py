@@ -129,12 +129,11 @@ def build(
   source = str(listed.folder)
   _warn_of_ignored(listed)
   check_missing(_missing(listed), allow_missing, missing_allowed, source, "are missing")
-  contents = _contents(listed, hash_whole_files)
-  folder, shards = _layout(listed, records_dir, scale, contents)
+  folder, shards = _layout(listed, records_dir, scale, _contents(listed, hash_whole_files))
   indices = _read_indices(folder, shards, hash_whole_files)
 
   def is_whole(index: Index) -> bool:
-    # A broken file that is not allowed may have become readable since, as it is.
+    # A broken file that is not allowed may be readable by now.
     return not _not_allowed(index["broken_names"], allow_missing, missing_allowed)
 
   def unfinished() -> list[Shard]:
@@ -148,12 +147,11 @@ def build(
       # Another build may have stored them while this one waited.
       indices = _read_indices(folder, shards, hash_whole_files)
     if todo := unfinished():
-      decoder = Decoder(scale, workers, limits)
       with _explained(folder, "written"):
-        indices |= _store(folder, store_shards(todo, listed, decoder))
+        indices |= _store(folder, store_shards(todo, listed, Decoder(scale, workers, limits)))
     records = _merged(listed, folder, scale, indices)
-  reasons = _reasons(records.broken)
-  check_missing(records.broken, allow_missing, missing_allowed, source, reasons)
+  what = _reasons(records.broken)
+  check_missing(records.broken, allow_missing, missing_allowed, source, what)
   return records
 
 
