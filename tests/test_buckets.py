@@ -58,6 +58,7 @@ def arguments(videos: pathlib.Path, workdir: str, records: str) -> list[str]:
   return [str(ROOT / "main.py"), f"--config={ROOT}/configs/demo.py", f"--workdir={workdir}", *flags]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_goes_on_and_ends_as_one_on_a_local_disk(
   store, made_folder, tmp_path, tmp_path_factory, monkeypatch
 ):

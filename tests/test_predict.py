@@ -271,7 +271,7 @@ def test_a_pretraining_model_has_no_classes_to_predict():
 
 
 class _Saved:
-  source = "a model"
+  source, words = "a model", "step 1"
 
 
 class _FakePredictor:
