@@ -303,7 +303,7 @@ def _experiment(epochs, seed, **settings):
   chosen = optimizers.OptimizerSettings(name="adamw", weight_decay=0.1, **settings)
   schedule = optimizers.make_schedule(chosen, steps=10 * epochs, steps_per_epoch=10)
   optimizer = optimizers.make_optimizer(chosen)
-  task = _task(seed=seed)
+  task = _plain_task(dropped=True)
   step = jax.jit(
     functools.partial(steps.train_step, task=task, optimizer=optimizer), donate_argnums=0
   )
@@ -363,7 +363,7 @@ def test_the_rate_scales_the_update_and_the_seed_moves_dropout():
 def test_a_donated_state_gives_all_its_memory_to_the_next():
   mesh = sharding.make_mesh()
   step, _, inputs = _experiment(**EXPERIMENTS[0])
-  state = _state(_task(), mesh)
+  state = _state(_plain_task(), mesh)
   # Warnings are errors here: XLA warns of what it cannot use.
   after, _ = step(state, sharding.put_batch(_batches(1)[0], mesh), *inputs)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
