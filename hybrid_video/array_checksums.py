@@ -32,7 +32,12 @@ def on_devices(arrays: Mapping[str, Any]) -> dict[str, int]:
       arrays in the same order; every process has to call this and gets the same.
   """
   # A program for each shape, and not one for all: of hundreds of arrays most share one of few shapes.
-  sums = [_jitted(_everywhere(array))(array) for array in arrays.values()]
+  sums = []
+  for array in arrays.values():
+    sums.append(_jitted(_everywhere(array))(array))
+    if jax.process_count() > 1:
+      # Programs that wait for other processes must not overlap: CPUs may run them in another order there.
+      sums[-1].block_until_ready()
   return dict(zip(arrays, map(int, jax.device_get(sums)), strict=True))
 
 
