@@ -5,6 +5,7 @@ In: numbers of the validation list, step by step. Out: a `Tracker`, which goes i
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -68,10 +69,14 @@ class Tracker:
   since: int = 0
 
   def after(self, step: int, numbers: Mapping[str, float]) -> Self:
-    """The tracker after a validation; the earlier of two as good stays the best."""
+    """The tracker after a validation; the earlier of two as good stays the best.
+
+    What is not finite is never the best.
+    """
     value = float(numbers[self.metric])
     sign = -1 if self.metric == "loss" else 1
-    if self.best is None or sign * value > sign * self.best:
+    is_better = self.best is None or sign * value > sign * self.best
+    if math.isfinite(value) and is_better:
       return dataclasses.replace(self, best=value, step=step, since=0)
     return dataclasses.replace(self, since=self.since + 1)
 

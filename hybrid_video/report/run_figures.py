@@ -73,7 +73,7 @@ def draw(
         tested.numbers,
         1 / len(names),
         step=step,
-        best=writers.best_step(history, writers.metric_of(experiment, tested.numbers)),
+        best=writers.best_step(history, experiment.validation.metric_of(experiment.task)),
       )
     if "probabilities" in tested.arrays:
       with parts.making(folder / CONFUSION):

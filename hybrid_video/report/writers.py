@@ -21,6 +21,7 @@ from hybrid_video.experiment import Experiment
 from hybrid_video.report import event_files, line_files, results
 from hybrid_video.report.scalar_writer import ScalarsWriter
 from hybrid_video.report.wandb_writer import WandbWriter
+from hybrid_video.validation import Tracker
 
 log = logging.getLogger("hybrid_video")
 
@@ -31,16 +32,6 @@ History = list[dict[str, float]]
 Scalars = Mapping[str, float]
 
 
-def metric_of(experiment: Experiment, names: Scalars) -> str:
-  """The number of the validation list that tells the best step.
-
-  Args:
-    experiment: `validation.metric`.
-    names: has `video_top1` where videos are classified.
-  """
-  return experiment.validation.metric or ("video_top1" if "video_top1" in names else "loss")
-
-
 def best_step(history: History, metric: str) -> dict[str, float] | None:
   """The line of the best validation, the earlier of two as good; None where nothing was validated.
 
@@ -48,10 +39,16 @@ def best_step(history: History, metric: str) -> dict[str, float] | None:
     history: what `read_history` gives.
     metric: such as `video_top1`; of `loss` less is better.
   """
-  name = f"validation/{metric}"
-  sign = -1 if metric == "loss" else 1
-  validated = [line for line in history if np.isfinite(line.get(name, np.nan))]
-  return max(validated, key=lambda line: sign * line[name], default=None)
+  best = _best_of(history, metric).step
+  return next((line for line in history if line["step"] == best), None)
+
+
+def _best_of(history: History, metric: str) -> Tracker:
+  tracker, name = Tracker(metric), f"validation/{metric}"
+  for line in history:
+    if name in line:
+      tracker = tracker.after(int(line["step"]), {metric: line[name]})
+  return tracker
 
 
 class ConsoleWriter(ScalarsWriter):
@@ -67,8 +64,7 @@ class ConsoleWriter(ScalarsWriter):
     """
     super().__init__()
     self._steps = steps
-    self._experiment = experiment
-    self._validated = [line for line in before if "validation/loss" in line]
+    self._best = _best_of(before, experiment.validation.metric_of(experiment.task))
 
   def write_scalars(self, step: int, scalars: Scalars) -> None:
     """Logs the numbers of training, and of the validation list where there are any."""
@@ -81,7 +77,7 @@ class ConsoleWriter(ScalarsWriter):
     ):
       if f"{group}/loss" in values:
         line = f"{words}{_score(values, group)}"
-        log.info("%s", line + self._best(step, values) if group == "validation" else line)
+        log.info("%s", line + self._compared(step, values) if group == "validation" else line)
 
   def _training(self, step: int, values: dict[str, float]) -> str:
     top1 = f"  top-1 {100 * values['train/top1']:5.1f} %" if "train/top1" in values else ""
@@ -102,19 +98,17 @@ class ConsoleWriter(ScalarsWriter):
       parts.append(f"  ({values['skipped_steps']:.0f} updates skipped)")
     return "".join(parts)
 
-  def _best(self, step: int, values: dict[str, float]) -> str:
+  def _compared(self, step: int, values: dict[str, float]) -> str:
     """Whether this is the best validation so far, and if not, which is."""
-    numbers = {name.removeprefix("validation/"): value for name, value in values.items()}
-    metric = metric_of(self._experiment, numbers)
-    self._validated.append({"step": step, **values})
-    best = best_step(self._validated, metric)
-    if best is None:
+    metric = self._best.metric
+    self._best = self._best.after(step, {metric: values[f"validation/{metric}"]})
+    value = self._best.best
+    if value is None:
       return ""
-    if best["step"] == step:
+    if self._best.step == step:
       return f"  (best so far, step {step})"
-    value = best[f"validation/{metric}"]
     shown = f"{metric} {value:.4f}" if metric == "loss" else f"{metric} {100 * value:.1f} %"
-    return f"  (best: {shown}, step {best['step']:.0f})"
+    return f"  (best: {shown}, step {self._best.step})"
 
 
 def _score(values: dict[str, float], group: str) -> str:
