@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Self
 
 import hybrid_video
-from hybrid_video import class_identity, errors
+from hybrid_video import class_identity, errors, settings
 from hybrid_video.experiment import Experiment
 
 # Written into every description; raised when the items of a checkpoint or their meaning change.
@@ -132,9 +132,5 @@ def optimizer_differences(saved: Description, wanted: Description) -> str:
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-  nothing = "nothing"
-  return [
-    f"{name}: {there.get(name, nothing)} there, {here.get(name, nothing)} asked for"
-    for name in sorted(there.keys() | here.keys())
-    if there.get(name, nothing) != here.get(name, nothing)
-  ]
+  differing = sorted(settings.differing(there, here), key=lambda each: each[0])
+  return [f"{name}: {one} there, {other} asked for" for name, one, other in differing]

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import checkpoint_arrays, errors
+from hybrid_video import checkpoint_arrays, errors, settings
 from hybrid_video.checkpoint_arrays import AVERAGES, ITEMS, of_item
 from hybrid_video.checkpoint_description import (
   CheckpointError,
@@ -95,10 +95,9 @@ def _fitting(stored: Stored, wanted: Mapping[str, Any], description: Description
   left_out = set() if all(averages) else set().union(*averages)
   here = {name: array for name, array in wanted.items() if name not in left_out}
   there = {name: array for name, array in stored.arrays.items() if name not in left_out}
+  forms = ({name: _form(array) for name, array in arrays.items()} for arrays in (there, here))
   differences = [
-    f"{name} ({_form(there.get(name))} there, {_form(here.get(name))} here)"
-    for name in sorted(there.keys() | here.keys())
-    if _form(there.get(name)) != _form(here.get(name))
+    f"{name} ({one} there, {other} here)" for name, one, other in sorted(settings.differing(*forms))
   ]
   if differences:
     raise CheckpointError(
@@ -110,7 +109,7 @@ def _fitting(stored: Stored, wanted: Mapping[str, Any], description: Description
 
 
 def _form(array: Any) -> str:
-  return "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+  return f"{array.dtype}{list(array.shape)}"
 
 
 def _as_averages(arrays: Mapping[str, jax.Array], averages: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from absl import logging as absl_logging
 from etils import epath
 from ml_collections import config_flags
 
-from hybrid_video import __version__, errors, hosts, locks, paths, progress, stopping
+from hybrid_video import __version__, errors, hosts, locks, paths, progress, settings, stopping
 
 if TYPE_CHECKING:
   from hybrid_video.experiment import Experiment
@@ -226,16 +226,9 @@ def _agreement(workdir: epath.Path, chosen: "Experiment | None") -> dict[str, An
     "--checkpoint": _CHECKPOINT.value,
     "--videos": ",".join(_VIDEOS.value),
   }
-
-  def add(path: str, value: Any) -> None:
-    if isinstance(value, dict):
-      for name, inner in value.items():
-        add(f"{path}.{name}", inner)
-    else:
-      agreement[path] = value
-
-  add("--config", None if chosen is None else chosen.to_json())
-  return agreement
+  if chosen is None:
+    return {**agreement, "--config": None}
+  return agreement | settings.flat(chosen.to_json(), "--config.")
 
 
 def _run_mode(

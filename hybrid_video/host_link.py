@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any
 
-from hybrid_video import errors
+from hybrid_video import errors, settings
 
 # A machine without power or network is noticed after so long.
 LOST_SECONDS = 30
@@ -393,16 +393,13 @@ def _disagreement(hellos: Mapping[int, Message]) -> str:
   first = hellos[0]
   for process, hello in sorted(hellos.items()):
     theirs, ours = hello["agreement"], first["agreement"]
-    missing = "nothing"
     differing = [
-      f"  {name}: {ours.get(name, missing)} and {theirs.get(name, missing)}"
-      for name in sorted(ours.keys() | theirs.keys())
-      if ours.get(name, missing) != theirs.get(name, missing)
+      f"  {name}: {our} and {their}" for name, our, their in settings.differing(ours, theirs)
     ]
     if differing:
       return (
         f"{named(0, first['name'])} and {named(process, hello['name'])} were given different commands:\n"
-        + "\n".join(differing[:10])
+        + "\n".join(sorted(differing)[:10])
         + "\nAll processes need the same command, but for --process_id."
       )
   return ""

@@ -4,7 +4,7 @@ In: the experiment of a checkpoint and the one that is asked for. Out: lines tha
 and harmless, or an error that lists what changes the run's meaning.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hybrid_video import errors
+from hybrid_video import errors, settings
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.validation import Tracker
@@ -122,7 +122,8 @@ def check(
 
 def with_comparable_best(saved: Experiment, progress: Progress, wanted: Experiment) -> Progress:
   """A run's progress, the best so far forgotten where other settings measure what is to come."""
-  if not any(_in_groups(path, _OF_VALIDATION) for path in _paths(saved, wanted)):
+  changed = (path for path, _, _ in _changed(saved, wanted))
+  if not any(_in_groups(path, _OF_VALIDATION) for path in changed):
     return progress
   log.warning("Validation is another from here on: the best so far is forgotten")
   metric = wanted.validation.metric_of(wanted.task)
@@ -131,38 +132,26 @@ def with_comparable_best(saved: Experiment, progress: Progress, wanted: Experime
 
 def _differences(saved: Experiment, wanted: Experiment) -> tuple[list[str], list[str]]:
   """Lines on settings that are others: the harmless ones, and those that change a run's meaning."""
-  before, now = dict(_flat(saved.to_json())), dict(_flat(wanted.to_json()))
   harmless: list[str] = []
   changing: list[str] = []
-  for path in _paths(saved, wanted):
+  for path, before, now in _changed(saved, wanted):
     if path in _UNSAID:
       continue
-    line = f"--config.{path}: {_shown(before, path)} before, {_shown(now, path)} now"
+    line = f"--config.{path}: {before} before, {now} now"
     if path == "epochs":
       line += f" ({wanted.optimizer.schedule} schedule, worked out for {wanted.epochs:g} epochs)"
     (harmless if _in_groups(path, _HARMLESS) else changing).append(line)
   return harmless, changing
 
 
-def _paths(saved: Experiment, wanted: Experiment) -> list[str]:
-  """The paths of the settings that are others."""
-  before, now = dict(_flat(saved.to_json())), dict(_flat(wanted.to_json()))
-  return [
-    path for path in dict.fromkeys((*before, *now)) if _shown(before, path) != _shown(now, path)
-  ]
+def _changed(saved: Experiment, wanted: Experiment) -> Iterator[tuple[str, str, str]]:
+  """The paths of the settings that are others, with both values as messages show them."""
+  before, now = (
+    {path: errors.printable(repr(value)) for path, value in settings.flat(one.to_json()).items()}
+    for one in (saved, wanted)
+  )
+  return settings.differing(before, now)
 
 
-def _in_groups(path: str, groups: Any) -> bool:
+def _in_groups(path: str, groups: Collection[str]) -> bool:
   return any(path == group or path.startswith(f"{group}.") for group in groups)
-
-
-def _shown(values: Mapping[str, Any], path: str) -> str:
-  return errors.printable(repr(values[path])) if path in values else "nothing"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  for name, value in values.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f"{prefix}{name}.")
-    else:
-      yield f"{prefix}{name}", value

@@ -5,7 +5,7 @@ declares each field by `setting`: its default, its range and what it means. Noth
 ConfigDicts; `experiment` turns them into settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import math
 import types
@@ -93,6 +93,32 @@ class Settings:
         value = hint.from_mapping(value)
       chosen[name] = value
     return cls(**chosen)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested mappings as one, by paths such as `optimizer.momentum`.
+
+  Args:
+    values: nested mappings.
+    prefix: stands before every path.
+  """
+  paths: dict[str, Any] = {}
+  for name, value in values.items():
+    if isinstance(value, Mapping):
+      paths |= flat(value, f"{prefix}{name}.")
+    else:
+      paths[f"{prefix}{name}"] = value
+  return paths
+
+
+def differing(
+  first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+  """What two mappings have otherwise: (name, of the first, of the second), "nothing" where it lacks."""
+  for name in dict.fromkeys((*first, *second)):
+    one, other = first.get(name, "nothing"), second.get(name, "nothing")
+    if one != other:
+      yield name, one, other
 
 
 def _to_json(value: Any) -> Any:
