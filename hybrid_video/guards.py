@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import errors, sharding
+from hybrid_video import errors, sharding, steps
 from hybrid_video.compilation import Compilations
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch
 from hybrid_video.state import State
-from hybrid_video.steps import PREPARATION_STREAM
 from hybrid_video.tasks import Array, Task, Tree
 
 log = logging.getLogger("hybrid_video")
@@ -111,10 +110,8 @@ def _first_not_finite(task: Task, state: State, batch: dict[str, Array], seed: i
   wrong = _not_finite({"params": params, "batch_stats": state["batch_stats"]})
   if wrong:
     return f"{errors.shown(wrong)} in the state before it are not"
-  root = jax.random.key(np.uint32(seed % 2**32))
-  stream = jax.random.fold_in(root, PREPARATION_STREAM)
-  prepared = jax.jit(task.prepare)(batch, jax.random.fold_in(stream, state["step"]))
-  key = jax.random.fold_in(root, state["step"])
+  preparation_key, key = steps.keys(steps.as_seed(seed), state["step"])
+  prepared = jax.jit(task.prepare)(batch, preparation_key)
   if _not_finite(prepared):
     return "the clips are not after augmentation"
 
@@ -150,9 +147,7 @@ def _not_finite(tree: Any) -> list[str]:
   """Paths of the arrays that hold a value that is not finite."""
   flags = jax.tree_util.tree_flatten_with_path(jax.device_get(_all_finite(tree)))[0]
   return [
-    "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
-    for path, finite in flags
-    if not finite
+    jax.tree_util.keystr(path, simple=True, separator="/") for path, finite in flags if not finite
   ]
 
 

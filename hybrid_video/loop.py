@@ -8,6 +8,7 @@ two steps - a signal, a record that cannot be read, a full disk - leaves a check
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 from typing import NoReturn
@@ -24,6 +25,7 @@ from hybrid_video import (
   optimizers,
   resuming,
   sharding,
+  steps,
   stopping,
   validation,
 )
@@ -42,7 +44,6 @@ from hybrid_video.tasks import Sums, Task
 log = logging.getLogger("hybrid_video")
 
 StepFunction = Callable[..., tuple[State, Sums]]
-Save = Callable[[int, State, resuming.Progress], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Run:
       service=self.experiment.data_service,
     )
 
-  @property
+  @functools.cached_property
   def validates(self) -> bool:
     """Whether there is a validation list, and it is to be used while training."""
     experiment = self.experiment
@@ -198,8 +199,7 @@ def _steps(
     1, round(experiment.checkpoint_every_epochs * run.length.steps_per_epoch)
   )
   whole = sharding.replicated(run.mesh)
-  # What JAX makes of a larger seed, as the type that the compiled step takes.
-  seed = sharding.place(np.array(experiment.seed % 2**32, np.uint32), whole)
+  seed = sharding.place(steps.as_seed(experiment.seed), whole)
   guard = guards.StepGuard(run.compiled)
   while at.step < total and not run.stops_early(at.progress):
     batch = meter.next(batches)
@@ -270,8 +270,14 @@ def _finish(
     if (peak := device_memory.peak_bytes()) is not None:
       scalars["device_memory_bytes"] = peak
     if _validates_at(run, at.step):
-      scalars |= _validated(run, at.state)
-      tracker = tracker.after(at.step, _numbers(scalars, "validation"))
+      validated = _validated(run, at.state)
+      scalars |= {
+        f"{group}/{name}": float(value)
+        for group, numbers in validated.items()
+        for name, value in numbers.items()
+        if name not in ("videos", "clips")
+      }
+      tracker = tracker.after(at.step, validated["validation"])
     writer.write_scalars(at.step, scalars)
     writer.flush()
     meter.begin(at.step)
@@ -279,16 +285,8 @@ def _finish(
   return tracker.step == at.step
 
 
-def _numbers(scalars: dict[str, float], group: str) -> dict[str, float]:
-  return {
-    name.removeprefix(f"{group}/"): value
-    for name, value in scalars.items()
-    if name.startswith(f"{group}/")
-  }
-
-
-def _validated(run: Run, state: State) -> dict[str, float]:
-  """Numbers of the validation list and of a sample of the training list, by name."""
+def _validated(run: Run, state: State) -> dict[str, dict[str, float | int]]:
+  """Numbers of the validation list and of a sample of the training list, by list."""
   experiment = run.experiment
   chosen = evaluate.Parameters.of(state)
   # Several processes stop together, and that is between two steps.
@@ -301,12 +299,7 @@ def _validated(run: Run, state: State) -> dict[str, float]:
     numbers["validation_raw"] = run.evaluator.numbers(chosen.raw, "validation", check)
   if len(sample):
     numbers["train_sample"] = run.evaluator.numbers(chosen.variables, sample, check)
-  return {
-    f"{group}/{name}": float(value)
-    for group, of_list in numbers.items()
-    for name, value in of_list.items()
-    if name not in ("videos", "clips")
-  }
+  return numbers
 
 
 def _save(at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> None:
@@ -327,11 +320,18 @@ def _keep(at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> None:
     # Within a step, the state before it is given up.
     return
   meter.drain()
-  latest = saved.latest_step()
-  if meter.refused is None and at.step > (0 if latest is None else latest):
-    _save(at, meter, saved)
-    saved.wait()
+  if meter.refused is None and _save_newer(at, meter, saved):
     log.info("Saved step %d", at.step)
+
+
+def _save_newer(at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> bool:
+  """Saves a step unless it, or a later one, is saved; gives whether it did, once all is on disk."""
+  latest = saved.latest_step()
+  if at.step <= (0 if latest is None else latest):
+    return False
+  _save(at, meter, saved)
+  saved.wait()
+  return True
 
 
 def _refuse(run: Run, at: _Place, meter: Meter, saved: checkpoints.Checkpoints) -> NoReturn:
@@ -343,10 +343,7 @@ def _refuse(run: Run, at: _Place, meter: Meter, saved: checkpoints.Checkpoints) 
   # What was refused is tried again when the run goes on.
   at.state = {**at.state, "skipped": sharding.place(allowed, whole)}
   at.step = refused - 1
-  latest = saved.latest_step()
-  if at.step > (0 if latest is None else latest):
-    _save(at, meter, saved)
-    saved.wait()
+  _save_newer(at, meter, saved)
   with contextlib.closing(run.batches(at.step, refused)) as batches:  # type: ignore[type-var]
     batch = next(batches)
   raise guards.explain(run.task, run.mesh, at.state, batch, run.experiment, run.records)

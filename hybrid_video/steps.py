@@ -21,7 +21,24 @@ from hybrid_video.tasks import Array, Sums, Task, Tree
 
 # Folded into the seed's key before the step, so that what `Task.prepare` draws is none of dropout's;
 # no step's number gets so far.
-PREPARATION_STREAM = 2**32 - 1
+_PREPARATION_STREAM = 2**32 - 1
+
+
+def as_seed(seed: int) -> np.ndarray:
+  """A seed as the compiled step takes it: what JAX makes of a larger one, uint32."""
+  return np.array(seed % 2**32, np.uint32)
+
+
+def keys(seed: np.uint32 | np.ndarray | Array, step: Array) -> tuple[Array, Array]:
+  """The keys of a step: (what `Task.prepare` draws with, dropout's).
+
+  Args:
+    seed: see `as_seed`.
+    step: updates before it.
+  """
+  root = jax.random.key(seed)
+  stream = jax.random.fold_in(root, _PREPARATION_STREAM)
+  return jax.random.fold_in(stream, step), jax.random.fold_in(root, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +102,8 @@ def train_step(
     `gradient_norm`, `update_norm` and `parameter_norm` of the update, `finite` (1 or 0) and `halted`
     (1 where one more was not finite than may be), and the sum of `stop`, if the batch has it.
   """
-  root = jax.random.key(seed)
-  dropout_key = jax.random.fold_in(root, state["step"])
-  stream = jax.random.fold_in(root, PREPARATION_STREAM)
-  prepared = task.prepare(batch, jax.random.fold_in(stream, state["step"]))
+  preparation_key, dropout_key = keys(seed, state["step"])
+  prepared = task.prepare(batch, preparation_key)
   gradients, batch_stats, sums = _gradients(state, prepared, dropout_key, task, options)
   # What is not trained has no gradient, which is then not even computed.
   gradients = jax.tree.map(
