@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from hybrid_video import errors
+from hybrid_video import errors, paths
 
 # A lease that was not renewed for so long has lost its holder.
 LEASE_SECONDS = 60.0
@@ -36,7 +36,7 @@ def opened(path: str) -> Iterator[tuple[BinaryIO, int, int]]:
   from google.api_core import exceptions
   from google.cloud import storage
 
-  bucket, _, name = path.removeprefix("gs://").partition("/")
+  bucket, name = _parts(path)
   with _as_os_errors(path):
     blob = storage.Client().bucket(bucket).get_blob(name, timeout=_TIMEOUT_SECONDS)
   if blob is None:
@@ -46,6 +46,12 @@ def opened(path: str) -> Iterator[tuple[BinaryIO, int, int]]:
       yield stream, blob.size, blob.generation
   except (exceptions.GoogleAPIError, exceptions.PreconditionFailed) as error:
     raise OSError(errno.EIO, _line(error), path) from error
+
+
+def _parts(path: str) -> tuple[str, str]:
+  """The names of the bucket and of the object in it."""
+  bucket, _, name = path.removeprefix(paths.BUCKETS).partition("/")
+  return bucket, name
 
 
 class Lease:
@@ -67,7 +73,7 @@ class Lease:
     from google.cloud import storage
 
     self._path, self._text = path, text
-    bucket, _, self._name = path.removeprefix("gs://").partition("/")
+    bucket, self._name = _parts(path)
     with _as_os_errors(path):
       self._bucket = storage.Client().bucket(bucket)
     self._generation = 0

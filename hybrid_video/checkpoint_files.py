@@ -307,12 +307,17 @@ def candidates(path: os.PathLike | str) -> Candidates:
   return Candidates(tuple(newest), exact=False)
 
 
-def _best_first(workdir: epath.Path, newest: list[epath.Path]) -> list[epath.Path]:
+def best_if_whole(workdir: os.PathLike | str) -> Best | None:
+  """What `best.json` says; None where there is none or, with a warning, where it is damaged."""
   try:
-    marked = best(workdir)
+    return best(workdir)
   except CheckpointError as error:
     log.warning("%s", error)
-    return newest
+    return None
+
+
+def _best_first(workdir: epath.Path, newest: list[epath.Path]) -> list[epath.Path]:
+  marked = best_if_whole(workdir)
   if marked is None:
     return newest
   first = workdir / FOLDER / str(marked.step)

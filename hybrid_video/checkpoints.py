@@ -294,11 +294,7 @@ class Checkpoints:
       self._steps.remove(step)
 
   def _best_on_disk(self) -> int | None:
-    try:
-      marked = checkpoint_files.best(self._workdir)
-    except CheckpointError as error:
-      log.warning("%s", error)
-      return None
+    marked = checkpoint_files.best_if_whole(self._workdir)
     return marked.step if marked and marked.step in self._steps else None
 
   def _check_newest(self) -> None:

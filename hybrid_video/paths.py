@@ -84,6 +84,11 @@ def local(path: os.PathLike | str, setting: str, why: str) -> pathlib.Path:
   return resolve(path, setting)
 
 
+def within(path: str, workdir: os.PathLike | str) -> str:
+  """A path of a setting, in which "{workdir}" stands for the work directory."""
+  return path.replace("{workdir}", os.fspath(workdir))
+
+
 def is_remote(path: os.PathLike | str) -> bool:
   """Whether a path lies on a file system that Python itself does not read."""
   return "://" in os.fspath(path)

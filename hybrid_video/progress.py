@@ -13,7 +13,6 @@ import shutil
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Self, TextIO
 
 # Of drawing: more often than this, no eye sees it.
@@ -101,12 +100,7 @@ class StatusLine:
       self.draw()
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: object) -> None:
     global _shown
     with _lock:
       self.clear()

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn, Self
 
 from hybrid_video import google_metadata
@@ -108,12 +108,7 @@ class StopRequest:
       threading.Thread(target=self._watch_metadata, daemon=True).start()
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: object) -> None:
     self._over.set()
     if self._pipe is None:
       return

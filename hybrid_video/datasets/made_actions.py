@@ -35,6 +35,8 @@ from hybrid_video.datasets import hmdb51, splits
 from hybrid_video.decoding import parent_watch
 
 HEIGHT, WIDTH = 96, 128
+# Of the films, in each split.
+_TEST_SHARE = 0.3
 FRAME_RATES = (12, 15, 20, 24, 30)
 SECONDS = (1.8, 2.3)
 SPLITS_FOLDER = "testTrainMulti_7030_splits"
@@ -263,11 +265,16 @@ def _write_film(folder: pathlib.Path, seed: int, film: int) -> None:
     write_avi(folder / action / clip_name(action, film), frames, fps)
 
 
+def test_films(films: int) -> int:
+  """How many of some films each split tests; the others are for training."""
+  return round(_TEST_SHARE * films)
+
+
 def _split_codes(films: int, split: int) -> list[int]:
-  # A film is for training (7 in 10) or for the test (3 in 10) as a whole; splits test other films.
+  # A film is for training or for the test as a whole; splits test other films.
   order = np.random.default_rng([films, split]).permutation(films)
   codes = np.full(films, splits.TRAIN)
-  codes[order[: round(0.3 * films)]] = splits.TEST
+  codes[order[: test_films(films)]] = splits.TEST
   return codes.tolist()
 
 

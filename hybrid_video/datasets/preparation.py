@@ -30,10 +30,6 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
   Raises:
     UserError: the data cannot be used; the message names the file and says what to do.
   """
-
-  def within(path: str) -> str:
-    return path.replace("{workdir}", str(workdir))
-
   if not experiment.data_dir:
     raise DataFolderError(
       "No data folder is named: set --config.data_dir to the folder of the videos and their lists, "
@@ -41,14 +37,16 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     )
   # The same path for whoever decodes, as broken videos are told by theirs.
   decoded = "videos are decoded, and archives unpacked, from local files"
-  folder = paths.local(within(experiment.data_dir), experiment.path("data_dir"), decoded)
-  mirrors_file = within(experiment.mirrors)
+  folder = paths.local(
+    paths.within(experiment.data_dir, workdir), experiment.path("data_dir"), decoded
+  )
+  mirrors_file = paths.within(experiment.mirrors, workdir)
   listed = hosts.in_turn(
     folder, lambda: _listing(experiment, folder, mirrors_file), "the videos are made ready"
   )
   beam_options = experiment.beam_pipeline_options
   # "" is the builder's default.
-  records_dir = within(experiment.records_dir)
+  records_dir = paths.within(experiment.records_dir, workdir)
   if records_dir:
     records_dir = os.fspath(paths.resolve(records_dir, experiment.path("records_dir")))
 

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from hybrid_video import datasets, errors
+from hybrid_video import datasets, errors, paths
 from hybrid_video.datasets import made_actions, splits
 from hybrid_video.experiment import Experiment
 
@@ -21,8 +21,6 @@ _KNOWN: dict[str, tuple[int, tuple[int, ...]]] = {
   "ucf101": (101, (9537, 9586, 9624)),
   "kinetics": (400, (240_000,)),
 }
-# Of the films of each action, see `made_actions`.
-_MADE_TEST_SHARE = 0.3
 
 
 class LengthError(errors.UserError):
@@ -79,7 +77,7 @@ def find(
 def _known(experiment: Experiment) -> Length | None:
   dataset, share = experiment.dataset, experiment.validation_share
   if dataset == "made_actions":
-    films = experiment.made_films - round(_MADE_TEST_SHARE * experiment.made_films)
+    films = experiment.made_films - made_actions.test_films(experiment.made_films)
     count = len(made_actions.ACTIONS)
     of_splits: tuple[int, ...] = (films * count,)
     source = "made_films"
@@ -98,8 +96,7 @@ def _known(experiment: Experiment) -> Length | None:
 def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length | None:
   if experiment.dataset in ("hmdb51", "ucf101", "made_actions") or not experiment.data_dir:
     return None
-  named = experiment.data_dir.replace("{workdir}", os.fspath(workdir or ""))
-  folder = pathlib.Path(named).expanduser()
+  folder = pathlib.Path(paths.within(experiment.data_dir, workdir or "")).expanduser()
   if not folder.is_dir():
     return None
   listing = datasets.read(

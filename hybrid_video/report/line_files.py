@@ -8,7 +8,7 @@ import os
 
 from etils import epath
 
-from hybrid_video import files
+from hybrid_video import files, paths
 
 
 class LineFile:
@@ -28,7 +28,7 @@ class LineFile:
       OSError: it is there and cannot be read.
     """
     self._path = epath.Path(path)
-    self._appends = "://" not in os.fspath(self._path)
+    self._appends = not paths.is_remote(self._path)
     self._text = "" if self._appends or not self._path.exists() else self._path.read_text()
     self._is_flushed = True
 

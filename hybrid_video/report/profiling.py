@@ -6,7 +6,6 @@ In: each step's number, before the step. Out: a trace in `tensorboard/plugins/pr
 from collections.abc import Sequence
 import logging
 import os
-from types import TracebackType
 from typing import Any, Self
 
 from etils import epath
@@ -37,12 +36,7 @@ class Profile:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: object) -> None:
     if self._began is not None:
       self._stop()
     elif self._step < self._first:

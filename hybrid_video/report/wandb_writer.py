@@ -13,7 +13,7 @@ import uuid
 
 from etils import epath
 
-from hybrid_video import errors, files
+from hybrid_video import errors, files, paths
 from hybrid_video.experiment import Experiment
 from hybrid_video.report import results, scalar_writer
 
@@ -71,7 +71,7 @@ class WandbWriter(scalar_writer.ScalarsWriter):
         name=folder.name,
         resume="allow",
         # The service's files are on a local disk, in its usual place, where the work directory is not.
-        dir=None if "://" in os.fspath(folder) else os.fspath(folder),
+        dir=None if paths.is_remote(folder) else os.fspath(folder),
         config=experiment.to_json(),
       )
     except (wandb.Error, OSError) as error:
