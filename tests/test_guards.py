@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import RATE, SEED, _batches, _optimizer, _task
+from test_steps import RATE, SEED, _batches, _optimizer, _plain_task, _task
 
 from hybrid_video import compilation, experiment, guards, sharding, steps
 from hybrid_video import state as training_state
@@ -35,7 +35,7 @@ def _bits(tree):
 
 
 def test_an_update_that_is_not_finite_changes_nothing_and_the_next_goes_on_without_it():
-  task = _task()
+  task = _plain_task()
   mesh, state, step = _start(task, max_skipped=1, ema_decay=0.9)
   first, second = (sharding.put_batch(batch, mesh) for batch in _batches(2))
   before = _bits([state[name] for name in ("params", "batch_stats", "opt_state", "ema")])
@@ -88,7 +88,7 @@ def test_what_is_not_finite_before_or_after_the_layers_is_told_too():
 
 
 def test_a_number_on_the_host_and_a_batch_of_another_shape_are_noticed(caplog):
-  task = _task()
+  task = _plain_task()
   mesh, state, step = _start(task)
   whole = sharding.replicated(mesh)
   rate, seed = sharding.place(RATE, whole), sharding.place(SEED, whole)
