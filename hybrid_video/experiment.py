@@ -237,6 +237,11 @@ class Experiment(Settings):
       raise SettingError(
         f"{self.path('profile_steps')} is {first_last}: expected a first and a last step, such as (10, 12)."
       )
+    if self.task == "pretraining" and self.validation.metric not in ("", "loss"):
+      raise SettingError(
+        f"{self.validation.path('metric')} is {self.validation.metric!r}, and {self.model.name} has no "
+        "classes: set it to loss."
+      )
     if self.test_parameters == "best" and not self.validation.is_on:
       raise SettingError(
         f"{self.path('test_parameters')} is 'best', and nothing is validated while training: set "

@@ -204,3 +204,13 @@ def test_decoding_processes_start_without_jax_or_tensorflow():
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
   )
   assert done.stdout.strip() == "[]"
+
+
+def test_a_model_without_classes_is_validated_by_its_loss():
+  config = experiment.default_config()
+  config.model.name = "videomae_small_pretraining"
+  config.validation.metric = "loss"
+  assert experiment.from_config(config).validation.metric_of("pretraining") == "loss"
+  config.validation.metric = "video_top1"
+  with pytest.raises(SettingError, match=r"validation\.metric is 'video_top1'.*no classes"):
+    experiment.from_config(config)
