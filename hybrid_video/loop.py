@@ -5,7 +5,7 @@ what was measured and validated is written, then a checkpoint is saved. Whatever
 two steps - a signal, a record that cannot be read, a full disk - leaves a checkpoint of the last step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -36,6 +36,7 @@ from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.meter import Length, Meter
 from hybrid_video.pipeline import Batch, Pipeline
+from hybrid_video.prefetch import PlacedBatch, Prefetch
 from hybrid_video.report import device_memory, writers
 from hybrid_video.report.profiling import Profile
 from hybrid_video.state import State
@@ -89,7 +90,7 @@ class Run:
     """Whether nothing is left to train."""
     return progress.finished >= self.length.total_steps or self.stops_early(progress)
 
-  def batches(self, first_step: int, steps: int) -> Iterator[Batch]:
+  def batches(self, first_step: int, steps: int) -> Generator[Batch, None, None]:
     """The training batches of the steps `first_step` to `steps`, exclusive, from 0."""
     return self.pipeline.training_batches(
       self.records,
@@ -151,10 +152,12 @@ def train(
   saved.best_step = progress.tracker.step
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(_writer(run, progress.finished))
+    # One of several processes cannot stop alone.
+    check = run.stop.check if jax.process_count() == 1 else None
+    place = functools.partial(_placed, run.mesh)
     batches = stack.enter_context(
-      contextlib.closing(run.batches(at.step, run.length.total_steps))  # type: ignore[type-var]
+      Prefetch(run.batches(at.step, run.length.total_steps), place, check)
     )
-    stack.enter_context(run.stop.held())
     status = stack.enter_context(
       progress_line.StatusLine(
         "step", run.length.total_steps, done=at.step, unit="clips", per_count=run.length.batch_size
@@ -168,12 +171,16 @@ def train(
       # A run may have been stopped between this step and its report.
       if progress.finished < at.step and _finish(run, at, meter, writer, schedule):
         _mark_best(at, saved)
-      for step in _steps(run, at, meter, writer, step_function, schedule, saved, batches):
+
+      def hold() -> None:
+        stack.enter_context(run.stop.held())
+
+      for step in _steps(run, at, meter, writer, step_function, schedule, saved, batches, hold):
         status.update(step, **meter.latest)
         profile.step(step + 1, at.state)
     except stopping.Stopped:
       _keep(at, meter, saved)
-      raise run.stop.stopped(at.step) from None
+      raise run.stop.stopped(at.step or None) from None
     except CheckpointError:
       raise
     except BaseException:
@@ -191,9 +198,13 @@ def _steps(
   step_function: StepFunction,
   schedule: optimizers.Schedule,
   saved: checkpoints.Checkpoints,
-  batches: Iterator[Batch],
+  batches: Prefetch,
+  hold: Callable[[], None],
 ) -> Iterator[int]:
-  """Trains step by step, and gives the number of each when all that follows from it is done."""
+  """Trains step by step, and gives the number of each when all that follows from it is done.
+
+  Requests to stop are held from the second step on: the first one compiles, which can take minutes.
+  """
   experiment, total = run.experiment, run.length.total_steps
   save_every = experiment.checkpoint_every_steps or max(
     1, round(experiment.checkpoint_every_epochs * run.length.steps_per_epoch)
@@ -202,14 +213,17 @@ def _steps(
   seed = sharding.place(steps.as_seed(experiment.seed), whole)
   guard = guards.StepGuard(run.compiled)
   while at.step < total and not run.stops_early(at.progress):
-    batch = meter.next(batches)
-    batch.pop("video_ids")
-    if jax.process_count() > 1:
-      batch["stop"] = np.full(len(batch["labels"]), run.stop.requested is not None, np.int32)
     rate = sharding.place(np.asarray(schedule(at.step + run.length.shift)), whole)
-    placed = sharding.put_batch(batch, run.mesh)
+    # From here on the next batch is fetched: as little as can be is left to do beside it.
+    batch = meter.next(batches)
+    if jax.process_count() > 1:
+      # Not with the batch, which was placed while the step before ran.
+      asked = np.full(
+        experiment.batch_size // jax.process_count(), run.stop.requested is not None, np.int32
+      )
+      batch |= sharding.put_batch({"stop": asked}, run.mesh)
     with guard.watch(at.step + 1):
-      at.state, sums = step_function(at.state, placed, rate, seed)
+      at.state, sums = step_function(at.state, batch, rate, seed)
     at.step += 1
     meter.add(at.step, sums)
     if guard.first:
@@ -217,6 +231,7 @@ def _steps(
       jax.block_until_ready(at.state)
       log.info("Compiled up to the first step: %s", run.compiled)
       meter.start_clock()
+      hold()
     saves = at.step == total or at.step % save_every == 0
     if saves or _is_due(run, at.step) or _is_asked_to_stop(run, meter):
       meter.drain()
@@ -230,6 +245,11 @@ def _steps(
     if is_best:
       _mark_best(at, saved)
     yield at.step
+
+
+def _placed(mesh: jax.sharding.Mesh, batch: Batch) -> PlacedBatch:
+  """The rows of a batch that a step uses, on the devices."""
+  return sharding.put_batch({k: rows for k, rows in batch.items() if k != "video_ids"}, mesh)
 
 
 def _is_asked_to_stop(run: Run, meter: Meter) -> bool:
@@ -344,7 +364,7 @@ def _refuse(run: Run, at: _Place, meter: Meter, saved: checkpoints.Checkpoints) 
   at.state = {**at.state, "skipped": sharding.place(allowed, whole)}
   at.step = refused - 1
   _save_newer(at, meter, saved)
-  with contextlib.closing(run.batches(at.step, refused)) as batches:  # type: ignore[type-var]
+  with contextlib.closing(run.batches(at.step, refused)) as batches:
     batch = next(batches)
   raise guards.explain(run.task, run.mesh, at.state, batch, run.experiment, run.records)
 

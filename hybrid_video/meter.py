@@ -10,7 +10,7 @@ import time
 
 import jax
 
-from hybrid_video.pipeline import Batch
+from hybrid_video.prefetch import PlacedBatch
 from hybrid_video.tasks import Sums
 
 log = logging.getLogger("hybrid_video")
@@ -95,7 +95,7 @@ class Meter:
     self._waited = 0.0
     self._has_warned = False
 
-  def next(self, batches: Iterator[Batch]) -> Batch:
+  def next(self, batches: Iterator[PlacedBatch]) -> PlacedBatch:
     """The next batch; the time until it comes is time spent waiting."""
     started = time.monotonic()
     batch = next(batches)

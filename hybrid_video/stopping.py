@@ -137,7 +137,7 @@ class StopRequest:
       self._raised = True
       raise Stopped(self.requested, self.code)
 
-  def stopped(self, step: int) -> Stopped:
+  def stopped(self, step: int | None) -> Stopped:
     """What the training loop raises after it has saved a step, also where another process was asked."""
     return Stopped(self.requested or "a request to another process", self.code, step)
 

@@ -18,14 +18,15 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from hybrid_video.report import writers
 
-# For each line of arguments, main.py in a copy of this process, killed after so many seconds, -1 never.
+# For each line of arguments, main.py in a copy of this process, killed after so many seconds, -1 never, or
+# once its history has so many lines.
 _RUNS = """
-import json, os, runpy, signal, sys, time, warnings
+import json, os, pathlib, runpy, signal, sys, time, warnings
 import input_pipeline
 import hybrid_video.command, hybrid_video.train
 
 for line in sys.stdin:
-  arguments, seconds, sent = json.loads(line)
+  arguments, seconds, history, lines, sent = json.loads(line)
   with warnings.catch_warnings(action="ignore"):  # No thread of its own runs yet.
     child = os.fork()
   if not child:
@@ -39,8 +40,11 @@ for line in sys.stdin:
     runpy.run_path("main.py", run_name="__main__")
     break
   began, status, sent_at = time.monotonic(), (0, 0), None
+  history = pathlib.Path(history)
   while not status[0]:
-    if sent_at is None and 0 <= seconds < time.monotonic() - began:
+    is_time = 0 <= seconds < time.monotonic() - began
+    is_there = lines and history.exists() and history.read_bytes().count(10) >= lines
+    if sent_at is None and (is_time or is_there):
       os.kill(child, sent)
       sent_at = time.monotonic()
     time.sleep(0.01)
@@ -93,16 +97,18 @@ class Runs:
     self._process = start("-c", _RUNS, env=environment, stdin=subprocess.PIPE)
 
   def run(
-    self, name: str, seconds: float = -1, sent: int = signal.SIGKILL
+    self, name: str, seconds: float = -1, lines: int = 0, sent: int = signal.SIGKILL
   ) -> tuple[int, float, float]:
-    """Starts or resumes a run, which is sent a signal after some seconds.
+    """Starts or resumes a run, which is sent a signal after some seconds or lines of its history.
 
     Gives its exit code, -9 where it was killed, the seconds it took, and those after the signal.
     """
     flags = [f"--config.{setting}={value}" for setting, value in SETTINGS.items()]
     log, workdir = self.folder / f"{name}.log", f"--workdir={self.folder / name}"
     arguments = [str(log), "--config=configs/demo.py", workdir, *self._data, *flags]
-    print(json.dumps([arguments, seconds, sent]), file=self._process.stdin, flush=True)
+    history = str(self.folder / name / "history.jsonl")
+    order = json.dumps([arguments, seconds, history, lines, sent])
+    print(order, file=self._process.stdin, flush=True)
     code, took, after = json.loads(self._process.stdout.readline())
     assert code in (0, -9, 128 + sent), log.read_text()
     return code, took, after
@@ -162,17 +168,16 @@ def test_a_run_that_is_killed_five_times_ends_as_one_that_never_was(runs, straig
 
 
 def test_a_run_that_is_told_to_stop_saves_its_step_and_ends_as_one_that_never_was(runs, straight):
-  expected, seconds = straight
-  for sent in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    before = len(writers.read_history(runs.folder / "stopped"))
-    code, _, after = runs.run("stopped", 0.6 * seconds, sent)
+  expected, _ = straight
+  for step, sent in ((4, signal.SIGTERM), (10, signal.SIGINT), (16, signal.SIGHUP)):
+    code, _, after = runs.run("stopped", lines=step, sent=sent)
     assert (code, after < 10) == (128 + sent, True)
-    # Within training, not a step is lost.
-    lines = (runs.folder / "stopped.log").read_text().splitlines()
-    if saved := re.fullmatch(rf"Stopped by {sent.name} at step (\d+), saved; .*", lines[-1]):
-      assert int(saved[1]) >= before
-      folders = (runs.folder / "stopped" / "checkpoints").iterdir()
-      assert max(int(path.name) for path in folders if path.name.isdecimal()) == int(saved[1])
+    # Not a step is lost.
+    said = (runs.folder / "stopped.log").read_text().splitlines()[-1]
+    saved = re.fullmatch(rf"Stopped by {sent.name} at step (\d+), saved; .*", said)
+    assert saved and int(saved[1]) >= step
+    folders = (runs.folder / "stopped" / "checkpoints").iterdir()
+    assert max(int(path.name) for path in folders if path.name.isdecimal()) == int(saved[1])
   assert runs.run("stopped")[0] == 0
   _assert_equal(runs, "stopped", expected)
 

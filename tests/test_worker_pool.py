@@ -234,8 +234,8 @@ def test_ctrl_c_ends_a_program_and_its_processes(decoding_program):
 def test_no_process_outlives_a_program_that_is_killed(decoding_program):
   program, children = decoding_program
   program.kill()
-  # They are in the middle of a file that takes ten minutes.
-  assert are_gone(children, 1.5)
+  # They are in the middle of a file that takes ten minutes, or still importing.
+  assert are_gone(children, 20)
 
 
 def test_a_program_without_a_main_guard_gets_an_error_that_says_so(tmp_path):
