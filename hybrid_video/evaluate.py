@@ -134,7 +134,8 @@ class Evaluator:
     """Every clip of the "train", "validation" or "test" list, or of videos by their ids `[V]`."""
     experiment = self._experiment
     if isinstance(which, str):
-      which = splits.select(self._records, experiment.split, which, experiment.validation_share)
+      shares = (experiment.validation_share, experiment.training_share)
+      which = splits.select(self._records, experiment.split, which, *shares)
     return plans.evaluation_views(self._records, which, experiment.evaluation)
 
   def batches(self, views: plans.Views) -> Iterator[Batch]:

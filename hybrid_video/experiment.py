@@ -23,7 +23,15 @@ from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings
 from hybrid_video.settings import SettingError, Settings, setting
 from hybrid_video.validation import ValidationSettings
 
-DATASETS = ("hmdb51", "hmdb51_layout", "made_actions", "ucf101", "kinetics", "folder")
+DATASETS = (
+  "hmdb51",
+  "hmdb51_layout",
+  "made_actions",
+  "made_events",
+  "ucf101",
+  "kinetics",
+  "folder",
+)
 _MODEL = "r2plus1d_18"
 _MODEL_KEYS = ("name", "dtype")
 _MEAN, _STD = models.pixel_statistics(_MODEL)
@@ -115,7 +123,7 @@ class Experiment(Settings):
 
   Attributes:
     seed: of initial values, order, windows, crops, mirroring, augmentation and dropout.
-    dataset: hmdb51, hmdb51_layout, ucf101, kinetics, folder or made_actions.
+    dataset: hmdb51, hmdb51_layout, ucf101, kinetics, folder, made_actions or made_events.
     data_dir: folder of the videos and their lists, or of the archives that hold them.
     replace_prefix: kinetics, folder: OLD=NEW, what paths in the lists begin with and what that is here.
     download: hmdb51, ucf101: fetch the official archives into `data_dir` first.
@@ -125,11 +133,17 @@ class Experiment(Settings):
       flag of this name has them: `runner=DirectRunner,direct_num_workers=2`. "" is this machine.
     allow_missing: go on although listed videos are missing or broken, any of them.
     missing_allowed: names of videos that may be missing or broken.
-    made_films: made_actions: how many films to make.
+    made_films: made_actions, made_events: how many films to make.
+    made_seed: made_actions, made_events: of the videos; apart from `seed`, so that trainings of other
+      seeds see the same videos.
+    made_gap_seconds: made_events: seconds of stillness between a video's two events.
     test_share: folder: share of the groups held out for the test.
-    split: official split, from 1.
+    folds: folder: in place of that, this many splits of whole groups, each of which tests one fold; 0
+      is by `test_share`.
+    split: official split, or fold, from 1.
     validation_share: share of the training list's groups that become the validation list; 0 where the
       data set has one of its own.
+    training_share: share of the remaining groups of the training list that are trained on.
     data_service: address of a tf.data service dispatcher; "" is this process.
     stored: at which size frames are stored. Width 0 keeps every shape, with the height the short
       side's; otherwise videos of another shape keep theirs too, unless they are stretched.
@@ -182,9 +196,13 @@ class Experiment(Settings):
   allow_missing: bool = setting(False)
   missing_allowed: tuple[str, ...] = setting(())
   made_films: int = setting(0, at_least=0)
+  made_seed: int = setting(0, at_least=0, at_most=2**63 - 1)
+  made_gap_seconds: float = setting(0.0, at_least=0, at_most=60)
   test_share: float = setting(0.2, above=0, below=1)
+  folds: int = setting(0, at_least=0)
   split: int = setting(1, at_least=1)
   validation_share: float = setting(0.0, at_least=0, below=1)
+  training_share: float = setting(1.0, above=0, at_most=1)
   data_service: str = setting("")
   stored: StoredScale = setting(StoredScale)
   decoding: DecodingLimits = setting(DecodingLimits)
@@ -226,6 +244,11 @@ class Experiment(Settings):
       raise SettingError(
         f"{self.path('init_classes')} is {self.init_classes!r} and {self.path('init_from')} is not set: "
         "it names the classes of weights to start from. Set both or none."
+      )
+    if self.folds and (self.folds == 1 or self.dataset != "folder"):
+      raise SettingError(
+        f"{self.path('folds')} is {self.folds} with {self.path('dataset')}={self.dataset}: expected 2 or "
+        "more, and the data set folder; others have splits of their own. Set it to 0, or fix these."
       )
     if self.batch_size % self.micro_batches:
       raise SettingError(
@@ -280,6 +303,8 @@ class Experiment(Settings):
     if "stretch" not in values["stored"]:
       # Before there was a choice, every video was stretched.
       values["stored"] = {**values["stored"], "stretch": True}
+    # Before there was one, made videos were drawn by the training's seed.
+    values.setdefault("made_seed", values.get("seed", 0))
     # What an earlier version had in place of `profile_steps`.
     values.pop("profile", None)
     return cls.from_mapping(values)

@@ -275,9 +275,9 @@ def run(experiment: Experiment, workdir: pathlib.Path, pipeline: Pipeline) -> di
   results.make_folder(workdir)
   records = preparation.load_records(experiment, workdir)
   split, share = experiment.split, experiment.validation_share
-  summary = data_summary.summarize(records, split, share)
+  summary = data_summary.summarize(records, split, share, experiment.training_share)
   log.info("%s", data_summary.text(summary))
-  lists = splits.list_indices(records, split, share)
+  lists = splits.list_indices(records, split, share, experiment.training_share)
   sheets = [
     _sheet_stored(records, experiment.seed),
     _sheet_augmented(records, lists["train"], experiment, pipeline),

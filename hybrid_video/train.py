@@ -108,7 +108,7 @@ def run(
 def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
   """The videos to train on, after every check on the lists; says what there is."""
   split, share = experiment.split, experiment.validation_share
-  video_ids = splits.select(records, split, "train", share)
+  video_ids = splits.select(records, split, "train", share, experiment.training_share)
   splits.select(records, split, "test")
   if splits.has_validation(records, split, share):
     splits.select(records, split, "validation", share)
@@ -119,7 +119,10 @@ def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
       f"{experiment.path('test_parameters')} is 'best', and split {split} of {experiment.dataset} has no "
       f"validation list to tell it by: set {experiment.path('validation_share')}, such as 0.1."
     )
-  log.info("%s", data_summary.text(data_summary.summarize(records, split, share)))
+  log.info(
+    "%s",
+    data_summary.text(data_summary.summarize(records, split, share, experiment.training_share)),
+  )
   missing = [*records.missing, *records.broken]
   if missing:
     log.warning("%d listed videos are missing or broken, which the settings allow", len(missing))

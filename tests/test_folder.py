@@ -322,3 +322,30 @@ def test_a_class_without_training_videos_is_refused_with_advice(tmp_path):
 def test_a_share_out_of_range_is_refused(tmp_path, share):
   with pytest.raises(listing.ListingError, match="expected 0 to below 1"):
     own_folder.read(_touch(tmp_path, _names(5)), test_share=share)
+
+
+def test_folds_test_every_group_once_and_stay_even(tmp_path):
+  names = [
+    f"{label}/film{film:02d}/{clip}.mp4"
+    for film in range(17)
+    for label, clips in (("run", film % 4), ("walk", 1 + film % 3))
+    for clip in range(clips)
+  ]
+  videos = own_folder.read(_touch(tmp_path, names), folds=4).videos
+  assert len(videos) == len(names)
+  tested: dict[str, set[int]] = {}
+  for video in videos:
+    assert sorted(video.codes) == [1, 1, 1, 2]
+    tested.setdefault(video.group, set()).add(video.codes.index(2))
+  assert all(len(folds) == 1 for folds in tested.values())
+  for label in ("run", "walk"):
+    counts = [sum(v.codes[k] == 2 for v in videos if v.label == label) for k in range(4)]
+    assert max(counts) - min(counts) <= 3
+
+
+def test_folds_that_cannot_be_dealt_are_refused(tmp_path):
+  with pytest.raises(listing.ListingError, match=r"cannot make 50 folds"):
+    own_folder.read(_touch(tmp_path / "few", _names(5)), folds=50)
+  names = ["train/run/a.mp4", "train/walk/b.mp4", "test/run/c.mp4"]
+  with pytest.raises(listing.ListingError, match=r"given lists.*Set it to 0"):
+    own_folder.read(_touch(tmp_path / "given", names), folds=2)

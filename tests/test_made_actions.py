@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from hybrid_video.datasets import hmdb51, made_actions, splits
+from hybrid_video.datasets import hmdb51, made_actions, made_videos, splits
 
 TURN = 2 * np.pi / 3
 
@@ -89,11 +89,11 @@ def test_the_same_seed_makes_the_same_files_and_a_whole_set_is_left_alone(tmp_pa
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
   (tmp_path / "keep.txt").write_text("mine")
-  with pytest.raises(made_actions.MadeActionsError, match="something else"):
+  with pytest.raises(made_videos.MadeVideosError, match="something else"):
     made_actions.make(tmp_path, films=4)
   assert (tmp_path / "keep.txt").read_text() == "mine"
   (tmp_path / "made.json").write_text(json.dumps({"made_actions": {"films": 9}}))
-  with pytest.raises(made_actions.MadeActionsError, match="'films': 9"):
+  with pytest.raises(made_videos.MadeVideosError, match="'films': 9"):
     made_actions.make(tmp_path, films=4)
 
 
@@ -121,7 +121,7 @@ def test_what_an_interrupted_process_left_is_removed(tmp_path, short_clips):
 
 
 def test_too_few_films_are_refused(tmp_path):
-  with pytest.raises(made_actions.MadeActionsError, match="4 or more"):
+  with pytest.raises(made_videos.MadeVideosError, match="4 or more"):
     made_actions.make(tmp_path / "few", films=3)
   assert not list(tmp_path.iterdir())
 
@@ -157,16 +157,16 @@ def test_two_processes_may_make_one_set_at_once(tmp_path, tmp_path_factory, shor
 
 def test_a_set_that_another_process_made_first_stays(tmp_path, monkeypatch, short_clips):
   folder, written = tmp_path / "set", []
-  original = made_actions._write_set
+  original = made_videos._write_set
 
-  def overtaken(part, films, seed, workers):
-    original(part, films, seed, workers)
+  def overtaken(part, made, films, workers):
+    original(part, made, films, workers)
     if not written:
       written.append(part)
       assert made_actions.make(folder, films=4, workers=1)
       (folder / "mark").touch()
 
-  monkeypatch.setattr(made_actions, "_write_set", overtaken)
+  monkeypatch.setattr(made_videos, "_write_set", overtaken)
   assert not made_actions.make(folder, films=4, workers=1)
   assert (folder / "mark").exists()
   assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -174,7 +174,7 @@ def test_a_set_that_another_process_made_first_stays(tmp_path, monkeypatch, shor
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").touch()
-  with pytest.raises(made_actions.MadeActionsError, match=r"file/set: .*Not a directory") as error:
+  with pytest.raises(made_videos.MadeVideosError, match=r"file/set: .*Not a directory") as error:
     made_actions.make(tmp_path / "file" / "set", films=4, workers=1)
   assert "permissions" in str(error.value)
 
@@ -184,12 +184,12 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, workers):
   # A limit on the size of files stands for the disk's.
   code = (
     "import pathlib, resource, sys\n"
-    "from hybrid_video.datasets import made_actions\n"
+    "from hybrid_video.datasets import made_actions, made_videos\n"
     "if __name__ == '__main__':\n"
     "  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
     "  try:\n"
     "    made_actions.make(sys.argv[1], films=4, workers=int(sys.argv[2]))\n"
-    "  except made_actions.MadeActionsError as error:\n"
+    "  except made_videos.MadeVideosError as error:\n"
     "    print(error)\n"
     "  print('tensorflow' in sys.modules)\n"
   )

@@ -172,3 +172,19 @@ def test_a_listed_class_that_is_tested_in_a_split_is_trained_in_it(tmp_path):
   validated = listing.Video("d", "hop", "d", (splits.VALIDATION, splits.UNUSED), None)
   with pytest.raises(listing.ListingError, match=r"validation videos but none for training: hop"):
     splits.check_training([*listed[:2], validated], tmp_path, "Add some.")
+
+
+def test_a_training_share_is_whole_groups_beside_validation(videos):
+  groups = np.array([f"g{i // 2}" for i in range(len(videos))])
+  grouped = dataclasses.replace(videos, groups=groups, labels=np.zeros_like(videos.labels))
+  whole = splits.select(grouped, 1, "train", 0.2)
+  few, more = (set(splits.select(grouped, 1, "train", 0.2, share)) for share in (0.4, 0.8))
+  assert few < more < set(whole)
+  assert not set(groups[list(more)]) & set(groups[list(set(whole) - more)])
+  for which in ("validation", "test"):
+    same = splits.select(grouped, 1, which, 0.2, 0.4)
+    np.testing.assert_array_equal(same, splits.select(grouped, 1, which, 0.2))
+  lists = splits.list_indices(grouped, 1, 0.2, 0.4)
+  assert sorted(np.concatenate(list(lists.values())).tolist()) == list(range(len(videos)))
+  with pytest.raises(splits.SplitError, match=r"no training video of these classes: circle.*Raise"):
+    splits.select(videos, 1, "train", 0.0, 1e-9)

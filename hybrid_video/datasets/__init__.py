@@ -21,10 +21,12 @@ READERS: dict[str, Callable[..., listing.Listing]] = {
   "hmdb51": lambda folder: hmdb51.read(folder, official=True),
   "hmdb51_layout": lambda folder: hmdb51.read(folder, official=False),
   "made_actions": lambda folder: hmdb51.read(folder, official=False),
+  "made_events": lambda folder: hmdb51.read(folder, official=False),
   "ucf101": lambda folder: ucf101.read(folder, official=True),
   "kinetics": kinetics.read,
   "folder": own_folder.read,
 }
+MADE = ("made_actions", "made_events")
 _LISTED_BY_PATH = ("kinetics", "folder")
 
 
@@ -42,7 +44,12 @@ def check_name(dataset: str) -> None:
 
 
 def read(
-  dataset: str, folder: os.PathLike | str, *, test_share: float = 0.2, replace_prefix: str = ""
+  dataset: str,
+  folder: os.PathLike | str,
+  *,
+  test_share: float = 0.2,
+  folds: int = 0,
+  replace_prefix: str = "",
 ) -> listing.Listing:
   """Reads the folder of a data set, whose archives are unpacked first.
 
@@ -51,6 +58,7 @@ def read(
     folder: what `--config.data_dir` names.
     test_share: of the groups of a `folder`, the share for the test; other data sets have official
       lists.
+    folds: of a `folder`, see its `read`.
     replace_prefix: of `kinetics` and `folder`: OLD=NEW, what listed paths begin with and what that is
       here.
 
@@ -65,12 +73,14 @@ def read(
       f"it out; it is for {' and '.join(_LISTED_BY_PATH)}."
     )
   path = pathlib.Path(folder)
-  if dataset != "made_actions":
+  if dataset not in MADE:
     # Its libraries are of no use to a process that only knows names.
     from hybrid_video.datasets import archives
 
     path = archives.unpacked(path)
-  options: dict[str, Any] = {"test_share": test_share} if dataset == "folder" else {}
+  options: dict[str, Any] = {}
+  if dataset == "folder":
+    options = {"test_share": test_share, "folds": folds}
   if dataset in _LISTED_BY_PATH:
     options["replace_prefix"] = replace_prefix
   return dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)

@@ -16,7 +16,7 @@ In: videos in one of these forms. Out: a `Listing` of one split.
 The forms hold for what archives contained as well: one archive with everything, or one a class.
 
 Where no list is given, whole groups are split into training and test by a hash of the group's name:
-adding or removing videos never moves others.
+adding or removing videos never moves others. Or they are dealt out to folds, see `_in_folds`.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,8 @@ import dataclasses
 import logging
 import os
 import pathlib
+
+import numpy as np
 
 from hybrid_video import errors
 from hybrid_video.datasets import (
@@ -246,14 +248,61 @@ def _with_codes(
   return videos
 
 
+def _in_folds(entries: Sequence[_Entry], folder: pathlib.Path, folds: int) -> list[listing.Video]:
+  """The videos with a code for each of the folds; each group is tested in one.
+
+  The largest groups go first (of one size, by name), each to the fold that keeps the classes most
+  evenly spread: the least sum over folds and classes of the squared share of the class's videos. Of
+  equal ones it is the fold with the fewest videos, then the first.
+
+  Raises:
+    ListingError: there are given lists, or fewer groups than folds in all.
+  """
+  if any(entry.given is not None for entry in entries):
+    raise listing.ListingError(
+      f"{folder}: found given lists, and --config.folds={folds} asks for others. Set it to 0, or take "
+      "the lists away."
+    )
+  labels = sorted({entry.video.label for entry in entries})
+  groups: dict[str, np.ndarray] = {}
+  for entry in entries:
+    counts = groups.setdefault(entry.video.group, np.zeros(len(labels)))
+    counts[labels.index(entry.video.label)] += 1
+  if len(groups) < folds:
+    raise listing.ListingError(
+      f"{folder}: {len(groups)} groups cannot make {folds} folds. Set --config.folds to {len(groups)} or "
+      "fewer."
+    )
+  totals = np.sum([*groups.values()], axis=0)
+  filled = np.zeros((folds, len(labels)))
+  fold_of: dict[str, int] = {}
+  for group in sorted(groups, key=lambda name: (-groups[name].sum(), name)):
+    # What a fold adds to the sum of squares, worked out in whole numbers' shares.
+    added = ((filled + groups[group]) ** 2 - filled**2) / totals**2
+    costs = [(round(added[k].sum(), 12), filled[k].sum(), k) for k in range(folds)]
+    fold_of[group] = min(costs)[-1]
+    filled[fold_of[group]] += groups[group]
+  return [
+    dataclasses.replace(
+      entry.video,
+      codes=tuple(
+        splits.TEST if fold_of[entry.video.group] == k else splits.TRAIN for k in range(folds)
+      ),
+    )
+    for entry in entries
+  ]
+
+
 def read(
-  folder: pathlib.Path, *, test_share: float = 0.2, replace_prefix: str = ""
+  folder: pathlib.Path, *, test_share: float = 0.2, folds: int = 0, replace_prefix: str = ""
 ) -> listing.Listing:
   """Reads a user's own folder of videos.
 
   Args:
     folder: in one of the forms above.
     test_share: of the groups without a given list, the share for the test, 0 to below 1.
+    folds: how many splits of whole groups, each of which tests one fold, in place of the one by
+      `test_share`; see `_in_folds`. 0 is none.
     replace_prefix: what listed paths begin with and what that is here, see `listed_paths.Finder`.
 
   Raises:
@@ -273,6 +322,11 @@ def read(
   if list_file:
     found = _from_csv(list_file, folder, files, there, finder)
   elif lists := _labelled(kinetics.list_files(files, finder, suffixes=(".csv",)), finder):
+    if folds:
+      raise listing.ListingError(
+        f"{folder}: found given lists, and --config.folds={folds} asks for others. Set it to 0, or take "
+        "the lists away."
+      )
     listed = kinetics.read_lists(folder, files, there, finder, lists)
     return dataclasses.replace(listed, dataset="folder")
   else:
@@ -283,9 +337,12 @@ def read(
       )
     found = _from_folders(folder, files, there)
   _check_entries(found.entries, folder, there)
-  videos = _with_codes(found.entries, folder, test_share)
+  if folds:
+    videos = _in_folds(found.entries, folder, folds)
+  else:
+    videos = _with_codes(found.entries, folder, test_share)
   splits.check_training(videos, folder, _ADVICE)
-  if test_share > 0 and not any(video.codes == (splits.TEST,) for video in videos):
+  if not folds and test_share > 0 and not any(video.codes == (splits.TEST,) for video in videos):
     raise listing.ListingError(
       f"{folder}: none of the {len(videos)} videos falls into the test list. {_ADVICE} To train "
       "without a test, set --config.test_share=0."

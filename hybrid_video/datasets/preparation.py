@@ -9,7 +9,7 @@ import os
 import pathlib
 
 from hybrid_video import datasets, errors, hosts, paths
-from hybrid_video.datasets import beam_build, builder, listing, made_actions, mirrors
+from hybrid_video.datasets import beam_build, builder, listing, made_actions, made_events, mirrors
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 
@@ -68,14 +68,20 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
 def _listing(experiment: Experiment, folder: pathlib.Path, mirrors_file: str) -> listing.Listing:
   """The videos of a data set, made or fetched first if need be."""
   dataset = experiment.dataset
-  if dataset == "made_actions" and made_actions.make(
-    folder, experiment.made_films, experiment.seed
+  films, seed = experiment.made_films, experiment.made_seed
+  if dataset == "made_actions" and made_actions.make(folder, films, seed):
+    log.info("Made %d videos in %s", films * len(made_actions.ACTIONS), folder)
+  if dataset == "made_events" and made_events.make(
+    folder, films, experiment.made_gap_seconds, seed
   ):
-    videos = experiment.made_films * len(made_actions.ACTIONS)
-    log.info("Made %d videos in %s", videos, folder)
+    log.info("Made %d videos in %s", films * len(made_events.CLASSES), folder)
   if experiment.download:
     own = paths.resolve(mirrors_file, experiment.path("mirrors")) if mirrors_file else None
     mirrors.fetch(dataset, folder, own)
   return datasets.read(
-    dataset, folder, test_share=experiment.test_share, replace_prefix=experiment.replace_prefix
+    dataset,
+    folder,
+    test_share=experiment.test_share,
+    folds=experiment.folds,
+    replace_prefix=experiment.replace_prefix,
   )

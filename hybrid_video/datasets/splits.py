@@ -105,8 +105,25 @@ def in_validation(groups: np.ndarray, share: float) -> np.ndarray:
   return np.array([held_out[group] for group in groups.tolist()], bool)
 
 
+def in_training(groups: np.ndarray, share: float) -> np.ndarray:
+  """Which videos of a training list are trained on: a share of whole groups, by their hash.
+
+  Args:
+    groups: the group of each video, `[N]`.
+    share: of the groups, above 0 to 1.
+
+  Returns:
+    bool `[N]`.
+  """
+  # A hash of its own, as every other one has taken a part of the list already.
+  taken = {
+    group: group_fraction(f"training {group}") < share for group in np.unique(groups).tolist()
+  }
+  return np.array([taken[group] for group in groups.tolist()], bool)
+
+
 def list_indices(
-  records: RecordsLike, split: int, validation_share: float
+  records: RecordsLike, split: int, validation_share: float, training_share: float = 1.0
 ) -> dict[str, np.ndarray]:
   """Ids of the stored videos in each list of a split; a list may be empty.
 
@@ -117,6 +134,7 @@ def list_indices(
     records: the stored videos.
     split: official split, 1 and so on.
     validation_share: of the groups of the training list, 0 to below 1.
+    training_share: of its other groups; the rest is unused.
 
   Returns:
     Video ids, int64 `[N]`, ascending, for each of "train", "validation", "test" and "unused".
@@ -132,11 +150,14 @@ def list_indices(
       "--config.validation_share=0 to use it."
     )
   held_out = in_validation(records.groups[training], validation_share)
+  remaining = training[~held_out]
+  taken = in_training(records.groups[remaining], training_share)
+  unused = np.concatenate([with_code(records, split, UNUSED), remaining[~taken]])
   return {
-    "train": training[~held_out],
+    "train": remaining[taken],
     "validation": own if len(own) else training[held_out],
     "test": with_code(records, split, TEST),
-    "unused": with_code(records, split, UNUSED),
+    "unused": np.sort(unused),
   }
 
 
@@ -150,7 +171,11 @@ def has_validation(records: RecordsLike, split: int, validation_share: float) ->
 
 
 def select(
-  records: RecordsLike, split: int, which: str, validation_share: float = 0.0
+  records: RecordsLike,
+  split: int,
+  which: str,
+  validation_share: float = 0.0,
+  training_share: float = 1.0,
 ) -> np.ndarray:
   """Ids of the videos of one list, which is not empty.
 
@@ -159,13 +184,14 @@ def select(
     split: official split, 1 and so on.
     which: "train", "validation" or "test".
     validation_share: of the groups of the official training list, 0 to below 1.
+    training_share: of its other groups, those that are trained on.
 
   Returns:
     Video ids, int64 `[N]`, ascending.
 
   Raises:
     SplitError: there is no such list or split, the share is out of range or asked for beside a
-      validation list, the list has no video, or the share takes every training video of a class.
+      validation list, the list has no video, or a share leaves no training video of a class.
   """
   if which not in LISTS:
     raise SplitError(
@@ -175,6 +201,10 @@ def select(
     raise SplitError(
       f"--config.validation_share is {validation_share}: expected 0 or more and less than 1."
     )
+  if not 0 < training_share <= 1:
+    raise SplitError(
+      f"--config.training_share is {training_share}: expected above 0 and no more than 1."
+    )
   lists = list_indices(records, split, validation_share)
   if which != "test" and validation_share:
     held_out, trained = (set(records.labels[lists[of]].tolist()) for of in ("validation", "train"))
@@ -182,6 +212,14 @@ def select(
       raise SplitError(
         f"A validation share of {validation_share:g} takes every training video of these classes: "
         f"{_class_names(records, untrained)}. Lower --config.validation_share."
+      )
+  if which == "train" and training_share < 1:
+    of_all = set(records.labels[lists["train"]].tolist())
+    lists = list_indices(records, split, validation_share, training_share)
+    if untrained := of_all - set(records.labels[lists["train"]].tolist()):
+      raise SplitError(
+        f"A training share of {training_share:g} leaves no training video of these classes: "
+        f"{_class_names(records, untrained)}. Raise --config.training_share."
       )
   if not len(lists[which]):
     raise SplitError(

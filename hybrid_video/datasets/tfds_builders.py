@@ -416,6 +416,12 @@ class MadeActions(StoredVideosBuilder):
   name = DATASET = "made_actions"
 
 
+class MadeEvents(StoredVideosBuilder):
+  """Made videos of two events in either order."""
+
+  name = DATASET = "made_events"
+
+
 class Ucf101(StoredVideosBuilder):
   """UCF101 with its official lists; TFDS's own builder has the name ucf101."""
 

@@ -65,6 +65,7 @@ class AttentionStack(nnx.Module):
     dropout: float,
     use_cls: bool,
     tie_groups: bool = False,
+    latent_std: float = 1.0,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -80,9 +81,9 @@ class AttentionStack(nnx.Module):
     self.self_per_group = self_blocks // self.groups
     context_width = token_width + perceiver.fourier_channels(bands)
     if cross_blocks:
-      self.latents = nnx.Param(normal(rng, (latents, width)))
+      self.latents = nnx.Param(np.float32(latent_std) * normal(rng, (latents, width)))
     if use_cls:
-      self.cls = nnx.Param(normal(rng, (1, width)))
+      self.cls = nnx.Param(np.float32(latent_std) * normal(rng, (1, width)))
     self.cross: Any = nnx.Dict()
     for i in range(self.group_sets if cross_blocks else 0):
       self.cross[str(i)] = perceiver.CrossBlock(
@@ -160,6 +161,7 @@ class Hybrid(nnx.Module):
     bands, max_freq: see `perceiver.fourier_positions`.
     tie_groups: whether the groups after the first share one set of weights, which makes a
       difference from three groups on.
+    latent_std: standard deviation of the initial latents and CLS token; 1 is the study's.
     dropout: rate after every attention and feed-forward.
     dtype: of the arithmetic; parameters and statistics stay float32.
     rng: source of the initial values.
@@ -190,6 +192,7 @@ class Hybrid(nnx.Module):
     bands: int = 6,
     max_freq: float | tuple[float, float, float] | None = 10.0,
     tie_groups: bool = False,
+    latent_std: float = 1.0,
     dropout: float = 0.0,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
@@ -216,6 +219,7 @@ class Hybrid(nnx.Module):
       dropout=dropout,
       use_cls=use_cls,
       tie_groups=tie_groups,
+      latent_std=latent_std,
       dtype=dtype,
       rng=rng,
     )

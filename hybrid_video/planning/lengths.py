@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from hybrid_video import datasets, errors, paths
-from hybrid_video.datasets import made_actions, splits
+from hybrid_video.datasets import made_actions, made_events, made_videos, splits
 from hybrid_video.experiment import Experiment
 
 # Classes, and training videos of each official split. Sources: the official lists; for Kinetics-400
@@ -76,9 +76,10 @@ def find(
 
 def _known(experiment: Experiment) -> Length | None:
   dataset, share = experiment.dataset, experiment.validation_share
-  if dataset == "made_actions":
-    films = experiment.made_films - made_actions.test_films(experiment.made_films)
-    count = len(made_actions.ACTIONS)
+  if dataset in datasets.MADE:
+    films = experiment.made_films - made_videos.test_films(experiment.made_films)
+    of_made = made_actions.ACTIONS if dataset == "made_actions" else made_events.CLASSES
+    count = len(of_made)
     of_splits: tuple[int, ...] = (films * count,)
     source = "made_films"
   elif dataset in _KNOWN:
@@ -90,11 +91,13 @@ def _known(experiment: Experiment) -> Length | None:
   of_split = of_splits[experiment.split - 1 if experiment.split <= len(of_splits) else 0]
   if share:
     source += f", less a share of {share:g} for validation"
-  return Length(count, round(of_split * (1 - share)), source)
+  if experiment.training_share < 1:
+    source += f", a share of {experiment.training_share:g} of the rest"
+  return Length(count, round(of_split * (1 - share) * experiment.training_share), source)
 
 
 def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length | None:
-  if experiment.dataset in ("hmdb51", "ucf101", "made_actions") or not experiment.data_dir:
+  if experiment.dataset in ("hmdb51", "ucf101", *datasets.MADE) or not experiment.data_dir:
     return None
   folder = pathlib.Path(paths.within(experiment.data_dir, workdir or "")).expanduser()
   if not folder.is_dir():
@@ -103,6 +106,7 @@ def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length
     experiment.dataset,
     folder,
     test_share=experiment.test_share,
+    folds=experiment.folds,
     replace_prefix=experiment.replace_prefix,
   )
   split = experiment.split - 1
@@ -111,7 +115,7 @@ def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length
     for video in listing.videos
     if split < len(video.codes) and video.codes[split] == splits.TRAIN
   ]
-  held_out = splits.in_validation(
-    np.array([video.group for video in training]), experiment.validation_share
-  )
-  return Length(len(listing.class_names), int((~held_out).sum()), f"the lists in {folder}")
+  groups = np.array([video.group for video in training])
+  groups = groups[~splits.in_validation(groups, experiment.validation_share)]
+  trained = splits.in_training(groups, experiment.training_share)
+  return Length(len(listing.class_names), int(trained.sum()), f"the lists in {folder}")

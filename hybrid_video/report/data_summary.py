@@ -35,13 +35,16 @@ ADAPTED = {
 }
 
 
-def summarize(records: Records, split: int, validation_share: float = 0.0) -> dict[str, Any]:
+def summarize(
+  records: Records, split: int, validation_share: float = 0.0, training_share: float = 1.0
+) -> dict[str, Any]:
   """Counts what a data set holds, from its index alone.
 
   Args:
     records: the index.
     split: official split, 1 and so on.
     validation_share: of the groups of the training list, 0 to below 1.
+    training_share: of its other groups, those that are trained on.
 
   Returns:
     Numbers, texts, lists and dictionaries only, so that JSON takes it. Videos of `lists`, `classes`,
@@ -51,7 +54,7 @@ def summarize(records: Records, split: int, validation_share: float = 0.0) -> di
   Raises:
     errors.UserError: there is no such split.
   """
-  lists = splits.list_indices(records, split, validation_share)
+  lists = splits.list_indices(records, split, validation_share, training_share)
   seconds = records.num_frames / records.fps
   frames = int(records.num_frames.sum())
   rates = Counter(np.round(records.fps, 3).tolist())
@@ -61,6 +64,7 @@ def summarize(records: Records, split: int, validation_share: float = 0.0) -> di
     "split": split,
     "num_splits": records.num_splits,
     "validation_share": validation_share,
+    "training_share": training_share,
     "jpeg_quality": records.jpeg_quality,
     "videos": {
       "listed": len(records) + len(records.missing) + len(records.broken),
@@ -214,6 +218,11 @@ def shown_lists(summary: dict[str, Any]) -> list[str]:
   return [name for name in LISTS if name != "validation" or validation]
 
 
+def _share_of_training(summary: dict[str, Any]) -> str:
+  share = summary["training_share"]
+  return f" (a share of {share:g} of the training groups, others unused)" if share < 1 else ""
+
+
 def _few(names: Iterable[str]) -> str:
   return errors.shown(names, _SHOWN)
 
@@ -334,7 +343,8 @@ def text(summary: dict[str, Any]) -> str:
     f"{videos['missing']:,} missing, {videos['broken']:,} broken; {videos['unlisted']:,} unlisted",
     f"{amount(len(classes), 'class', 'classes')} of {least}{amount(max(classes), 'stored video')}",
     f"split {summary['split']} of {summary['num_splits']}: "
-    + ", ".join(f"{lists[name]:,} {LISTS[name]}" for name in shown_lists(summary)),
+    + ", ".join(f"{lists[name]:,} {LISTS[name]}" for name in shown_lists(summary))
+    + _share_of_training(summary),
     f"length: {seconds['least']:.1f} to {seconds['most']:.1f} s, median {seconds['median']:.1f}, mean "
     f"{seconds['mean']:.1f}; {frames['least']:.0f} to {frames['most']:.0f} frames; in all "
     f"{summary['frames']:,} frames, {duration(summary['hours'])}",
