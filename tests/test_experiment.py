@@ -81,6 +81,8 @@ BAD_VALUES = [
   ("augmentation.hue", 0.7, "up to 0.5"),
   ("validation_share", 1.0, "below 1"),
   ("test_share", 0.0, "above 0"),
+  ("training_share", 0.0, "above 0"),
+  ("folds", 5, "expected 2 or more, and the data set folder"),
   ("batch_size", 0, "1 or more"),
   ("epochs", 0.0, "above 0"),
   ("checkpoint_every_epochs", 0.0, "above 0"),

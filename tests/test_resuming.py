@@ -56,6 +56,7 @@ def test_more_epochs_are_said_with_the_schedule(caplog):
 
 
 CHANGING = {
+  "training_share": 0.5,
   "seed": 1,
   "batch_size": 16,
   "split": 2,
