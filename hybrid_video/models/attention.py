@@ -7,7 +7,9 @@ Source: Vaswani et al. 2017 (arXiv:1706.03762), equation 1; the fused form: Dao 
 (arXiv:2307.08691), as cuDNN has it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
 import math
 
 import jax
@@ -29,6 +31,28 @@ _LEAST_CAPABILITY = (8, 0)
 # compiler's estimate of a training step).
 _SCORES_WORTH_A_LOOP = 320 * 320
 _MASKED_SCORE = -1e9
+
+_observer: contextvars.ContextVar[Callable[[Array], Array] | None] = contextvars.ContextVar(
+  "observer", default=None
+)
+
+
+@contextlib.contextmanager
+def observed(observer: Callable[[Array], Array]) -> Iterator[None]:
+  """Within it, every call of `attend` shows its weights, and uses what it is given back.
+
+  It acts while a function is traced, so it belongs inside what is compiled. Without it nothing is
+  computed or kept that would not be anyway.
+
+  Args:
+    observer: takes the weights of one call, float32 `[B, heads, N, M]`, after any dropout; what it
+      returns, of the same shape, multiplies the values.
+  """
+  token = _observer.set(observer)
+  try:
+    yield
+  finally:
+    _observer.reset(token)
 
 
 def has_fused_kernel(devices: Sequence[jax.Device]) -> bool:
@@ -105,8 +129,9 @@ def attend(
     ValueError: an unknown form, or one that takes no mask; shapes or dtypes that do not fit
       together (the message is JAX's).
   """
-  if dropout is not None:
-    return _attend_with_dropout(query, key, value, visible, dropout)
+  steps = [step for step in (dropout, _observer.get()) if step is not None]
+  if steps:
+    return _by_weights(query, key, value, visible, steps)
   if form is None:
     form = choose(query, key, target.devices(), masked=visible is not None)
   mask = None if visible is None else visible[:, None, None, :]
@@ -161,14 +186,20 @@ def _fused(query: Array, key: Array, value: Array) -> Array:
   )[:, :queries]
 
 
-def _attend_with_dropout(
-  query: Array, key: Array, value: Array, visible: Array | None, dropout: Callable[[Array], Array]
+def _by_weights(
+  query: Array,
+  key: Array,
+  value: Array,
+  visible: Array | None,
+  steps: Sequence[Callable[[Array], Array]],
 ) -> Array:
-  """The formula itself: JAX's own attention drops no weights."""
+  """The formula itself: JAX's own attention neither drops nor shows weights."""
   wide = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
   scores = scores / math.sqrt(query.shape[-1])
   if visible is not None:
     scores = jnp.where(visible[:, None, None, :], scores, _MASKED_SCORE)
-  weights = dropout(jax.nn.softmax(scores, axis=-1)).astype(value.dtype)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+  weights = jax.nn.softmax(scores, axis=-1)
+  for step in steps:
+    weights = step(weights)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)

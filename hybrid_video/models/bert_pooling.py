@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video.models import relevance
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, Linear, normal, xavier_uniform
 from hybrid_video.models.model_error import ModelError
@@ -251,6 +252,26 @@ class BertClassifier(nnx.Module):
         f"{self.attention.max_tokens} positions for clips of {self.frames} frames: sample clips of "
         f"{self.frames} frames or build the model with frames={clips.shape[1]}."
       )
+    return self.from_features(features, rngs)
+
+  def from_features(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """The trunk's feature map `[B, T', H', W', C]` to float32 logits `[B, classes]`."""
     tokens = features.astype(jnp.float32).mean((2, 3))
     pooled = self.attention(tokens, rngs).astype(jnp.float32)
     return self.head(self.dropout(pooled, rngs=rngs))
+
+  def maps(self, clips: Array, classes: Array | None) -> tuple[relevance.Map, ...]:
+    """Where it looks in clips, for `classes` `[B]`, in evaluation mode; see `attribution.maps`.
+
+    The second map is over time alone: what the CLS token, which the head reads, reads of each token.
+    """
+    seen = relevance.explain(self.from_features, self.cnn(clips), classes)
+    of_cls = seen.weights[0][:, :, 0]
+    over_time = relevance.Map(
+      of_cls,
+      ("heads", "CLS token and time"),
+      "attention over time",
+      "the weights by which the CLS token attends to itself (first) and to each moment",
+      "Kalfaoglu et al. 2020, arXiv:2008.01232",
+    )
+    return relevance.grad_cam(seen), over_time

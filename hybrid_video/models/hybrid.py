@@ -3,13 +3,15 @@
 In: normalized clips `[B, T, H, W, 3]`. Out: logits `[B, classes]`.
 """
 
+from collections.abc import Sequence
+import math
 from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import perceiver
+from hybrid_video.models import perceiver, relevance
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.video_resnet import Numerics, Trunk
@@ -125,6 +127,50 @@ class AttentionStack(nnx.Module):
         x = self.self_attention[str(group_set * self.self_per_group + i)](x, rngs)
     return x
 
+  def flow(self, shares: Sequence[Array], tokens: int, mixed: relevance.Mixed) -> Array:
+    """How much of each output comes from each token, by the way that `attend` takes.
+
+    Args:
+      shares: of each attention in order, `[B, N, M]`: what its queries take of its keys.
+      tokens: M, how many there are.
+      mixed: joins what passes an attention by and what goes through it.
+
+    Returns:
+      float32 `[B, N, M + 1]`, in the order of what `attend` gives. The last column is what comes from no token
+      but from learned values: latents and the CLS token.
+    """
+    batch, left = len(shares[0]), iter(shares)
+    of_tokens = relevance.from_themselves(batch, tokens)
+    x = of_tokens
+    if len(self.cross):
+      x = relevance.from_learned_values(batch, len(self.latents[...]), tokens)
+    for group in range(self.groups):
+      if len(self.cross):
+        x = mixed(x, next(left) @ of_tokens)
+      if group == 0 and self.use_cls:
+        x = jnp.concatenate([relevance.from_learned_values(batch, 1, tokens), x], axis=1)
+      for _ in range(self.self_per_group):
+        x = mixed(x, next(left) @ x)
+    return x
+
+  def cross_weights(
+    self, weights: Sequence[Array], grid: tuple[int, ...]
+  ) -> tuple[relevance.Map, ...]:
+    """The weights `[B, heads, latents, T', H', W']` of each cross attention, of all in order."""
+    if not len(self.cross):
+      return ()
+    of_cross = weights[:: 1 + self.self_per_group]
+    return tuple(
+      relevance.Map(
+        of_block.reshape(*of_block.shape[:3], *grid),
+        ("heads", "latents", *relevance.SPACE_TIME),
+        f"cross attention {i}",
+        f"the weights by which each latent reads the feature map in cross attention {i}",
+        "Jaegle et al. 2021, arXiv:2103.03206",
+      )
+      for i, of_block in enumerate(of_cross, 1)
+    )
+
   def _for_each_clip(self, learned: Array, batch: int) -> Array:
     return jnp.broadcast_to(learned.astype(self.dtype), (batch, *learned.shape))
 
@@ -228,9 +274,36 @@ class Hybrid(nnx.Module):
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`."""
-    return self.classify(self.attention(self.cnn(clips), rngs))
+    return self.from_features(self.cnn(clips), rngs)
+
+  def from_features(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """The trunk's feature map `[B, T', H', W', C]` to float32 logits `[B, classes]`."""
+    return self.classify(self.attention(features, rngs))
 
   def classify(self, x: Array) -> Array:
     """What the attention gives, `[B, N, D]`, to float32 logits `[B, classes]`."""
     x = x.astype(jnp.float32)
-    return self.head(x[:, 0] if self.pool == "cls" else x.mean(1))
+    return self.head(self._pooled(x))
+
+  def _pooled(self, x: Array) -> Array:
+    return x[:, 0] if self.pool == "cls" else x.mean(1)
+
+  def maps(self, clips: Array, classes: Array | None) -> tuple[relevance.Map, ...]:
+    """Where it looks in clips, for `classes` `[B]`, in evaluation mode; see `attribution.maps`.
+
+    After the maps over tokens come the weights of each cross attention block,
+    `[B, heads, latents, T', H', W']`.
+    """
+    seen = relevance.explain(self.from_features, self.cnn(clips), classes)
+    grid = seen.inputs.shape[1:4]
+    flows = (
+      self._pooled(self.attention.flow(shares, math.prod(grid), mixed))
+      for shares, mixed in (seen.shares_for_the_class(), seen.shares())
+    )
+    chefer, rollout = (relevance.of_tokens(flow, grid) for flow in flows)
+    return (
+      relevance.for_the_class(chefer),
+      relevance.rollout(rollout),
+      relevance.grad_cam(seen),
+      *self.attention.cross_weights(seen.weights, grid),
+    )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.models import convolution
+from hybrid_video.models import convolution, relevance
 from hybrid_video.models.convolution import Map
 from hybrid_video.models.convolution.folded import Folded
 from hybrid_video.models.layers import (
@@ -458,5 +458,13 @@ class VideoResNet(nnx.Module):
 
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`."""
-    features = widen(self.cnn(clips)).mean((1, 2, 3))
-    return self.head(self.dropout(features, rngs=rngs))
+    return self.from_features(self.cnn(clips), rngs)
+
+  def from_features(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
+    """The trunk's feature map `[B, T', H', W', C]` to float32 logits `[B, classes]`."""
+    return self.head(self.dropout(widen(features).mean((1, 2, 3)), rngs=rngs))
+
+  def maps(self, clips: Array, classes: Array | None) -> tuple[relevance.Map, ...]:
+    """Where it looks in clips, for `classes` `[B]`, in evaluation mode; see `attribution.maps`."""
+    features = self.cnn(clips)
+    return (relevance.grad_cam(relevance.explain(self.from_features, features, classes)),)

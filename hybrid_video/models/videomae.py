@@ -12,6 +12,7 @@ Source: Tong et al. 2022 (arXiv:2203.12602) and its code, github.com/MCG-NJU/Vid
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from flax import nnx
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import errors
+from hybrid_video.models import relevance
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.model_error import ModelError
@@ -433,4 +435,18 @@ class VideoMAE(nnx.Module):
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`."""
     tokens = self.attention(clips, rngs=rngs).astype(jnp.float32)
-    return self.head(tokens.mean(1) if self.pool == MEAN else tokens[:, 0], rngs)
+    return self.head(self._pooled(tokens), rngs)
+
+  def _pooled(self, tokens: Array) -> Array:
+    return tokens.mean(1) if self.pool == MEAN else tokens[:, 0]
+
+  def maps(self, clips: Array, classes: Array | None) -> tuple[relevance.Map, ...]:
+    """Where it looks in clips, for `classes` `[B]`, in evaluation mode; see `attribution.maps`."""
+    seen = relevance.explain(self, clips, classes)
+    found = []
+    for shares, mixed in (seen.shares_for_the_class(), seen.shares()):
+      flow = relevance.from_themselves(len(clips), math.prod(self.attention.grid))
+      for share in shares:
+        flow = mixed(flow, share @ flow)
+      found.append(relevance.of_tokens(self._pooled(flow), self.attention.grid))
+    return relevance.for_the_class(found[0]), relevance.rollout(found[1])

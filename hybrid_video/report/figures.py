@@ -44,7 +44,7 @@ STYLE = {
 # Of a contact sheet, in inches.
 _PANEL, _ROW_TEXT = 1.1, 0.5
 # Of a strip, in pixels; a panel that is smaller is enlarged by whole factors, so that it stays sharp.
-_GAP, _LEAST_HEIGHT = 4, 96
+GAP, _LEAST_HEIGHT = 4, 96
 # Letters of a class name beside a matrix: those that its margin has room for, and at most. Each of
 # the others widens the margin, by as many inches as the widest letters need.
 _MARGIN_LETTERS, _NAME_LETTERS, _LETTER = 16, 40, 0.125
@@ -304,9 +304,9 @@ class Strip:
     factor = -(-_LEAST_HEIGHT // height)
     panels = self.frames.repeat(factor, axis=1).repeat(factor, axis=2)
     height, width = height * factor, width * factor
-    picture = np.zeros((height, count * width + (count - 1) * _GAP, 4), np.uint8)
+    picture = np.zeros((height, count * width + (count - 1) * GAP, 4), np.uint8)
     for i, panel in enumerate(panels):
-      left = i * (width + _GAP)
+      left = i * (width + GAP)
       picture[:, left : left + width, :3] = panel
       picture[:, left : left + width, 3] = 255
     return picture

@@ -1,0 +1,88 @@
+"""Maps of where a model looks as pictures: coloured frames, film strips, the scale of the colours.
+
+In: frames as uint8 `[T, H, W, 3]` and a map `[T', H', W']` of any coarseness. Out: pixels, or a PNG's
+bytes for a page.
+"""
+
+import io
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from hybrid_video.report import figures
+
+# What the colours say, for a caption beside the scale.
+SCALE = ("0", "the clip's largest")
+# Perceptually uniform: equal steps of a value look like equal steps of colour.
+_COLOURS = matplotlib.colormaps["inferno"]
+_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+# Of what is seen, how much is the colour; the rest is the frame in grey.
+_STRENGTH = 0.65
+
+
+def _interpolation(cells: int, size: int) -> np.ndarray:
+  """`[size, cells]`: how much each of `size` places takes of each cell, linear between their centres."""
+  places = (np.arange(size) + 0.5) * cells / size - 0.5
+  return np.stack([np.interp(places, range(cells), one) for one in np.eye(cells)], axis=1)
+
+
+def upsample(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+  """A map `[T', H', W']` at the `shape` (T, H, W) of a clip, linear between its cells' centres."""
+  matrices = (_interpolation(*pair) for pair in zip(values.shape, shape, strict=True))
+  return np.einsum("tyx,Tt,Yy,Xx->TYX", values, *matrices, optimize=True)
+
+
+def _coloured(grey: np.ndarray, shares: np.ndarray) -> np.ndarray:
+  """Grey `[..., 1]` of 0 to 1 and shares `[...]` of 0 to 1 to colours, uint8 `[..., 3]`."""
+  mixed = _STRENGTH * _COLOURS(shares)[..., :3] + (1 - _STRENGTH) * grey
+  return (255 * mixed).round().astype(np.uint8)
+
+
+def overlay(clip: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """Frames in grey, coloured by a map: dark where it is 0, yellow where it is the clip's largest.
+
+  Args:
+    clip: uint8 `[T, H, W, 3]`.
+    values: `[T', H', W']`, at least 0; linear between its cells' centres.
+
+  Returns:
+    uint8 `[T, H, W, 3]`.
+  """
+  fine = upsample(values, clip.shape[:3])
+  largest = values.max()
+  shares = fine / largest if largest > 0 else np.zeros_like(fine)
+  return _coloured(clip.astype(np.float32) @ _LUMINANCE[:, None] / 255, shares)
+
+
+def film_strip(clip: np.ndarray, values: np.ndarray, *, shown_frames: int = 8) -> bytes:
+  """Frames of a clip, time to the right, and below each the same frame coloured by a map.
+
+  Args:
+    clip: as the model saw it, uint8 `[T, H, W, 3]`.
+    values: where it looks, `[T', H', W']`, such as `maps(...)[0].values[i]`.
+    shown_frames: at most so many of the frames, evenly spaced, `figures.even_frames(T, shown_frames)`.
+
+  Returns:
+    A PNG, with clear gaps between frames: for a page, beside `colour_scale()` with the words `SCALE` at
+    its ends, and `Map.name` and `Map.words` as what the colours mean.
+  """
+  shown = figures.even_frames(len(clip), shown_frames)
+  labels = [str(index) for index in shown]
+  rows = [
+    figures.Strip("", frames[shown], labels).picture() for frames in (clip, overlay(clip, values))
+  ]
+  gap = np.zeros((figures.GAP, *rows[0].shape[1:]), np.uint8)
+  return _png(np.concatenate([rows[0], gap, rows[1]]))
+
+
+def colour_scale(width: int = 160, height: int = 10) -> bytes:
+  """The colours of `overlay` on mid-grey, from 0 at the left to the clip's largest, as a PNG."""
+  shares = np.broadcast_to(np.linspace(0, 1, width), (height, width))
+  return _png(_coloured(np.full((1, 1, 1), 0.5), shares))
+
+
+def _png(picture: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, "PNG")
+  return buffer.getvalue()
