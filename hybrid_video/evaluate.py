@@ -13,6 +13,7 @@ import pathlib
 import time
 from typing import Any
 
+from flax import nnx
 import jax
 import numpy as np
 
@@ -129,6 +130,10 @@ class Evaluator:
     return (
       f"{averaged}the parameters of step {chosen.step}, the best by {metric} of the validation list"
     )
+
+  def model(self, variables: Mapping[str, Any]) -> nnx.Module:
+    """The model with these parameters, in evaluation mode."""
+    return self._task.merge(variables["params"], variables["batch_stats"])
 
   def views(self, which: str | np.ndarray) -> plans.Views:
     """Every clip of the "train", "validation" or "test" list, or of videos by their ids `[V]`."""
@@ -285,7 +290,10 @@ def report(
     for what, path in (("Results", results_file), ("Predictions", predictions)):
       if not parts.lacks(path):
         log.info("%s: %s", what, path)
-  run_figures.draw(workdir, records, evaluator, views, tested, experiment, chosen.step, parts)
+  model = evaluator.model(chosen.variables)
+  run_figures.draw(
+    workdir, records, evaluator, views, tested, experiment, chosen.step, parts, model
+  )
   parts.finish()
   return outcome
 

@@ -4,12 +4,15 @@ In: frames as uint8 `[T, H, W, 3]` and a map `[T', H', W']` of any coarseness. O
 bytes for a page.
 """
 
+from collections.abc import Sequence
 import io
+import pathlib
 
 import matplotlib
 import numpy as np
 from PIL import Image
 
+from hybrid_video.models.relevance import Map
 from hybrid_video.report import figures
 
 # What the colours say, for a caption beside the scale.
@@ -17,8 +20,10 @@ SCALE = ("0", "the clip's largest")
 # Perceptually uniform: equal steps of a value look like equal steps of colour.
 _COLOURS = matplotlib.colormaps["inferno"]
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
-# Of what is seen, how much is the colour; the rest is the frame in grey.
-_STRENGTH = 0.65
+# The colour covers more of the grey frame where the value is larger, up to so much of it.
+_MOST_COVERED = 0.9
+_DARKEST_COLOUR = 0.3
+_LEAST_HEIGHT = 96
 
 
 def _interpolation(cells: int, size: int) -> np.ndarray:
@@ -35,12 +40,13 @@ def upsample(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 def _coloured(grey: np.ndarray, shares: np.ndarray) -> np.ndarray:
   """Grey `[..., 1]` of 0 to 1 and shares `[...]` of 0 to 1 to colours, uint8 `[..., 3]`."""
-  mixed = _STRENGTH * _COLOURS(shares)[..., :3] + (1 - _STRENGTH) * grey
-  return (255 * mixed).round().astype(np.uint8)
+  colours = _COLOURS(_DARKEST_COLOUR + (1 - _DARKEST_COLOUR) * shares)[..., :3]
+  covered = _MOST_COVERED * np.sqrt(shares)[..., None]
+  return (255 * (covered * colours + (1 - covered) * grey)).round().astype(np.uint8)
 
 
 def overlay(clip: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Frames in grey, coloured by a map: dark where it is 0, yellow where it is the clip's largest.
+  """Frames in grey, coloured by a map: grey where it is 0, yellow where it is the clip's largest.
 
   Args:
     clip: uint8 `[T, H, W, 3]`.
@@ -64,16 +70,52 @@ def film_strip(clip: np.ndarray, values: np.ndarray, *, shown_frames: int = 8) -
     shown_frames: at most so many of the frames, evenly spaced, `figures.even_frames(T, shown_frames)`.
 
   Returns:
-    A PNG, with clear gaps between frames: for a page, beside `colour_scale()` with the words `SCALE` at
+    A PNG, with gaps between frames: for a page, beside `colour_scale()` with the words `SCALE` at
     its ends, and `Map.name` and `Map.words` as what the colours mean.
   """
   shown = figures.even_frames(len(clip), shown_frames)
-  labels = [str(index) for index in shown]
-  rows = [
-    figures.Strip("", frames[shown], labels).picture() for frames in (clip, overlay(clip, values))
-  ]
-  gap = np.zeros((figures.GAP, *rows[0].shape[1:]), np.uint8)
-  return _png(np.concatenate([rows[0], gap, rows[1]]))
+  return _png(_strip("", clip, values, shown).picture())
+
+
+def _strip(
+  title: str, clip: np.ndarray, values: np.ndarray, shown: np.ndarray, *, wrong: bool = False
+) -> figures.Strip:
+  """Each shown frame above itself, coloured; small ones enlarged, so that the colours are smooth."""
+  factor = -(-_LEAST_HEIGHT // clip.shape[1])
+  large = clip.repeat(factor, axis=1).repeat(factor, axis=2)
+  gap = np.full((len(shown), figures.GAP, large.shape[2], 3), 255, np.uint8)
+  frames = np.concatenate([large[shown], gap, overlay(large, values)[shown]], axis=1)
+  return figures.Strip(title, frames, [f"frame {index}" for index in shown], wrong=wrong)
+
+
+def sheet(
+  path: pathlib.Path,
+  drawn: Map,
+  clips: np.ndarray,
+  titles: Sequence[str],
+  wrong: Sequence[bool],
+  shown_frames: int = 8,
+) -> None:
+  """Clips one below the other with a map of each, under what the colours mean.
+
+  Args:
+    path: PNG to write.
+    drawn: `[B, T', H', W']`.
+    clips: as the model saw them, uint8 `[B, T, H, W, 3]`.
+    titles: of each, such as its class.
+    wrong: whether each title is marked as a wrong prediction.
+    shown_frames: at most so many of the frames.
+
+  Raises:
+    figures.FigureError: the file cannot be written.
+  """
+  shown = figures.even_frames(clips.shape[1], shown_frames)
+  scale = np.asarray(Image.open(io.BytesIO(colour_scale())))
+  title = f"{drawn.name} ({drawn.source}); grey to yellow: none to most in the clip"
+  strips = [figures.Strip(title, scale[None], ["0 to the largest"])]
+  for clip, values, title, is_wrong in zip(clips, drawn.values, titles, wrong, strict=True):
+    strips.append(_strip(title, clip, values, shown, wrong=is_wrong))
+  figures.sheet(path, strips)
 
 
 def colour_scale(width: int = 160, height: int = 10) -> bytes:

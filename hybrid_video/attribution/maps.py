@@ -44,11 +44,11 @@ def maps(
   The first map is the one to draw: `[B, T', H', W']`, over the CNN's feature map or the patches.
   Which others there are:
 
-  - hybrid: gradient-weighted attention, attention rollout, Grad-CAM of the CNN's feature map; then
-    for each cross attention block each latent's weights, `[B, heads, latents, T', H', W']`;
+  - hybrid: attention rollout, gradient-weighted attention; then for each cross attention block each
+    latent's weights, `[B, heads, latents, T', H', W']`;
   - R(2+1)D, R3D, MC3: Grad-CAM;
   - the same with BERT: Grad-CAM; the CLS token's weights over itself and time `[B, heads, 1 + T']`;
-  - VideoMAE: gradient-weighted attention, attention rollout.
+  - VideoMAE: attention rollout, gradient-weighted attention.
 
   Weights are those of the forward pass in evaluation mode, and sum to 1 over what is attended to.
 

@@ -298,12 +298,11 @@ class Hybrid(nnx.Module):
     grid = seen.inputs.shape[1:4]
     flows = (
       self._pooled(self.attention.flow(shares, math.prod(grid), mixed))
-      for shares, mixed in (seen.shares_for_the_class(), seen.shares())
+      for shares, mixed in (seen.shares(), seen.shares_for_the_class())
     )
-    chefer, rollout = (relevance.of_tokens(flow, grid) for flow in flows)
+    rollout, for_the_class = (relevance.of_tokens(flow, grid) for flow in flows)
     return (
-      relevance.for_the_class(chefer),
       relevance.rollout(rollout),
-      relevance.grad_cam(seen),
+      relevance.for_the_class(for_the_class),
       *self.attention.cross_weights(seen.weights, grid),
     )

@@ -444,9 +444,9 @@ class VideoMAE(nnx.Module):
     """Where it looks in clips, for `classes` `[B]`, in evaluation mode; see `attribution.maps`."""
     seen = relevance.explain(self, clips, classes)
     found = []
-    for shares, mixed in (seen.shares_for_the_class(), seen.shares()):
+    for shares, mixed in (seen.shares(), seen.shares_for_the_class()):
       flow = relevance.from_themselves(len(clips), math.prod(self.attention.grid))
       for share in shares:
         flow = mixed(flow, share @ flow)
       found.append(relevance.of_tokens(self._pooled(flow), self.attention.grid))
-    return relevance.for_the_class(found[0]), relevance.rollout(found[1])
+    return relevance.rollout(found[0]), relevance.for_the_class(found[1])

@@ -7,22 +7,27 @@ import logging
 import pathlib
 from typing import Protocol
 
+from flax import nnx
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video import attribution
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch
 from hybrid_video.report import figures, results, writers
 from hybrid_video.sampling.plans import Views
-from hybrid_video.tasks import Evaluation, classification
+from hybrid_video.tasks import Evaluation, classification, pixels
 
 log = logging.getLogger("hybrid_video")
 
 FOLDER = "figures"
 CURVES, CONFUSION, CLIPS = "learning_curves.png", "confusion.png", "clips.png"
+LOOKS = "where_the_model_looks.png"
 _SHEET_CLIPS = 8
+_LOOKS_CLIPS, _LOOKS_WRONG = 6, 2
 
 
 class ClipBatches(Protocol):
@@ -42,6 +47,7 @@ def draw(
   experiment: Experiment,
   step: int,
   parts: results.Parts,
+  model: nnx.Module,
 ) -> None:
   """Draws the run's figures; every process has to call it, the first one writes.
 
@@ -56,6 +62,7 @@ def draw(
     experiment: by what the best step is told.
     step: the one whose parameters were tested.
     parts: what of the report could not be made.
+    model: with these parameters.
   """
   folder, names = workdir / FOLDER, records.class_names
   few = views.take(_spread_over_classes(records.labels[views.video_ids[views.rows]]))
@@ -83,7 +90,40 @@ def draw(
     if jax.process_index() == 0:
       titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
       figures.contact_sheet(folder / CLIPS, clips, titles, predicted)
+  # Of several processes none has all of the parameters.
+  if "probabilities" in tested.arrays and jax.process_count() == 1:
+    with parts.making(folder / LOOKS):
+      best = tested.arrays["probabilities"].argmax(-1)
+      _where_the_model_looks(folder / LOOKS, records, evaluator, views, best, experiment, model)
   log.info("Figures: %s", folder)
+
+
+def _where_the_model_looks(
+  path: pathlib.Path,
+  records: Records,
+  evaluator: ClipBatches,
+  views: Views,
+  predicted: np.ndarray,
+  experiment: Experiment,
+  model: nnx.Module,
+) -> None:
+  """Draws where the model looks in a few test clips, for what it predicts for their videos `[V]`."""
+  true = records.labels[views.video_ids[views.rows]]
+  of_clips = predicted[views.rows]
+  wrong = _some(true, true != of_clips)[:_LOOKS_WRONG]
+  right = _some(true, true == of_clips)[: _LOOKS_CLIPS - len(wrong)]
+  chosen = right + wrong
+  clips = _gathered(evaluator, views.take(chosen))
+  normalize = pixels.normalizer(experiment.mean, experiment.std)
+  drawn = attribution.maps(model, normalize(jnp.asarray(clips)), of_clips[chosen])[0]
+  names = records.class_names
+  titles = [
+    f"{names[true[i]]}, predicted {names[of_clips[i]]}"
+    if true[i] != of_clips[i]
+    else f"{names[true[i]]}, recognized"
+    for i in chosen
+  ]
+  attribution.sheet(path, drawn, clips, titles, [bool(true[i] != of_clips[i]) for i in chosen])
 
 
 def _gathered(evaluator: ClipBatches, views: Views) -> np.ndarray:
@@ -99,3 +139,9 @@ def _spread_over_classes(labels: np.ndarray) -> list[int]:
   shown = classes[np.linspace(0, len(classes) - 1, min(_SHEET_CLIPS, len(classes))).astype(int)]
   rng = np.random.default_rng(0)
   return [int(rng.choice(np.flatnonzero(labels == label))) for label in shown]
+
+
+def _some(labels: np.ndarray, among: np.ndarray) -> list[int]:
+  """A few of the clips where `among` is true, of classes spread over these."""
+  indices = np.flatnonzero(among)
+  return [int(indices[i]) for i in _spread_over_classes(labels[indices])] if len(indices) else []
