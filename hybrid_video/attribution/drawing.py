@@ -23,6 +23,8 @@ _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 # The colour covers more of the grey frame where the value is larger, up to so much of it.
 _MOST_COVERED = 0.9
 _DARKEST_COLOUR = 0.3
+# Neither black nor white, beside which colours look brighter or duller than they are.
+_DARKEST_GREY, _LIGHTEST_GREY = 0.2, 0.85
 _LEAST_HEIGHT = 96
 
 
@@ -58,7 +60,8 @@ def overlay(clip: np.ndarray, values: np.ndarray) -> np.ndarray:
   fine = upsample(values, clip.shape[:3])
   largest = values.max()
   shares = fine / largest if largest > 0 else np.zeros_like(fine)
-  return _coloured(clip.astype(np.float32) @ _LUMINANCE[:, None] / 255, shares)
+  grey = clip.astype(np.float32) @ _LUMINANCE[:, None] / 255
+  return _coloured(_DARKEST_GREY + (_LIGHTEST_GREY - _DARKEST_GREY) * grey, shares)
 
 
 def film_strip(clip: np.ndarray, values: np.ndarray, *, shown_frames: int = 8) -> bytes:
