@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 from hybrid_video import class_identity, compilation, loading, models, progress, scoring, sharding
+from hybrid_video.analysis import summary
+from hybrid_video.analysis.predictions import Predictions
 from hybrid_video.checkpoint_description import CheckpointError, Description, check_same_model
 from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import preparation, splits
@@ -114,13 +116,35 @@ class Evaluator:
 
   def protocol(self, chosen: Parameters) -> str:
     """In words, how the numbers of these parameters come about."""
+    of = self._words(chosen)
+    return (
+      f"{self._views_in_words()}; {self._task.protocol}; {of}, nothing selected on the test list"
+    )
+
+  def compared(self, chosen: Parameters) -> dict[str, Any]:
+    """What has to be the same where numbers are compared, for `predictions.npz`."""
+    experiment = self._experiment
+    which = "the parameters after the last step"
+    if chosen.which != "last":
+      metric = experiment.validation.metric_of(self._task.name)
+      which = f"the best parameters by {metric} of the validation list"
+    averaged = "moving averages of " if chosen.averaged else ""
+    return {
+      "dataset": experiment.dataset,
+      "split": experiment.split,
+      "list": "test",
+      "views": self._views_in_words(),
+      "aggregation": experiment.evaluation.aggregation,
+      "selection": f"{averaged}{which}, nothing selected on the test list",
+      "seed": experiment.seed,
+      "words": self.protocol(chosen),
+    }
+
+  def _views_in_words(self) -> str:
     heights, widths = self._records.height.tolist(), self._records.width.tolist()
     sizes = {f"{height}x{width}" for height, width in zip(heights, widths, strict=True)}
     stored = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes"
-    return (
-      f"{self._experiment.evaluation.describe_views()} of stored frames of {stored}; "
-      f"{self._task.protocol}; {self._words(chosen)}, nothing selected on the test list"
-    )
+    return f"{self._experiment.evaluation.describe_views()} of stored frames of {stored}"
 
   def _words(self, chosen: Parameters) -> str:
     averaged = "moving averages of " if chosen.averaged else ""
@@ -275,8 +299,9 @@ def report(
   outcome = _described(evaluator, chosen, records, experiment)
   if writes:
     with parts.making(predictions, needed=True):
-      names = records.names[views.video_ids]
-      results.write_predictions(workdir, tested, names, records.class_names)
+      about = results.about(records, views.video_ids)
+      protocol = evaluator.compared(chosen) | {"data": about.pop("data")}
+      results.write_predictions(workdir, tested, about, records.class_names, protocol)
   for name, numbers in _numbers(evaluator, chosen, tested, records, experiment):
     outcome[name] = numbers
     outcome["compilation"] = compiled.as_numbers()
@@ -285,6 +310,10 @@ def report(
       with parts.making(results_file, needed=True):
         results.write(workdir, outcome)
   if writes:
+    if "probabilities" in tested.arrays and not parts.lacks(predictions):
+      with parts.making(f"{results_file} (analysis)"):
+        outcome["analysis"] = summary.summarize(Predictions.read(predictions))
+        results.write(workdir, outcome)
     log.info("%s", results.summary(outcome))
     log.info("Compiled in all: %s", compiled)
     for what, path in (("Results", results_file), ("Predictions", predictions)):

@@ -104,17 +104,3 @@ def batched_sums(
     scored = _padded(np.asarray(scores[rows], np.float32), size)
     true = _padded(np.asarray(labels[rows], np.int32), size)
     yield jax.device_get(_sums(scored, true, mask))
-
-
-def video_means(of_views: np.ndarray, rows: np.ndarray, videos: int) -> np.ndarray:
-  """The mean over each video's views, float32 `[V, classes]`.
-
-  Args:
-    of_views: probabilities of views, `[C, classes]`.
-    rows: for each view, its video's row, `[C]`.
-    videos: how many videos; each has a view.
-  """
-  means = np.zeros((videos, of_views.shape[1]), np.float32)
-  np.add.at(means, rows, of_views)
-  means /= np.bincount(rows, minlength=videos)[:, None]
-  return means

@@ -34,6 +34,7 @@ from hybrid_video import (
   scoring,
   sharding,
 )
+from hybrid_video.analysis import aggregation as aggregations
 from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import listing, video_files
 from hybrid_video.decoding import storing, worker_pool
@@ -62,7 +63,7 @@ class Prediction:
   Attributes:
     video: its path, as it was named or below the folder that was named.
     probabilities: of every class, float32 `[classes]`; None where the video is broken.
-    views: clips that they are the mean of.
+    views: clips that they come of.
     error: why there are none.
   """
 
@@ -150,16 +151,18 @@ class Predictor:
     A broken video gives a prediction without probabilities; the others are predicted.
     """
     experiment = self.experiment
+    aggregation = experiment.evaluation.aggregation
     stored = worker_pool.store_videos(videos, experiment.stored, limits=experiment.decoding)
     order: collections.deque[_Pending] = collections.deque()
     with contextlib.closing(stored):
       clips = self._clips(videos, stored, order)
       batches = _in_batches(clips, self._batch_size)
       for outputs in self._scorer.outputs(self._params, self._batch_stats, batches):
-        shares = metrics.probabilities(outputs["logits"], self._batch_size)
-        _hand_out(order, shares)
-        yield from _complete(order)
-    yield from _complete(order)
+        logits = outputs["logits"]
+        shares = metrics.probabilities(logits, self._batch_size)
+        _hand_out(order, shares, logits)
+        yield from _complete(order, aggregation)
+    yield from _complete(order, aggregation)
 
   def _clips(
     self,
@@ -190,6 +193,7 @@ class _Pending:
   views: int
   error: str = ""
   shares: list[np.ndarray] = dataclasses.field(default_factory=list)
+  logits: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 def _in_batches(clips: Iterable[np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -210,16 +214,18 @@ def _batch(clips: list[np.ndarray], size: int) -> dict[str, np.ndarray]:
   return {"clips": padded, "clip_indices": np.zeros(size, np.int32)}
 
 
-def _hand_out(order: "collections.deque[_Pending]", shares: np.ndarray) -> None:
-  """Gives each waiting video its rows of a batch's probabilities."""
+def _hand_out(order: "collections.deque[_Pending]", shares: np.ndarray, logits: np.ndarray) -> None:
+  """Gives each waiting video its rows of a batch's probabilities and logits."""
   row = 0
   for video in order:
-    taken = shares[row : row + video.views - len(video.shares)]
-    video.shares += list(taken)
+    rows = slice(row, row + video.views - len(video.shares))
+    video.logits += list(logits[rows])
+    taken = list(shares[rows])
+    video.shares += taken
     row += len(taken)
 
 
-def _complete(order: "collections.deque[_Pending]") -> Iterator[Prediction]:
+def _complete(order: "collections.deque[_Pending]", aggregation: str) -> Iterator[Prediction]:
   """The predictions of the first videos whose views are all scored."""
   while order and len(order[0].shares) == order[0].views:
     video = order.popleft()
@@ -227,8 +233,10 @@ def _complete(order: "collections.deque[_Pending]") -> Iterator[Prediction]:
       yield Prediction(video.name, None, error=video.error)
       continue
     rows = np.zeros(video.views, np.int64)
-    means = metrics.video_means(np.stack(video.shares), rows, 1)
-    yield Prediction(video.name, means[0], video.views)
+    scores = aggregations.video_scores(
+      aggregation, np.stack(video.shares), np.stack(video.logits), rows, 1
+    )
+    yield Prediction(video.name, scores[0], video.views)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,7 +145,9 @@ def test_tables_and_files_for_programs_give_the_name_back(tmp_path, name):
   }
   path = results.write(tmp_path, {"classes": list(classes)})
   assert json.loads(path.read_text())["classes"][0] == name
-  path = results.write_predictions(tmp_path, Evaluation({}, {}), np.array([name]), classes)
+  path = results.write_predictions(
+    tmp_path, Evaluation({}, {}), {"names": np.array([name])}, classes, {}
+  )
   with np.load(path) as saved:
     assert saved["names"].tolist() == [name] and saved["class_names"].tolist() == list(classes)
   description = checkpoints.Description(made_experiment(), classes)

@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
   "tensorflow": "tensorflow-cpu",
   "tensorflow_datasets": "tensorflow-datasets",
   "google_crc32c": "google-crc32c",
+  "sklearn": "scikit-learn",
   # With what it brings: credentials and errors.
   "google": "google-cloud-storage",
 }
@@ -34,6 +35,7 @@ ONLY_FOR_TRAINING = (
   "jinja2",
   "google_crc32c",
   "rarfile",
+  "sklearn",
 )
 
 

@@ -5,6 +5,7 @@ constant output is never right by accident. Then scikit-learn counts.
 """
 
 from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def by_class(
 
   A class's accuracy is its recall: the share of its videos that are recognized.
   """
-  ids = np.arange(len(class_names))
+  ids = range(len(class_names))
   best = predicted(scores, labels)
   # What a class without videos would have, which is not read.
   recalls = metrics.recall_score(labels, best, labels=ids, average=None, zero_division=0.0)
@@ -160,7 +161,7 @@ def by_length(
   if len(limits) == 1:
     limits = np.repeat(limits, 2)
   bins = []
-  for i, (low, high) in enumerate(zip(limits[:-1], limits[1:], strict=True)):
+  for i, (low, high) in enumerate(itertools.pairwise(limits)):
     below = seconds <= high if i == len(limits) - 2 else seconds < high
     bins.append(
       {"from": float(low), "to": float(high), **_counted(right[(seconds >= low) & below])}

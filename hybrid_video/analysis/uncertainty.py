@@ -119,7 +119,7 @@ def interval(
   """Top-k video accuracy with the percentiles of a bootstrap over groups.
 
   Several runs are drawn with the same groups: what a group's videos share, they share in all runs.
-  Every video counts as often as runs tested it, so runs of different splits are pooled. Where all
+  Runs on the same videos are averaged; lists of different videos, such as splits, are pooled. Where all
   videos are right, or all wrong, no resample differs, and the limits are the exact binomial's with
   each group as one trial.
 
@@ -178,7 +178,7 @@ def compare(
   common, left_out = _common(*rows)
   ids = _group_ids([*rows[0], *rows[1]])
   parts = [_parts(row, [_right(run, k, aggregation) for run in row], ids, common) for row in rows]
-  p_value, exact = _sign_flips(*parts, resamples, seed)
+  p_value, exact = _sign_flips(parts[0], parts[1], resamples, seed)
   words = "95 % interval of a bootstrap over groups, for the models as trained"
   difference = _interval(parts, parts[0], words, resamples, seed, draw_runs=False)
   over_runs = None
@@ -296,18 +296,18 @@ def _parts(
   ids: dict[str, int],
   common: dict[int, list[str]] | None = None,
 ) -> list[_Part]:
-  """Sums over groups; runs that tested the same videos of one split are together.
+  """Sums over groups; runs on the same videos of one split are together.
 
   Args:
     runs: of one row.
     right: of each run's videos, bool `[V]`.
     ids: a column for each group's name.
-    common: the videos of each split that count; None is every video, each run by itself.
+    common: the videos of each split that count; None is every video.
   """
   sums: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = {}
-  for number, (run, of_run) in enumerate(zip(runs, right, strict=True)):
+  for run, of_run in zip(runs, right, strict=True):
     rows = np.arange(len(run))
-    key: Any = number
+    key: Any = (_split(run), frozenset(run.names.tolist()))
     if common is not None:
       key = _split(run)
       row_of = {name: row for row, name in enumerate(run.names.tolist())}
@@ -396,9 +396,7 @@ def _sign_flips(
   differences = np.rint(one - two)
   # A group without a difference is the same under both signs.
   differences = differences[differences != 0]
-  if not len(differences):
-    return 1.0, True
-  if len(differences) == 1:
+  if len(differences) < 2:
     return 1.0, True
   done = stats.permutation_test(
     (differences,),

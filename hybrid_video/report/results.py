@@ -1,13 +1,14 @@
 """What a finished run leaves for people and programs: results.json, predictions, and a summary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 import jax
@@ -15,6 +16,9 @@ import numpy as np
 
 from hybrid_video import errors, files, sharding
 from hybrid_video.tasks import Evaluation
+
+if TYPE_CHECKING:
+  from hybrid_video.datasets.records import Records
 
 log = logging.getLogger("hybrid_video")
 
@@ -130,31 +134,69 @@ def write(workdir: os.PathLike | str, results: dict[str, Any]) -> pathlib.Path:
   return path
 
 
+def about(videos: "Records", video_ids: np.ndarray) -> dict[str, Any]:
+  """What is known of videos without decoding them, for `predictions.npz`.
+
+  Args:
+    videos: the index.
+    video_ids: those wanted, `[V]`.
+
+  Returns:
+    `names`, `groups`, `identities` (digests of name, class and file), text `[V]`; `seconds`, float64
+    `[V]`; `tag_names` text `[T]` and `tags` text `[V, T]`, "" where a video lacks one; and `data`, a
+    digest of all identities and groups.
+  """
+  names, labels, groups, digests = (
+    getattr(videos, column)[video_ids].tolist()
+    for column in ("names", "labels", "groups", "file_digest")
+  )
+  identities = [
+    hashlib.sha256(json.dumps([name, videos.class_names[label], digest]).encode()).hexdigest()[:16]
+    for name, label, digest in zip(names, labels, digests, strict=True)
+  ]
+  tags = [json.loads(text or "{}") for text in videos.tags[video_ids].tolist()]
+  tag_names = list(dict.fromkeys(name for of_video in tags for name in of_video))
+  rows = [[str(of_video.get(name, "")) for name in tag_names] for of_video in tags]
+  data = hashlib.sha256(json.dumps([identities, groups]).encode()).hexdigest()
+  return {
+    "names": np.asarray(names, np.str_),
+    "groups": np.asarray(groups, np.str_),
+    "identities": np.asarray(identities, np.str_),
+    "seconds": np.asarray(videos.num_frames[video_ids] / videos.fps[video_ids], np.float64),
+    "tag_names": np.asarray(tag_names, np.str_),
+    "tags": np.asarray(rows, np.str_).reshape(len(names), len(tag_names)),
+    "data": data,
+  }
+
+
 def write_predictions(
   workdir: os.PathLike | str,
   evaluation: Evaluation,
-  names: np.ndarray,
+  about: Mapping[str, np.ndarray],
   class_names: Sequence[str],
+  protocol: Mapping[str, Any],
 ) -> pathlib.Path:
   """Writes predictions.npz, from which any metric can be computed later.
 
   Args:
     workdir: where.
     evaluation: of the test list.
-    names: of its videos, `[V]`.
+    about: of its videos, see `about`.
     class_names: by class id.
+    protocol: what has to be the same where numbers are compared, see `evaluate.Evaluator.compared`.
 
   Returns:
-    Its path. It holds `names` `[V]`, `class_names`, and the evaluation's arrays.
+    Its path. It holds what `about` gives, `class_names`, `protocol` as JSON, and the evaluation's
+    arrays; `analysis.predictions` reads it.
   """
   path = epath.Path(workdir) / PREDICTIONS
   buffer = io.BytesIO()
   # `np.savez` seeks, which files in a bucket cannot.
   np.savez(
     buffer,
-    names=np.asarray(names, np.str_),
     class_names=np.asarray(class_names, np.str_),
-    **evaluation.arrays,  # type: ignore[arg-type]
+    protocol=np.array(files.as_json(protocol)),
+    **{**about, **evaluation.arrays},  # type: ignore[arg-type]
   )
   with files.whole_file(path) as part:
     part.write_bytes(buffer.getvalue())

@@ -6,6 +6,7 @@ In: values from a config. Out: checked settings, and what they mean in words.
 import dataclasses
 from typing import ClassVar
 
+from hybrid_video.analysis.aggregation import AGGREGATIONS
 from hybrid_video.settings import SettingError, Settings, setting
 
 MODES = ("seconds", "stride", "segments")
@@ -87,12 +88,15 @@ class EvaluationSettings(Sampling):
   Attributes:
     clips: windows a video, evenly spaced; 0 is the fewest that cover it.
     crops: 1 for the centre; 3 for both ends of the longer side and the centre.
+    aggregation: how a video's score comes of its views': "mean_probabilities", "mean_logits" or
+      "majority_vote", see `analysis.aggregation`.
   """
 
   PATH: ClassVar[str] = "evaluation"
 
   clips: int = setting(0, at_least=0)
   crops: int = setting(1, at_least=1, at_most=3)
+  aggregation: str = setting(AGGREGATIONS[0], choices=AGGREGATIONS)
 
   def validate(self) -> None:
     """Checks the number of crops."""

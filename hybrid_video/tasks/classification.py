@@ -1,19 +1,18 @@
 """Classification: clips and labels to a cross-entropy, and views to accuracies of videos."""
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import metrics, models, tasks
+from hybrid_video.analysis import aggregation as aggregations
 from hybrid_video.augmentation import Augment
 from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
 
 NAME = "classification"
-PROTOCOL = (
-  "a video's score is the mean of its views' softmax; loss is the mean cross-entropy of a view"
-)
 
 
 def make(
@@ -21,6 +20,7 @@ def make(
   mean: Sequence[float],
   std: Sequence[float],
   augment: Augment | None = None,
+  aggregation: str = aggregations.MEAN_PROBABILITIES,
 ) -> Task:
   """The task of a classifier.
 
@@ -28,6 +28,7 @@ def make(
     build: gives a fresh model, the same at every call.
     mean, std: per channel, of pixels in 0 to 1; clips are normalized with them on the device.
     augment: what is done to training clips and labels, see `augmentation.make_augment`.
+    aggregation: how a video's score comes of its views', see `analysis.aggregation`.
   """
   normalize = pixels.normalizer(mean, std)
   training, evaluation, _ = tasks.definitions(build)
@@ -62,14 +63,19 @@ def make(
     prepare=prepare,
     loss=loss,
     outputs=outputs,
-    summarize=summarize,
+    summarize=functools.partial(summarize, aggregation=aggregation),
     merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
-    protocol=PROTOCOL,
+    protocol=f"a video's score is {aggregations.WORDS[aggregation]}; loss is the mean cross-entropy of a "
+    "view",
   )
 
 
 def summarize(
-  outputs: dict[str, np.ndarray], rows: np.ndarray, labels: np.ndarray, batch_size: int
+  outputs: dict[str, np.ndarray],
+  rows: np.ndarray,
+  labels: np.ndarray,
+  batch_size: int,
+  aggregation: str = aggregations.MEAN_PROBABILITIES,
 ) -> Evaluation:
   """Accuracies of views and of videos.
 
@@ -78,15 +84,16 @@ def summarize(
     rows: for each view, its video's row, `[C]`.
     labels: class ids of the videos, `[V]`.
     batch_size: views that are scored at a time.
+    aggregation: how a video's score comes of its views', see `analysis.aggregation`.
 
   Returns:
     Numbers `video_top1`, `video_top5`, `clip_top1`, `clip_top5` (fractions), `loss` (mean
     cross-entropy of a view, nats), `videos`, `clips`; arrays `probabilities` `[V, classes]`, the
-    mean of the views' softmax, `view_probabilities` `[C, classes]`, `view_videos` `[C]`, `labels`.
+    videos' scores, `view_probabilities` and `view_logits` `[C, classes]`, `view_videos` `[C]`, `labels`.
   """
   logits = outputs["logits"]
   of_views = metrics.probabilities(logits, batch_size)
-  of_videos = metrics.video_means(of_views, rows, len(labels))
+  of_videos = aggregations.video_scores(aggregation, of_views, logits, rows, len(labels))
   views = metrics.means(metrics.batched_sums(logits, labels[rows], batch_size))
   videos = metrics.means(metrics.batched_sums(of_videos, labels, batch_size))
   numbers = {
@@ -102,6 +109,7 @@ def summarize(
     "probabilities": of_videos,
     "labels": labels,
     "view_probabilities": of_views,
+    "view_logits": np.asarray(logits, np.float32),
     "view_videos": rows,
   }
   return Evaluation(numbers, arrays)

@@ -36,4 +36,5 @@ def create(experiment: Experiment, num_classes: int, mesh: jax.sharding.Mesh) ->
     normalize=pixels.normalizer(experiment.mean, experiment.std),
     num_classes=num_classes,
   )
-  return classification.make(build, experiment.mean, experiment.std, augment)
+  aggregation = experiment.evaluation.aggregation
+  return classification.make(build, experiment.mean, experiment.std, augment, aggregation)
