@@ -15,11 +15,11 @@ PROTOCOL = {
 }
 
 
-def make(videos=20, classes=4, views=2, groups=5, seed=0, skill=1.0, **protocol):
+def make(videos=20, classes=4, windows=2, groups=5, seed=0, skill=1.0, **protocol):
   """The arrays of a run; the videos are the same whatever the seed."""
   rng = np.random.default_rng(seed)
   labels = np.arange(videos) % classes
-  rows = np.repeat(np.arange(videos), views)
+  rows = np.repeat(np.arange(videos), windows)
   logits = rng.standard_normal((len(rows), classes)) + skill * np.eye(classes)[labels[rows]]
   logits = logits.astype(np.float32)
   shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -29,7 +29,7 @@ def make(videos=20, classes=4, views=2, groups=5, seed=0, skill=1.0, **protocol)
     "names": np.array([f"video {i}" for i in range(videos)]),
     "class_names": np.array([f"class {i}" for i in range(classes)]),
     "labels": labels,
-    "probabilities": means / views,
+    "probabilities": means / windows,
     "view_probabilities": shares,
     "view_videos": rows,
     "view_logits": logits,

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import json
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import hybrid_video
 from hybrid_video import (
   checkpoints,
+  evaluate,
   experiment,
   export,
   loading,
@@ -25,6 +27,8 @@ from hybrid_video import (
   stopping,
   weights,
 )
+from hybrid_video.analysis import aggregation as aggregations
+from hybrid_video.analysis.predictions import Predictions
 from hybrid_video.checkpoints import CheckpointError
 from hybrid_video.datasets import made_actions, preparation, splits
 from hybrid_video.experiment import Experiment
@@ -73,6 +77,38 @@ def test_predicting_the_test_videos_gives_the_numbers_of_the_results(finished, t
   for video in range(len(names)):
     of_views = view_probabilities[views == video]
     np.testing.assert_allclose(of_views.mean(0), probabilities[video], rtol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["mean_logits", "majority_vote"])
+def test_results_analysis_and_new_videos_follow_the_aggregation(
+  finished, test_videos, tmp_path, aggregation
+):
+  import input_pipeline
+
+  config, trained, _ = finished
+  changed = config.copy_and_resolve_references()
+  changed.evaluation.aggregation = aggregation
+  changed.evaluation.clips, changed.evaluation.crops = 2, 3
+  chosen = experiment.from_config(changed)
+  outcome = evaluate.run(chosen, tmp_path, input_pipeline, checkpoint=trained)
+  found = Predictions.read(tmp_path)
+  assert np.bincount(found.view_videos).tolist() == [6] * len(found)
+  assert found.aggregation == aggregation
+  np.testing.assert_array_equal(found.scores(), found.probabilities)
+  assert aggregations.WORDS[aggregation] in outcome["protocol"]
+  numbers = outcome["analysis"]["numbers"]
+  for name in ("video_top1", "video_top5", "clip_top1", "clip_top5", "videos"):
+    value = numbers[name]["value"] if name in numbers else outcome["analysis"][name]
+    assert value == pytest.approx(outcome["test"][name])
+  assert json.loads((tmp_path / "results.json").read_text())["analysis"] == outcome["analysis"]
+  assert found.tag_names == ("body", "camera", "people", "view", "quality")
+  name = found.names[0]
+  assert "_".join(found.tags[0]) in name
+  saved = loading.read(trained)
+  description = dataclasses.replace(saved.description, experiment=chosen)
+  predictor = predict.Predictor(dataclasses.replace(saved, description=description))
+  predicted = np.stack([p.probabilities for p in predictor.predict(test_videos)])
+  np.testing.assert_allclose(predicted, found.probabilities, atol=1e-6)
 
 
 def test_predictions_are_files_that_people_and_programs_read(
