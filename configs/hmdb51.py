@@ -7,12 +7,11 @@ Adam 1e-3 with L2 1e-5 and x0.2 every 10 epochs for the hybrids, SGD 1e-3 and x0
 Another one follows a comma: configs/hmdb51.py:cnn8_cross1_self1,recipe=fine_tuning.
 """
 
-import re
-
 import ml_collections
 
 from hybrid_video import errors, experiment, recipes
 from hybrid_video.settings import SettingError
+from hybrid_video.study import source
 
 ROWS = (
   # Attention depth.
@@ -38,17 +37,7 @@ def use_hybrid(config: ml_collections.ConfigDict, row: str) -> None:
   Without cross attention a CLS token goes through the self block with the CNN's tokens and the
   mean over all is classified; without self attention, the mean over latents.
   """
-  counts = {part: int(number) for part, number in re.findall(r"(cnn|cross|self)(\d+)", row)}
-  cross, self_attention = counts.get("cross", 0), counts.get("self", 0)
-  experiment.use_model(
-    config,
-    "hybrid",
-    cnn_blocks=counts["cnn"],
-    cross_blocks=cross,
-    self_blocks=self_attention,
-    pool="cls" if cross and self_attention else "mean",
-    use_cls=self_attention > 0,
-  )
+  experiment.use_model(config, "hybrid", **source.hybrid_options(row))
 
 
 def get_config(options: str = "baseline") -> ml_collections.ConfigDict:

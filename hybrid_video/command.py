@@ -103,7 +103,10 @@ def _shipped_config(argument: str) -> str:
   if name.lstrip("-") != "config" or not equals:
     return argument
   path, colon, options = value.partition(":")
-  installed = _CONFIGS / pathlib.PurePath(path).name
+  parts = pathlib.PurePath(path).parts
+  installed = _CONFIGS.joinpath(
+    *parts[parts.index("configs") + 1 :] if "configs" in parts else parts
+  )
   if pathlib.Path(path).exists() or not installed.is_file():
     return argument
   return f"{name}={installed}{colon}{options}"
@@ -204,6 +207,9 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
 
   mode = _MODE.value
   try:
+    study = None
+    if _CONFIG.value is not None and mode == "train":
+      study = experiment.study_of(_CONFIG.value)
     chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
     workdir = None if mode == "plan" else paths.resolve(_WORKDIR.value, "--workdir")
   except errors.UserError as error:
@@ -211,6 +217,11 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
     raise
   if workdir is None:
     return _plan(_required(chosen))
+  if study is not None:
+    from hybrid_video.study import running
+
+    # JAX's devices stay untouched in this process, for those that train.
+    return running.train(study, workdir, pipeline_module, stop, several=place is not None)
   with hosts.joined(place, _agreement(workdir, chosen), _HOSTS_TIMEOUT.value):
     is_writer = mode in _WRITING and (place is None or place.process == 0)
     with locks.of_work_directory(workdir, mode) if is_writer else contextlib.nullcontext():

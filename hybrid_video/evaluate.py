@@ -25,6 +25,7 @@ from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
+from hybrid_video.models import costs
 from hybrid_video.pipeline import Batch, Pipeline
 from hybrid_video.report import log_file, results, run_figures
 from hybrid_video.sampling import plans
@@ -113,13 +114,13 @@ class Evaluator:
     self._experiment = experiment
     self._pipeline = pipeline
     self._scorer = scoring.Scorer(task, mesh)
+    # Of the last `run`, without its first batch, which may compile; None where there was no other.
+    self.clips_per_second: float | None = None
 
   def protocol(self, chosen: Parameters) -> str:
     """In words, how the numbers of these parameters come about."""
     of = self._words(chosen)
-    return (
-      f"{self._views_in_words()}; {self._task.protocol}; {of}, nothing selected on the test list"
-    )
+    return f"{self._views_in_words()}; {self._task.protocol}; {of}, {self._selection()}"
 
   def compared(self, chosen: Parameters) -> dict[str, Any]:
     """What has to be the same where numbers are compared, for `predictions.npz`."""
@@ -127,7 +128,7 @@ class Evaluator:
     which = "the parameters after the last step"
     if chosen.which != "last":
       metric = experiment.validation.metric_of(self._task.name)
-      which = f"the best parameters by {metric} of the validation list"
+      which = f"the best parameters by {metric} of the {experiment.validation.on} list"
     averaged = "moving averages of " if chosen.averaged else ""
     return {
       "dataset": experiment.dataset,
@@ -135,7 +136,7 @@ class Evaluator:
       "list": "test",
       "views": self._views_in_words(),
       "aggregation": experiment.evaluation.aggregation,
-      "selection": f"{averaged}{which}, nothing selected on the test list",
+      "selection": f"{averaged}{which}, {self._selection()}",
       "seed": experiment.seed,
       "words": self.protocol(chosen),
     }
@@ -146,13 +147,19 @@ class Evaluator:
     stored = next(iter(sizes)) if len(sizes) == 1 else f"{len(sizes)} sizes"
     return f"{self._experiment.evaluation.describe_views()} of stored frames of {stored}"
 
+  def _selection(self) -> str:
+    if self._experiment.selects_on_test:
+      return "the best epoch was chosen on the test list: optimistic"
+    return "nothing selected on the test list"
+
   def _words(self, chosen: Parameters) -> str:
     averaged = "moving averages of " if chosen.averaged else ""
     if chosen.which == "last":
       return f"{averaged}the parameters after the last step"
     metric = self._experiment.validation.metric_of(self._task.name)
     return (
-      f"{averaged}the parameters of step {chosen.step}, the best by {metric} of the validation list"
+      f"{averaged}the parameters of step {chosen.step}, the best by {metric} of the "
+      f"{self._experiment.validation.on} list"
     )
 
   def model(self, variables: Mapping[str, Any]) -> nnx.Module:
@@ -188,7 +195,17 @@ class Evaluator:
     order = ", frames in random order" if shuffled else ""
     log.info("Evaluating the %s list: %d clips%s", which, len(views), order)
     total = views.num_batches(self._experiment.eval_batch_size)
-    return self._summarized(views, _with_progress(self._outputs(variables, views), total))
+    outputs = _with_progress(self._outputs(variables, views), total)
+    return self._summarized(views, self._timed(outputs, len(views)))
+
+  def _timed(self, outputs: Iterator[scoring.Outputs], clips: int) -> Iterator[scoring.Outputs]:
+    batch_size = self._experiment.eval_batch_size
+    yield next(outputs)
+    began = time.monotonic()
+    yield from outputs
+    self.clips_per_second = None
+    if clips > batch_size:
+      self.clips_per_second = (clips - batch_size) / (time.monotonic() - began)
 
   def numbers(
     self,
@@ -344,11 +361,23 @@ def _described(
     },
     "broken": records.broken,
     "protocol": evaluator.protocol(chosen),
+    "selected_on_test": experiment.selects_on_test,
     "step": chosen.step,
     "parameters_tested": chosen.described(),
     "parameters": models.parameter_counts(params),
+    "multiply_accumulates": _multiply_accumulates(experiment, len(records.class_names)),
+    "evaluation_clips_per_second": evaluator.clips_per_second,
     "params_digest": results.params_digest(params),
   }
+
+
+def _multiply_accumulates(experiment: Experiment, num_classes: int) -> int | None:
+  """Of one evaluation clip's forward pass; None of a model that is no classifier."""
+  if experiment.task != "classification":
+    return None
+  crop = experiment.evaluation.crop
+  clip = (experiment.evaluation.frames, crop, crop)
+  return costs.of_model(experiment.model.name, clip, num_classes, **experiment.model_options)
 
 
 def _numbers(

@@ -5,10 +5,9 @@ a checkpoint. Out: an `Experiment`. This is the only code that reads a ConfigDic
 makes one from the settings classes, where each default stands once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
-import types
 import typing
 from typing import Any, Self
 
@@ -18,9 +17,13 @@ from ml_collections import config_dict
 from hybrid_video import errors, models
 from hybrid_video.augmentation import AugmentationSettings
 from hybrid_video.decoding.storing import DecodingLimits, StoredScale
+from hybrid_video.model_settings import ModelSettings as ModelSettings
+from hybrid_video.model_settings import kinds
 from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
-from hybrid_video.settings import SettingError, Settings, setting
+from hybrid_video.settings import SettingError, Settings, flat, setting
+from hybrid_video.study import settings as study_settings
+from hybrid_video.study.settings import Study
 from hybrid_video.validation import ValidationSettings
 
 DATASETS = (
@@ -33,86 +36,9 @@ DATASETS = (
   "folder",
 )
 _MODEL = "r2plus1d_18"
-_MODEL_KEYS = ("name", "dtype")
+# Of the groups of a training list, where a study's corrected form is to choose an epoch by them.
+_VALIDATION_SHARE = 0.2
 _MEAN, _STD = models.pixel_statistics(_MODEL)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-  """A model and all its options.
-
-  Attributes:
-    name: one of `models.MODELS`.
-    dtype: one of `models.DTYPES`, of the arithmetic.
-    options: every option of the model's class, by name.
-  """
-
-  name: str
-  dtype: str
-  options: Mapping[str, Any]
-
-  def to_json(self) -> dict[str, Any]:
-    """One dict of name, dtype and options."""
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
-    return {"name": self.name, "dtype": self.dtype, **options}
-
-  @classmethod
-  def resolve(cls, chosen: Mapping[str, Any], preset: Mapping[str, Any]) -> Self:
-    """A model from what was chosen, over a preset, over the class's own defaults.
-
-    Args:
-      chosen: `name`, and options; None is not chosen. An option of another model is an error.
-      preset: options that the experiment's file gives this model.
-
-    Raises:
-      SettingError: an unknown model, dtype or option; the message has the right ones.
-    """
-    name, dtype = chosen["name"], chosen.get("dtype") or "float32"
-    if name not in models.MODELS:
-      raise SettingError(
-        f"--config.model.name is {name!r}, and there is no such model."
-        f"{errors.nearest(name, models.MODELS)} Models: {', '.join(models.MODELS)}."
-      )
-    if dtype not in models.DTYPES:
-      raise SettingError(
-        f"--config.model.dtype is {dtype!r}: expected one of {', '.join(models.DTYPES)}."
-      )
-    known = models.options(name)
-    given = {k: v for k, v in chosen.items() if k not in _MODEL_KEYS and v is not None}
-    for option in (*given, *preset):
-      try:
-        models.check_option(name, option)
-      except models.ModelError as error:
-        raise SettingError(f"--config.model.{option} cannot be set: {error}") from error
-    values = {**{k: p.default for k, p in known.items()}, **preset, **given}
-    options = {
-      option: _typed(f"--config.model.{option}", value, known[option].annotation)
-      for option, value in values.items()
-    }
-    return cls(name, dtype, types.MappingProxyType(options))
-
-
-def _typed(path: str, value: Any, annotation: Any) -> Any:
-  """An option's value in a type that its annotation names."""
-  kinds = _kinds(annotation)
-  if value is None and type(None) in typing.get_args(annotation):
-    return None
-  if isinstance(value, tuple | list):
-    value = tuple(value)
-  if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
-    names = " or ".join(kind.__name__ for kind in kinds)
-    raise SettingError(f"{path} is {value!r}: expected {names}.")
-  return value
-
-
-def _kinds(annotation: Any) -> list[type]:
-  """The plain types that an annotation allows, None left out."""
-  if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-    members = typing.get_args(annotation)
-    return [kind for member in members if member is not type(None) for kind in _kinds(member)]
-  return [typing.get_origin(annotation) or annotation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +198,12 @@ class Experiment(Settings):
       )
 
   @property
+  def selects_on_test(self) -> bool:
+    """Whether the test list chooses the parameters that are tested on it, which is optimistic."""
+    chooses = self.test_parameters == "best" or self.validation.patience > 0
+    return self.validation.is_on_test and chooses
+
+  @property
   def task(self) -> str:
     """What the model is trained for: "classification" or "pretraining"."""
     return models.task_of(self.model.name)
@@ -321,6 +253,7 @@ def from_config(config: ml_collections.ConfigDict) -> Experiment:
     SettingError: a value that cannot be used, named by its full path.
   """
   values = config.to_dict()
+  values.pop("study", None)
   presets, chosen = values.pop("presets"), values.pop("model")
   name = chosen["name"]
   model = ModelSettings.resolve(chosen, presets.get(name) or {})
@@ -367,7 +300,7 @@ def _config_of(settings: type[Settings]) -> ml_collections.ConfigDict:
       config[field.name] = _config_of(hint)
     elif hint is not ModelSettings:
       default = field.default
-      config[field.name] = config_dict.placeholder(_kinds(hint)[0]) if default is None else default
+      config[field.name] = config_dict.placeholder(kinds(hint)[0]) if default is None else default
   return config
 
 
@@ -377,7 +310,7 @@ def _all_model_options() -> dict[str, type]:
   options: dict[str, type] = {}
   for name in models.MODELS:
     for option, parameter in models.options(name).items():
-      options.setdefault(option, _kinds(parameter.annotation)[0])
+      options.setdefault(option, kinds(parameter.annotation)[0])
   return options
 
 
@@ -400,6 +333,109 @@ def preset_model(config: ml_collections.ConfigDict, name: str, **options: Any) -
   ModelSettings.resolve({"name": name}, options)
   with config.unlocked():
     config.presets[name] = ml_collections.ConfigDict(options)
+
+
+def use_study(
+  config: ml_collections.ConfigDict,
+  title: str,
+  question: str,
+  rows: Iterable[study_settings.Row],
+  *,
+  seeds: tuple[int, ...] = (0, 1, 2),
+  splits: tuple[int, ...] = (1,),
+  forms: tuple[str, ...] = study_settings.FORMS,
+) -> None:
+  """Makes a config a study: its settings hold for all rows, and each row sets some of its own.
+
+  `--config.study.seeds`, `splits`, `forms`, `rows` and `part` choose among its runs.
+
+  Raises:
+    SettingError: two rows of one name, or a name that cannot be a folder's.
+  """
+  with config.unlocked():
+    config.study = ml_collections.ConfigDict(
+      {
+        "title": title,
+        "question": question,
+        # As they are: a ConfigDict takes no name with a dot.
+        "defined": study_settings.checked_rows(rows),
+        "rows": (),
+        "seeds": seeds,
+        "splits": splits,
+        "forms": forms,
+        "part": "",
+      }
+    )
+
+
+def study_of(config: ml_collections.ConfigDict) -> Study | None:
+  """The study of a config, every run with its experiment; None where the config is a single run.
+
+  Raises:
+    SettingError: a row, form or share that there is not, or a setting of a row that cannot be used.
+  """
+  if "study" not in config:
+    return None
+  chosen = config.study
+  names = tuple(name for text in chosen.rows for name in str(text).split(",") if name)
+  rows = study_settings.chosen_rows(chosen.defined, names)
+  forms = tuple(form for text in chosen.forms for form in str(text).split(",") if form)
+  seeds, splits = tuple(chosen.seeds), tuple(chosen.splits)
+  for name, values in (("forms", forms), ("seeds", seeds), ("splits", splits)):
+    if not values or len({*values}) < len(values):
+      raise SettingError(f"--config.study.{name} is {values!r}: expected one or more, each once.")
+  for form in forms:
+    if form not in study_settings.FORMS:
+      raise SettingError(
+        f"--config.study.forms names {form!r}: expected {' or '.join(study_settings.FORMS)}."
+        f"{errors.nearest(form, study_settings.FORMS)}"
+      )
+  runs = tuple(
+    study_settings.Run(row, form, split, seed, _of_run(config, row, form, split, seed))
+    for seed in seeds
+    for split in splits
+    for row in rows
+    for form in forms
+  )
+  part = study_settings.Part.parse(chosen.part)
+  return Study(chosen.title, chosen.question, rows, seeds, splits, forms, part, runs)
+
+
+def _of_run(
+  config: ml_collections.ConfigDict, row: study_settings.Row, form: str, split: int, seed: int
+) -> Experiment:
+  """The experiment of one run: the base's settings, then the row's, then the form's."""
+  values = config.to_dict()
+  del values["study"]
+  of_run = ml_collections.ConfigDict(values).lock()
+  known = flat(of_run.to_dict())
+  for path in row.settings:
+    if path not in known:
+      raise SettingError(
+        f"The study's row {row.name!r} sets {path!r}, and there is no such setting."
+        f"{errors.nearest(path, known)}"
+      )
+  _set(of_run, row, row.settings)
+  model = from_config(of_run).model
+  cross_blocks = model.options.get("cross_blocks", 0)
+  share = of_run.validation_share or _VALIDATION_SHARE
+  of_form = study_settings.of_form(form, model.name, cross_blocks, share)
+  # Video scores are the mean of probabilities where there is no choice.
+  of_form = {path: value for path, value in of_form.items() if path in known}
+  _set(of_run, row, {**of_form, "seed": seed, "split": split})
+  try:
+    return from_config(of_run)
+  except SettingError as error:
+    raise SettingError(f"The study's row {row.name!r}, {form}: {error}") from error
+
+
+def _set(
+  config: ml_collections.ConfigDict, row: study_settings.Row, values: Mapping[str, Any]
+) -> None:
+  try:
+    config.update_from_flattened_dict(dict(values))
+  except (TypeError, ValueError) as error:
+    raise SettingError(f"The study's row {row.name!r} sets what cannot be: {error}") from error
 
 
 def arguments(text: str, first: str, defaults: Mapping[str, str]) -> dict[str, str]:

@@ -106,10 +106,11 @@ class Run:
 
   @functools.cached_property
   def validates(self) -> bool:
-    """Whether there is a validation list, and it is to be used while training."""
+    """Whether there is a list to validate on while training, and it is to be used."""
     experiment = self.experiment
-    return experiment.validation.is_on and splits.has_validation(
-      self.records, experiment.split, experiment.validation_share
+    return experiment.validation.is_on_test or (
+      experiment.validation.is_on
+      and splits.has_validation(self.records, experiment.split, experiment.validation_share)
     )
 
 
@@ -314,9 +315,10 @@ def _validated(run: Run, state: State) -> dict[str, dict[str, float | int]]:
   sample = validation.train_sample(
     run.video_ids, experiment.validation.train_videos, experiment.seed
   )
-  numbers = {"validation": run.evaluator.numbers(chosen.variables, "validation", check)}
+  which = experiment.validation.on
+  numbers = {"validation": run.evaluator.numbers(chosen.variables, which, check)}
   if chosen.raw is not None:
-    numbers["validation_raw"] = run.evaluator.numbers(chosen.raw, "validation", check)
+    numbers["validation_raw"] = run.evaluator.numbers(chosen.raw, which, check)
   if len(sample):
     numbers["train_sample"] = run.evaluator.numbers(chosen.variables, sample, check)
   return numbers

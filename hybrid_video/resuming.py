@@ -36,6 +36,7 @@ _UNSAID = frozenset({"resume_changed"})
 _OF_VALIDATION = (
   "evaluation",
   "validation.metric",
+  "validation.on",
   "validation_share",
   "split",
   "test_share",

@@ -114,10 +114,17 @@ def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
     splits.select(records, split, "validation", share)
   if not experiment.allow_missing:
     splits.check_training_classes(records, split)
-  if experiment.test_parameters == "best" and not splits.has_validation(records, split, share):
+  on_test = experiment.validation.is_on_test
+  has_list = on_test or splits.has_validation(records, split, share)
+  if experiment.test_parameters == "best" and not has_list:
     raise ValidationError(
       f"{experiment.path('test_parameters')} is 'best', and split {split} of {experiment.dataset} has no "
       f"validation list to tell it by: set {experiment.path('validation_share')}, such as 0.1."
+    )
+  if on_test:
+    log.warning(
+      "%s is 'test': what is chosen by it is chosen on the test list, and its numbers are optimistic",
+      ValidationSettings.path("on"),
     )
   log.info(
     "%s",
@@ -216,7 +223,11 @@ def _chosen(
       f"{ValidationSettings.path('every_epochs')} and train in another --workdir, or test the last."
     )
   log.info(
-    "The best of the validation list: step %d, %s %.4f", tracker.step, tracker.metric, tracker.best
+    "The best of the %s list: step %d, %s %.4f",
+    run.experiment.validation.on,
+    tracker.step,
+    tracker.metric,
+    tracker.best,
   )
   saved.wait()
   return evaluate.Parameters.read(saved.directory / str(tracker.step), run.mesh)

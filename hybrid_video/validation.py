@@ -24,6 +24,8 @@ class ValidationSettings(Settings):
     metric: of the validation list, that tells the best checkpoint: `video_top1`, `video_top5`,
       `clip_top1`, `clip_top5` or `loss`; "" is `video_top1`, or `loss` where there is none.
     patience: validations without a better one after which training stops; 0 is never.
+    on: the list that is validated on. "test" repeats published numbers whose best epoch was chosen on the
+      test list; they are optimistic, and everything that is made of them says so.
   """
 
   PATH: ClassVar[str] = "validation"
@@ -35,11 +37,17 @@ class ValidationSettings(Settings):
     "", choices=("", "video_top1", "video_top5", "clip_top1", "clip_top5", "loss")
   )
   patience: int = setting(0, at_least=0)
+  on: str = setting("validation", choices=("validation", "test"))
 
   @property
   def is_on(self) -> bool:
     """Whether anything is validated while training, where there is a validation list."""
     return bool(self.every_epochs or self.every_steps)
+
+  @property
+  def is_on_test(self) -> bool:
+    """Whether the test list is looked at while training."""
+    return self.is_on and self.on == "test"
 
   def every(self, steps_per_epoch: float) -> int:
     """Steps from one validation to the next; 0 is never."""

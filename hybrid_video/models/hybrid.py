@@ -14,6 +14,7 @@ import numpy as np
 from hybrid_video.models import perceiver, relevance
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.model_error import ModelError
+from hybrid_video.models.patches import Patches
 from hybrid_video.models.video_resnet import Numerics, Trunk
 
 POOLS = ("cls", "mean")
@@ -193,8 +194,10 @@ class Hybrid(nnx.Module):
   Args:
     num_classes: width of the logits.
     cnn: architecture of the trunk, see `video_resnet.ARCHITECTURES`.
-    cnn_blocks: residual blocks of the trunk that are used, from the first: 1 to 8.
+    cnn_blocks: residual blocks of the trunk that are used, from the first: 1 to 8; 0 is no trunk, but
+      patches of pixels as tokens, which makes it a Perceiver.
     cnn_width: channels of the first stage; 64 is the published network.
+    patch: frames, rows and columns of a patch, where there is no trunk.
     remat, freeze_statistics: of the trunk, see `video_resnet.Numerics`.
     cross_blocks: cross attention blocks; each begins a group.
     self_blocks: self attention blocks in all, shared evenly among the groups.
@@ -223,6 +226,7 @@ class Hybrid(nnx.Module):
     cnn: str = "r2plus1d_18",
     cnn_blocks: int = 8,
     cnn_width: int = 64,
+    patch: tuple[int, int, int] = (2, 8, 8),
     remat: bool = False,
     freeze_statistics: bool = False,
     cross_blocks: int = 1,
@@ -249,7 +253,11 @@ class Hybrid(nnx.Module):
     if pool == "cls" and not use_cls:
       raise ModelError("pool='cls' reads the CLS token, so use_cls cannot be False.")
     numerics = Numerics(dtype, remat, freeze_statistics)
-    self.cnn = Trunk(cnn, blocks=cnn_blocks, width=cnn_width, numerics=numerics, rng=rng)
+    self.cnn: Trunk | Patches
+    if cnn_blocks:
+      self.cnn = Trunk(cnn, blocks=cnn_blocks, width=cnn_width, numerics=numerics, rng=rng)
+    else:
+      self.cnn = Patches(patch, dtype=dtype)
     self.attention = AttentionStack(
       self.cnn.out_channels,
       cross_blocks=cross_blocks,

@@ -25,6 +25,7 @@ from hybrid_video.models import relevance
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.model_error import ModelError
+from hybrid_video.models.patches import cut
 
 TUBE = 2  # frames a patch
 PATCH = 16  # pixels a patch's side
@@ -114,8 +115,8 @@ def patches(clips: Array) -> Array:
   if clips.ndim != 5 or clips.shape[-1] != 3:
     raise ModelError(f"Clips of shape {clips.shape}; expected [B, T, H, W, 3].")
   slots, rows, columns = token_grid(*clips.shape[1:4])
-  x = clips.reshape(-1, slots, TUBE, rows, PATCH, columns, PATCH, 3)
-  return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, slots * rows * columns, PATCH_VALUES)
+  grid = cut(clips, (TUBE, PATCH, PATCH))
+  return grid.reshape(-1, slots * rows * columns, PATCH_VALUES)
 
 
 def sinusoid_positions(count: int, width: int) -> np.ndarray:

@@ -129,6 +129,7 @@ def learning_curves(
   *,
   step: int | None = None,
   best: dict[str, float] | None = None,
+  note: str = "",
 ) -> None:
   """Loss, accuracy and learning rates over epochs, with the test list's values beside them.
 
@@ -140,6 +141,7 @@ def learning_curves(
     chance: accuracy of guessing.
     step: the one whose parameters were tested; the default is the last.
     best: the line of the best validation, which is marked.
+    note: stands below, for what a reader has to know.
   """
   end = history[-1]["epoch"] if history else 1.0
   tested = next((line["epoch"] for line in history if line.get("step") == step), end)
@@ -175,6 +177,8 @@ def learning_curves(
       axes.set_xlim(0, end * 1.02)
     for axes in figure.axes[-1:] if has_rates else figure.axes:
       axes.set_xlabel("epoch")
+    if note:
+      figure.supxlabel(note, color=ORANGE, fontsize=9)
     _save(figure, path)
 
 

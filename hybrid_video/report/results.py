@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from hybrid_video import errors, files, sharding
+from hybrid_video.report.results_file import RESULTS as RESULTS
 from hybrid_video.tasks import Evaluation
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hybrid_video")
 
-RESULTS = "results.json"
 PREDICTIONS = "predictions.npz"
 
 

@@ -38,6 +38,9 @@ class ClipBatches(Protocol):
     ...
 
 
+_ON_TEST = "Validated on the test list, not on videos of its own: optimistic"
+
+
 def draw(
   workdir: pathlib.Path,
   records: Records,
@@ -81,6 +84,7 @@ def draw(
         1 / len(names),
         step=step,
         best=writers.best_step(history, experiment.validation.metric_of(experiment.task)),
+        note=_ON_TEST if experiment.validation.is_on_test else "",
       )
     if "probabilities" in tested.arrays:
       with parts.making(folder / CONFUSION):

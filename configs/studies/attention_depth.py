@@ -1,0 +1,30 @@
+"""Attention depth: the source study's first table, 1, 2 and 6 self attention blocks, and its baseline.
+
+python main.py --config=configs/studies/attention_depth.py --config.data_dir=DIR --workdir=runs/depth
+
+After a colon: hmdb51 (the default), ucf101, folder or demo, which makes its videos and takes an hour on two
+CPU cores; `width=narrow` and `recipe=NAME` may follow.
+"""
+
+import ml_collections
+
+from hybrid_video import experiment
+from hybrid_video.study import scales, source
+
+ROWS = ("baseline", "cnn8_cross1_self1", "cnn8_cross1_self2", "cnn8_cross1_self6")
+
+
+def get_config(options: str = "") -> ml_collections.ConfigDict:
+  """The study at a scale.
+
+  Raises:
+    SettingError: there is no such scale, width or recipe; the message names the nearest.
+  """
+  config, scale = scales.base(options)
+  experiment.use_study(
+    config,
+    "Attention depth",
+    "Does attention on top of all CNN blocks help, and how deep should it be?",
+    [source.row(name, own_recipe=scale.own_recipe) for name in ROWS],
+  )
+  return config.lock()

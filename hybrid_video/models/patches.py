@@ -1,0 +1,63 @@
+"""Clips to patches: blocks of frames and pixels, each flattened to one token.
+
+In: clips `[B, T, H, W, C]`. Out: a map of tokens `[B, T', H', W', values]`.
+"""
+
+from flax import nnx
+import jax.numpy as jnp
+
+from hybrid_video.models.layers import Array, DType
+from hybrid_video.models.model_error import ModelError
+
+
+def cut(clips: Array, patch: tuple[int, int, int]) -> Array:
+  """Clips `[B, T, H, W, C]` to `[B, T', H', W', values]`, values in the order (frame, row, column, channel).
+
+  Args:
+    clips: lengths that are multiples of the patch's.
+    patch: frames, rows and columns.
+  """
+  batch, *sizes, channels = clips.shape
+  slots, rows, columns = (size // length for size, length in zip(sizes, patch, strict=True))
+  x = clips.reshape(batch, slots, patch[0], rows, patch[1], columns, patch[2], channels)
+  x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  return x.reshape(batch, slots, rows, columns, -1)
+
+
+class Patches(nnx.Module):
+  """What stands in the CNN's place where there is none: patches of pixels as tokens, nothing learned.
+
+  Attributes:
+    out_channels: values of a token.
+  """
+
+  def __init__(self, patch: tuple[int, int, int], *, dtype: DType):
+    """Makes no parameters.
+
+    Args:
+      patch: frames, rows and columns; 2 x 8 x 8 are those of the Perceiver on video (Jaegle et al. 2021,
+        arXiv:2103.03206, section 4.2).
+      dtype: of the tokens.
+
+    Raises:
+      ModelError: a length below 1.
+    """
+    if len(patch) != 3 or min(patch) < 1:
+      raise ModelError(f"patch={patch}: expected frames, rows and columns, each at least 1.")
+    self.patch = patch
+    self.out_channels = 3 * patch[0] * patch[1] * patch[2]
+    self.dtype = dtype
+
+  def __call__(self, clips: Array) -> Array:
+    """Clips `[B, T, H, W, 3]` to tokens `[B, T', H', W', out_channels]`.
+
+    Raises:
+      ModelError: lengths that the patch does not divide.
+    """
+    sizes = clips.shape[1:4]
+    if any(size % length for size, length in zip(sizes, self.patch, strict=True)):
+      raise ModelError(
+        f"A clip of {sizes} (frames, height, width) is not a multiple of its patches of {self.patch}: "
+        "choose clip.frames and clip.crop, or model.patch, that fit."
+      )
+    return cut(jnp.asarray(clips, self.dtype), self.patch)
