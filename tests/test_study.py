@@ -1,0 +1,299 @@
+"""Studies: runs are skipped, resumed, shared out, fail alone, and stand in one table or are refused."""
+
+import json
+import pickle
+import re
+import signal
+
+from conftest import small_demo
+import numpy as np
+import pytest
+
+from hybrid_video import evaluate, experiment, files, stopping
+from hybrid_video.settings import SettingError
+from hybrid_video.study import child, comparing, gathering, running, settings, states, table
+from hybrid_video.study.settings import Row
+import input_pipeline
+
+NAMES = [f"film{film}_{clip}" for film in range(6) for clip in range(4)]
+
+
+def make(table, made_folder="videos", seeds=(0, 1), forms=("corrected",), **chosen):
+  """A small study on the made films."""
+  config = small_demo(made_folder, "{workdir}/records")
+  config.dataset = "hmdb51_layout"
+  config.evaluate_shuffled = False
+  # Of three training films one.
+  config.validation_share = 0.5
+  config.epochs = 2.0
+  experiment.use_study(config, "Small", "Which is better?", table, seeds=seeds, forms=forms)
+  config.study.update(chosen)
+  return experiment.study_of(config)
+
+
+ROWS = (
+  Row("narrow", "narrow model", {"model.width": 8}, {"video_top1": 0.7}, "elsewhere"),
+  Row("wide", "wide model", {"model.width": 16}),
+)
+
+
+def pretend(run, folder, names=NAMES, wrong=8, classes=("a", "b"), **changed):
+  """What a finished run leaves, without training it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  labels = np.arange(len(names)) % 2
+  said = np.where(np.arange(len(names)) < wrong, 1 - labels, labels)
+  np.savez(
+    folder / "predictions.npz",
+    names=np.array(names),
+    class_names=np.array(classes),
+    labels=labels,
+    probabilities=np.eye(2)[said],
+    groups=np.array([name.split("_")[0] for name in names]),
+  )
+  outcome = {
+    "config": run.experiment.to_json(),
+    "protocol": "one window; the parameters of step 7, the best",
+    "selected_on_test": run.form == "as_published",
+    "test": {"video_top1": float(np.mean(said == labels)), "loss": 0.5, "videos": len(names)},
+    "validation": {"video_top1": 0.5},
+    "parameters": {"cnn": 1, "attention": 2, "head": 3, "total": 1234567},
+    "multiply_accumulates": 2_000_000_000,
+    "evaluation_clips_per_second": 10.0,
+    "step": 7,
+    "seconds": 60.0,
+  }
+  files.write_json(folder / "results.json", {**outcome, **changed})
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """Runs that end at once; a row that is named in it fails."""
+  calls: list[str] = []
+
+  def pretended(study, workdir, failing=(), in_use=()):
+    by_folder = {workdir / run.folder: run for run in study.runs}
+
+    def in_place_of_a_process(values, folder, module, console, stop):
+      run = by_folder[folder]
+      calls.append(run.folder)
+      if run.row.name in failing:
+        console.write(b"a line\nError: There is no such thing. Make one.\n")
+        return 1
+      if run.row.name in in_use:
+        console.write(b"Error: It is in use by process 1.\n")
+        return child.IN_USE
+      pretend(run, folder, wrong=8 if run.row.name == "narrow" else 2)
+      return 0
+
+    monkeypatch.setattr(running, "_child", in_place_of_a_process)
+    return running.train(study, workdir, "input_pipeline", stopping.StopRequest())
+
+  return pretended, calls
+
+
+def test_finished_runs_are_skipped_and_a_failed_one_costs_no_other(tmp_path, trained, logged):
+  train, calls = trained
+  study = make(ROWS)
+  assert train(study, tmp_path, failing=("narrow",)) == 1
+  assert len(calls) == 4
+  failed = tmp_path / "runs/corrected/narrow/split1_seed0/failed.json"
+  assert json.loads(failed.read_text())["error"] == "There is no such thing. Make one."
+  assert "2 of 4 runs failed: runs/corrected/narrow/split1_seed0" in logged.text
+  assert re.search(r"wide +corrected +2 +0 +0 +0 +91\.7 %", logged.text)
+  assert re.search(r"narrow +corrected +0 +0 +2 +0 +–", logged.text)
+  calls.clear()
+  assert train(study, tmp_path) == 0
+  assert calls == [f"runs/corrected/narrow/split1_seed{seed}" for seed in (0, 1)]
+  assert not failed.exists()
+  # Other settings are another experiment.
+  calls.clear()
+  assert train(make((ROWS[0], Row("wide", "wide model", {"model.width": 24}))), tmp_path) == 0
+  assert calls == [f"runs/corrected/wide/split1_seed{seed}" for seed in (0, 1)]
+
+
+def test_a_run_of_another_machine_is_left_alone(tmp_path, trained, logged):
+  train, _ = trained
+  assert train(make(ROWS), tmp_path, in_use=("wide",)) == 0
+  assert "It is in use by process 1." in logged.text
+  assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_parts_share_all_runs_out_and_the_whole_gathers_them(tmp_path, trained):
+  train, calls = trained
+  parts = [make(ROWS, part=f"{number}/3") for number in (1, 2, 3)]
+  for study in parts:
+    assert train(study, tmp_path) == 0
+  whole = make(ROWS)
+  assert sorted(calls) == sorted(run.folder for run in whole.runs)
+  assert not (tmp_path / "study.json").exists()
+  calls.clear()
+  assert train(whole, tmp_path) == 0
+  assert not calls
+  gathered = json.loads((tmp_path / "study.json").read_text())
+  assert [run["state"] for run in gathered["runs"]] == ["done"] * 4
+  (comparison,) = gathered["comparisons"]
+  assert comparison["difference"] == pytest.approx(6 / 24)
+  assert comparison["interval"][0] <= 0.25 <= comparison["interval"][1]
+  for part in ("0/3", "4/3", "2", "a/b"):
+    with pytest.raises(SettingError, match=r"study\.part"):
+      make(ROWS, part=part)
+
+
+def test_the_table_has_published_and_measured_numbers_and_marks_the_optimistic(tmp_path, trained):
+  train, _ = trained
+  train(make(ROWS, forms=settings.FORMS), tmp_path)
+  text = (tmp_path / "table.md").read_text()
+  rows = [line for line in text.splitlines() if line.startswith("| narrow model |")]
+  assert rows[0].startswith("| narrow model | as published † | 70.0 % | 66.7 % |")
+  assert rows[1].startswith("| narrow model | corrected | 70.0 % | 66.7 % |")
+  assert "| 2 of 2 | 1,234,567 | 2.000 G | 10.0 |" in rows[0]
+  assert "the best epoch chosen on the test list, which is optimistic" in text
+  # A row in its two forms, and two rows in one form, each once.
+  assert len([line for line in text.splitlines() if line.startswith("| wide model – ")]) == 2
+  assert "| narrow model | corrected – as published † |" in text
+
+
+def test_a_study_of_one_row_and_of_nothing_is_gathered(tmp_path, trained):
+  train, _ = trained
+  assert train(make(ROWS[:1], seeds=(0,)), tmp_path) == 0
+  gathered = json.loads((tmp_path / "study.json").read_text())
+  assert gathered["comparisons"] == [] and gathered["table"][0]["sd"]["video_top1"] is None
+  assert "There are no two rows to compare." in (tmp_path / "table.md").read_text()
+  empty = table.markdown(gathering.gather(make(ROWS), tmp_path / "empty"))
+  assert "- wide model, corrected: 2 left" in empty
+
+
+def test_runs_that_do_not_belong_together_are_refused_by_their_names(tmp_path):
+  study = make(ROWS, seeds=(0,))
+  first, second = study.runs
+  pretend(first, tmp_path / first.folder)
+
+  def refused(message, **how):
+    pretend(second, tmp_path / second.folder, **how)
+    with pytest.raises(gathering.MixedRunsError, match=message) as error:
+      gathering.gather(study, tmp_path)
+    assert second.folder in str(error.value)
+
+  refused("different protocols", protocol="three crops; the parameters of step 7, the best")
+  refused("different data", classes=("a", "c"))
+  refused("different data", names=[f"other_{i}" for i in range(24)])
+  refused("different data", names=NAMES[1:])
+  other = {**second.experiment.to_json(), "split": 2}
+  refused("split: 2 there, 1 asked for", config=other)
+  # The step that was best may differ.
+  pretend(
+    second, tmp_path / second.folder, protocol="one window; the parameters of step 9, the best"
+  )
+  gathering.gather(study, tmp_path)
+
+
+def test_missing_predictions_are_counted_and_left_out_of_the_comparison(tmp_path):
+  study = make(ROWS, seeds=(0,))
+  first, second = study.runs
+  pretend(first, tmp_path / first.folder)
+  pretend(second, tmp_path / second.folder, names=NAMES[:20])
+  gathered = gathering.gather(study, tmp_path)
+  assert [row["missing_predictions"] for row in gathered["table"]] == [0, 4]
+  assert gathered["comparisons"][0]["videos"] == 20
+  assert gathered["comparisons"][0]["videos_of_one_alone"] == 4
+  assert "no predictions for 4 videos" in table.markdown(gathered)
+  (tmp_path / second.folder / "predictions.npz").write_bytes(b"no zip")
+  with pytest.raises(comparing.PredictionsError, match=r"predictions\.npz: cannot be read"):
+    gathering.gather(study, tmp_path)
+
+
+def test_rows_and_choices_that_cannot_be_are_refused():
+  with pytest.raises(SettingError, match="Two rows of the study have the name 'Narrow'"):
+    make((*ROWS, Row("Narrow", "another")))
+  with pytest.raises(SettingError, match="name is that of its folder"):
+    make((Row("../up", "x"),))
+  with pytest.raises(SettingError, match=r"row 'x' sets 'model\.widht'.*model\.width"):
+    make((Row("x", "x", {"model.widht": 1}),))
+  with pytest.raises(SettingError, match="row 'x'"):
+    make((Row("x", "x", {"model.width": "many"}),))
+  with pytest.raises(SettingError, match=r"no such row\. Did you mean wide"):
+    make(ROWS, rows=("wid",))
+  with pytest.raises(SettingError, match="expected as_published or corrected"):
+    make(ROWS, forms=("publishd",))
+  with pytest.raises(SettingError, match=r"study\.seeds"):
+    make(ROWS, seeds=(1, 1))
+  assert [row.name for row in make(ROWS, rows=("wide,narrow",)).rows] == ["narrow", "wide"]
+  assert pickle.loads(pickle.dumps(ROWS[0])) == ROWS[0]
+
+
+def test_each_form_has_its_four_things():
+  published, corrected = (
+    run.experiment for run in make(ROWS[:1], seeds=(3,), forms=settings.FORMS).runs
+  )
+  assert published.optimizer.freeze == ("attention/latents", "attention/cross")
+  assert (published.mean[0], published.std[0]) == (0.45, 0.225)
+  assert published.selects_on_test and published.validation_share == 0
+  assert not corrected.optimizer.freeze and not corrected.selects_on_test
+  assert corrected.mean[0] == 0.43216 and corrected.validation_share == 0.5
+  assert {one.test_parameters for one in (published, corrected)} == {"best"}
+  assert {one.seed for one in (published, corrected)} == {3}
+  if hasattr(published.evaluation, "aggregation"):
+    assert published.evaluation.aggregation == "majority_vote"
+    assert corrected.evaluation.aggregation == "mean_probabilities"
+
+
+def test_intervals_and_tests_take_groups_as_a_whole():
+  # Two groups: every draw is one of four, every change of sign too.
+  groups = {f"{group}{i}": group for group in "ab" for i in range(50)}
+  values = {name: float(name[0] == "a") for name in groups}
+  assert comparing.interval(values, groups) == (0.0, 1.0)
+  assert comparing.paired_p(values, groups) > 0.9
+  alone = {name: name for name in groups}
+  low, high = comparing.interval(values, alone)
+  assert 0.38 < low < 0.42 and 0.58 < high < 0.62
+  assert comparing.paired_p(values, alone) < 0.001
+  np.testing.assert_allclose(comparing.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+
+
+def test_the_best_epoch_of_the_test_list_is_marked_on_everything(made_folder, tmp_path):
+  study = make(ROWS[1:], made_folder, seeds=(0,), forms=("as_published",))
+  (run,) = study.runs
+  from hybrid_video import train
+
+  made = experiment.Experiment.from_json(running.placed(run, tmp_path))
+  outcome = train.run(made, tmp_path / "run", input_pipeline)
+  assert outcome["selected_on_test"]
+  assert outcome["protocol"].endswith("the best epoch was chosen on the test list: optimistic")
+  assert "validation" not in outcome
+  again = evaluate.run(None, tmp_path / "run", input_pipeline)
+  assert "optimistic" in again["protocol"]
+  assert outcome["multiply_accumulates"] > 0
+
+
+@pytest.mark.slow
+def test_a_study_is_stopped_resumed_and_goes_on_after_a_failing_row(
+  made_folder, tmp_path, start_program
+):
+  config = tmp_path / "study.py"
+  config.write_text(
+    "from test_study import ROWS, small_demo, experiment, Row\n"
+    "def get_config():\n"
+    f"  config = small_demo({str(made_folder)!r}, '{{workdir}}/records')\n"
+    "  config.dataset, config.evaluate_shuffled = 'hmdb51_layout', False\n"
+    "  config.validation_share, config.epochs = 0.5, 30.0\n"
+    "  rows = (*ROWS, Row('broken', 'broken', {'test_share': 0.3, 'data_dir': '/nowhere'}))\n"
+    "  experiment.use_study(config, 'Small', 'Which?', rows, seeds=(0,), forms=('corrected',))\n"
+    "  return config.lock()\n"
+  )
+  arguments = ["main.py", f"--config={config}", f"--workdir={tmp_path / 'study'}"]
+  process = start_program(*arguments)
+  history = tmp_path / "study/runs/corrected/narrow/split1_seed0/history.jsonl"
+  while not history.exists():
+    assert process.poll() is None, process.stdout.read()
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode == stopping.TERMINATED, output
+  assert not list(tmp_path.rglob("failed.json")) and not list(tmp_path.rglob("results.json"))
+  process = start_program(*arguments)
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == 1, output
+  assert "1 of 3 runs failed: runs/corrected/broken" in output
+  assert "Error" not in (history.parent / "console.txt").read_text()
+  gathered = json.loads((tmp_path / "study/study.json").read_text())
+  assert [run["state"] for run in gathered["runs"]] == [states.DONE, states.DONE, states.FAILURE]
+  assert len(list((tmp_path / "study").glob("records/*"))) == 1

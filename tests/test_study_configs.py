@@ -1,0 +1,114 @@
+"""The shipped studies: every row can be trained, published numbers and exact parameters are the source's."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_models import PARAMETERS
+
+from configs import hmdb51
+from hybrid_video import experiment, models
+from hybrid_video.models import perceiver
+from hybrid_video.study import scales, source
+
+NAMES = (
+  "attention_depth",
+  "cnn_depth",
+  "cross_and_self",
+  "methods",
+  "temporal_dependency",
+  "inductive_bias",
+  "computation",
+)
+# What the data of some studies need beside what all have.
+NEEDED = {"temporal_dependency": "made_gap_seconds", "inductive_bias": "training_share"}
+
+
+def config_of(name, options=""):
+  if (setting := NEEDED.get(name)) and setting not in experiment.default_config():
+    pytest.skip(f"there is no setting {setting}")
+  return importlib.import_module(f"configs.studies.{name}").get_config(options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("options", ["", "ucf101", "demo", "folder,width=narrow"])
+def test_every_run_of_every_study_is_an_experiment_and_its_model_fits(name, options):
+  config = config_of(name, options)
+  # A flag holds for all rows.
+  config.optimizer.eps = 1e-7
+  study = experiment.study_of(config)
+  assert len({run.folder for run in study.runs}) == len(study.runs)
+  assert {run.experiment.optimizer.eps for run in study.runs} == {1e-7}
+  # Published widths take long to draw, and `test_models` counts them.
+  for run in study.runs[: len(study.rows)] if options == "demo" else ():
+    of = run.experiment
+    model = jax.eval_shape(
+      lambda of=of: models.split(
+        models.create(of.model.name, num_classes=8, dtype=of.model.dtype, **of.model_options)
+      )[1]
+    )
+    assert models.parameter_counts(model)["total"] > 0
+
+
+@pytest.mark.parametrize("name", ["attention_depth", "cnn_depth", "cross_and_self"])
+def test_the_sources_tables_have_its_models_and_numbers(name):
+  study = experiment.study_of(config_of(name))
+  for run in study.runs:
+    row = run.row.name
+    single = experiment.from_config(hmdb51.get_config(row))
+    assert (run.experiment.model.to_json(), run.experiment.epochs) == (
+      single.model.to_json(),
+      single.epochs,
+    )
+    trained = {**run.experiment.optimizer.to_json(), "freeze": []}
+    assert trained == single.optimizer.to_json()
+  assert {run.row.name for run in study.runs} <= PARAMETERS.keys() == source.PUBLISHED.keys()
+
+
+def test_published_numbers_are_the_sources():
+  # Loss of training, loss and accuracy of the list that chose the epoch.
+  expected = {
+    "baseline": (0.5385, 1.118, 0.7270),
+    "cnn8_cross1": (0.2096, 1.368, 0.7047),
+    "cnn8_cross1_self1": (0.1199, 1.271, 0.7034),
+    "cnn4_cross2_self12": (2.715, 3.22, 0.2815),
+  }
+  for name, numbers in expected.items():
+    row = source.row(name, own_recipe=True)
+    assert tuple(row.published[key] for key in ("train_loss", "loss", "video_top1")) == numbers
+    assert "HMDB51 split 1" in row.source
+
+
+def test_what_stands_after_the_colon_is_checked():
+  for text, message in (("dmeo", "Did you mean demo"), ("width=wide", "published or narrow")):
+    with pytest.raises(ValueError, match=message):
+      scales.base(text)
+
+
+def test_without_cnn_blocks_the_tokens_are_patches_of_pixels():
+  options = {"width": 16, "latents": 4, "self_heads": 2, "head_dim": 8, "self_blocks": 2}
+  model = models.create("hybrid", num_classes=3, cnn_blocks=0, patch=(2, 4, 8), **options)
+  model.eval()
+  rng = np.random.default_rng(0)
+  clips = rng.standard_normal((2, 4, 8, 16, 3)).astype(np.float32)
+  # A patch at a time, as a loop takes them: frames, rows, columns, channels.
+  tokens = [
+    [
+      clips[b, t : t + 2, y : y + 4, x : x + 8].ravel()
+      for t in (0, 2)
+      for y in (0, 4)
+      for x in (0, 8)
+    ]
+    for b in range(2)
+  ]
+  positions = jnp.asarray(perceiver.fourier_positions((2, 2, 2), 6, 10.0))
+  expected = model.classify(model.attention.attend(jnp.asarray(np.array(tokens)), positions))
+  np.testing.assert_allclose(model(jnp.asarray(clips)), expected, rtol=1e-5, atol=1e-6)
+  params = models.split(model)[1]
+  assert models.parameter_counts(params)["cnn"] == 0
+  # Latents, tokens of 192 values and 39 positions: 192 + 39 channels in the norm and keys and values.
+  assert params["attention"]["cross"]["0"]["attention"]["to_kv"]["kernel"].shape == (231, 16)
+  with pytest.raises(models.ModelError, match="not a multiple of its patches"):
+    model(jnp.zeros((1, 3, 8, 16, 3)))
