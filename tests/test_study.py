@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import signal
+import time
 
 from conftest import small_demo
 import numpy as np
@@ -285,6 +286,7 @@ def test_a_study_is_stopped_resumed_and_goes_on_after_a_failing_row(
   history = tmp_path / "study/runs/corrected/narrow/split1_seed0/history.jsonl"
   while not history.exists():
     assert process.poll() is None, process.stdout.read()
+    time.sleep(0.2)
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=120)
   assert process.returncode == stopping.TERMINATED, output
