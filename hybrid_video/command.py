@@ -25,22 +25,22 @@ from hybrid_video import __version__, errors, hosts, locks, paths, progress, set
 if TYPE_CHECKING:
   from hybrid_video.experiment import Experiment
 
-MODES = ("train", "evaluate", "predict", "export", "inspect", "plan")
+MODES = ("train", "evaluate", "predict", "export", "inspect", "plan", "report")
 # Modes that use the experiment of a checkpoint if no config is named.
-_CONFIG_OPTIONAL = ("evaluate", "predict", "export")
+_CONFIG_OPTIONAL = ("evaluate", "predict", "export", "report")
 # An installed package holds the configs and the input pipeline under names that clash with nobody's; an
 # editable installation uses the files themselves.
 _PACKAGE = pathlib.Path(__file__).parent
 _EDITABLE = not (_PACKAGE / "_configs").is_dir()
 _CONFIGS = _PACKAGE.parent / "configs" if _EDITABLE else _PACKAGE / "_configs"
 # What needs no accelerator is done by the first process alone.
-_ONE_PROCESS = ("export", "inspect", "plan")
+_ONE_PROCESS = ("export", "inspect", "plan", "report")
 # Modes that write several files into the work directory, which no other run may write to meanwhile.
-_WRITING = ("train", "evaluate", "predict", "inspect")
+_WRITING = ("train", "evaluate", "predict", "inspect", "report")
 _ISSUES = "This is a bug; please report it with the lines above and the command."
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment: a file in configs/. evaluate, predict and export do without."
+  "config", None, "Experiment: a file in configs/. evaluate, predict, export and report do without."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results.")
 _MODE = flags.DEFINE_enum(
@@ -49,7 +49,7 @@ _MODE = flags.DEFINE_enum(
   list(MODES),
   "train: train and evaluate. evaluate: evaluate a checkpoint on a data set. predict: classes of "
   "videos. export: a checkpoint as model.safetensors. inspect: a page about the data. plan: memory, "
-  "steps and hours of a training, before it starts.",
+  "steps and hours of a training, before it starts. report: a page about a run or a study.",
 )
 _VIDEOS = flags.DEFINE_list("videos", [], "For predict: video files and folders, by commas.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -165,6 +165,8 @@ def _check_flags(rest: list[str]) -> None:
   given = [name for name in _OF_PLAN if flags.FLAGS[name].present]
   if given and mode != "plan":
     raise flags.Error(f"--{given[0]} belongs to --mode=plan.")
+  if _CHECKPOINT.value and mode == "report":
+    raise flags.Error("--mode=report is of what lies in --workdir; --checkpoint is not for it.")
   if _CHECKPOINT.value and mode not in _CONFIG_OPTIONAL:
     raise flags.Error(
       f"--checkpoint is for {', '.join(_CONFIG_OPTIONAL)}; --mode={mode} starts from weights with "
@@ -268,6 +270,10 @@ def _run_mode(
     from hybrid_video import evaluate
 
     evaluate.run(chosen, workdir, pipeline, checkpoint=_CHECKPOINT.value)
+  elif mode == "report":
+    from hybrid_video import reporting
+
+    reporting.run(workdir, pipeline)
   elif mode == "inspect":
     from hybrid_video import inspection
 

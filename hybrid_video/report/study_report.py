@@ -1,0 +1,324 @@
+"""A study's `study.json` to what its report shows: the answer, tables, comparisons, charts.
+
+In: what `study.json` holds, and the histories of its runs. Out: values for `study_page.html.j2`, and
+Markdown.
+"""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from hybrid_video import errors
+from hybrid_video.report import charts, figures, markdown, pages, results, writers
+from hybrid_video.report.run_report import load_json, percent
+
+FILE = "study.json"
+_LEVEL = 0.05
+_FORMS = {"corrected": "corrected", "as_published": "as published"}
+_AXES = {
+  "gap_seconds": "gap between the two events (s)",
+  "training_share": "share of the training videos (%)",
+  "frames": "frames a clip",
+}
+OPTIMISTIC = (
+  "As published: cross attention and latents frozen at random values, and the epoch chosen on the test "
+  "list, so these accuracies are optimistic."
+)
+
+
+def load(workdir: pathlib.Path) -> dict[str, Any]:
+  """What `study.json` holds.
+
+  Raises:
+    ReportError: it is missing or lacks something, two rows have one name, or runs of one form are of
+      several protocols.
+  """
+  path = workdir / FILE
+  study = load_json(path, "a gathered study")
+  name = errors.printable(path)
+  if missing := [
+    key for key in ("title", "question", "table", "runs", "comparisons") if key not in study
+  ]:
+    raise results.ReportError(f"{name}: lacks {', '.join(missing)}. Run the study's command again.")
+  keys = [(row["row"], row["form"]) for row in study["table"]]
+  if twice := sorted({key[0] for key in keys if keys.count(key) > 1}):
+    raise results.ReportError(f"{name}: two rows are called {errors.shown(twice)}. Rename one.")
+  for form in {row["form"] for row in study["table"]}:
+    of_row: dict[str, str] = {}
+    for run in study["runs"]:
+      if run["form"] == form and run.get("protocol"):
+        words = _without_step(run["protocol"])
+        of_row.setdefault(words, run["workdir"])
+    if len(of_row) > 1 and not study.get("protocols_differ"):
+      lines = "".join(f"\n  {folder}: {words}" for words, folder in of_row.items())
+      raise results.ReportError(
+        f"{name}: runs of different protocols cannot stand in one table:{lines}\n"
+        "Evaluate them with the same views, or report them apart."
+      )
+  return study
+
+
+def _without_step(protocol: str) -> str:
+  return " ".join(w if not w.rstrip(",;").isdigit() else "N" for w in protocol.split())
+
+
+def _mean(row: dict[str, Any], name: str = "video_top1") -> float | None:
+  return (row.get("mean") or {}).get(name)
+
+
+def _limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
+  low, high = (row.get("interval") or {}).get("video_top1") or (None, None)
+  return low, high
+
+
+def _points(study: dict[str, Any], x: str | None = None) -> list[charts.Point]:
+  """The measured numbers of each row, and the published ones, per cent."""
+  points = []
+  for row in study["table"]:
+    at = _x(row, x) if x else 0.0
+    value = _mean(row)
+    if at is None:
+      continue
+    if value is not None:
+      low, high = (None if one is None else 100 * one for one in _limits(row))
+      points.append(charts.Point(row["label"], 100 * value, low, high, row["form"], at))
+    published = row.get("published", {}).get("video_top1")
+    if published is not None and not any(
+      p.kind == "published" and p.label == row["label"] for p in points
+    ):
+      points.append(charts.Point(row["label"], 100 * published, kind="published", x=at))
+  return points
+
+
+def _x(row: dict[str, Any], name: str) -> float | None:
+  if name == "parameters":
+    value = (row.get("parameters") or {}).get("total")
+  elif name in ("multiply_accumulates", "evaluation_clips_per_second"):
+    value = row.get(name)
+  else:
+    value = row.get("axes", {}).get(name)
+  return float(value) if isinstance(value, int | float) and value else (0.0 if value == 0 else None)
+
+
+def _interval_text(low: float | None, high: float | None) -> str:
+  return "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def table(study: dict[str, Any]) -> pages.Table:
+  """Rows and forms with published and measured columns."""
+  rows = []
+  for row in study["table"]:
+    sd, states = (row.get("sd") or {}).get("video_top1"), row.get("states", {})
+    done = states.get("done", 0)
+    runs = f"{done} of {sum(states.values())}" if states else "–"
+    total, cost = (row.get("parameters") or {}).get("total"), row.get("multiply_accumulates")
+    rows.append(
+      (
+        row["label"],
+        _FORMS.get(row["form"], row["form"]) + (" ⚠ optimistic" if row.get("as_published") else ""),
+        percent(row.get("published", {}).get("video_top1")),
+        percent(_mean(row)),
+        _interval_text(*_limits(row)),
+        "–" if sd is None else f"{100 * sd:.1f}",
+        runs,
+        "–" if total is None else f"{total:,}",
+        "–" if cost is None else f"{cost / 1e9:,.3f} G",
+      )
+    )
+  heads = (
+    "row",
+    "form",
+    "published",
+    "measured",
+    "95 % interval",
+    "sd (points)",
+    "runs",
+    "parameters",
+    "multiply-accumulates",
+  )
+  return pages.Table("Video top-1 of the test list, by row and form", heads, rows)
+
+
+def _pair_words(study: dict[str, Any], one: dict[str, Any]) -> tuple[str, str]:
+  labels = {row["row"]: row["label"] for row in study["table"]}
+  names = [labels.get(name, name) for name in one["rows"]]
+  forms = [_FORMS.get(form, form) for form in one["forms"]]
+  return f"{names[0]} ({forms[0]})", f"{names[1]} ({forms[1]})"
+
+
+def comparisons(study: dict[str, Any]) -> pages.Table:
+  """Paired tests of rows, the p values adjusted by Holm."""
+  rows = []
+  for one in study["comparisons"]:
+    first, second = _pair_words(study, one)
+    low, high = one["interval"]
+    rows.append(
+      (
+        f"{second} against {first}",
+        f"{100 * one['difference']:+.1f}",
+        "–" if low is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
+        f"{one['p']:.4f}",
+        f"{one['p_holm']:.4f}",
+        "yes" if one["p_holm"] < _LEVEL else "no",
+        f"{one['videos']:,}",
+      )
+    )
+  heads = (
+    "pair",
+    "difference (points)",
+    "95 % interval",
+    "p",
+    "p by Holm",
+    "larger than chance",
+    "videos",
+  )
+  return pages.Table("Differences on the same videos, paired tests", heads, rows)
+
+
+def answers(study: dict[str, Any]) -> list[str]:
+  """The answer in sentences: the best row, and which differences are larger than chance."""
+  measured = [row for row in study["table"] if _mean(row) is not None]
+  if not measured:
+    return ["No run is finished yet: there is no answer."]
+  honest = [row for row in measured if not row.get("as_published")] or measured
+  best = max(honest, key=lambda row: _mean(row) or 0.0)
+  form = _FORMS.get(best["form"], best["form"])
+  sentences = [
+    f"Best measured, {form}: {best['label']} with {percent(_mean(best))} of test videos right "
+    f"(95 % interval {_interval_text(*_limits(best))})."
+  ]
+  found = study["comparisons"]
+  if not found:
+    sentences.append("There are no two rows to compare, so no difference is tested.")
+    return sentences
+  larger = [one for one in found if one["p_holm"] < _LEVEL]
+  sentences.append(
+    f"{len(larger)} of {len(found)} differences {'is' if len(larger) == 1 else 'are'} larger than "
+    f"chance (paired test over groups, Holm, {100 * _LEVEL:.0f} %)."
+  )
+  for one in sorted(larger, key=lambda one: -abs(one["difference"]))[:5]:
+    first, second = _pair_words(study, one)
+    low, high = one["interval"]
+    sentences.append(
+      f"{second} against {first}: {100 * one['difference']:+.1f} points "
+      f"({100 * low:+.1f} to {100 * high:+.1f}), p {one['p_holm']:.4f}."
+    )
+  return sentences
+
+
+def _notes(study: dict[str, Any]) -> list[str]:
+  notes = [OPTIMISTIC] if any(row.get("as_published") for row in study["table"]) else []
+  for row in study["table"]:
+    failed = row.get("states", {}).get("failed", 0)
+    name = f"{row['label']} ({_FORMS.get(row['form'], row['form'])})"
+    if failed:
+      notes.append(f"{name}: {failed} of its runs failed, and are in no number.")
+    if row.get("missing_predictions"):
+      notes.append(f"{name}: predictions of {row['missing_predictions']:,} videos are missing.")
+  waiting = sum(run.get("state") != "done" for run in study["runs"])
+  if waiting:
+    notes.append(f"{waiting} of {len(study['runs'])} runs are not finished.")
+  return notes
+
+
+def _against(study: dict[str, Any]) -> list[charts.Chart]:
+  drawn = []
+  for name, words, log in (
+    ("parameters", "parameters", True),
+    ("multiply_accumulates", "multiply-accumulates of a clip", True),
+    ("evaluation_clips_per_second", "measured clips a second", True),
+  ):
+    points = [point for point in _points(study, name) if point.kind != "published" and point.x > 0]
+    if points:
+      drawn.append(
+        charts.against(
+          f"by{name.replace('_', '')}", f"Accuracy against {words}", points, words, log=log
+        )
+      )
+  axes = sorted({axis for row in study["table"] for axis in row.get("axes", {})})
+  for i, axis in enumerate(axes):
+    points = [point for point in _points(study, axis) if point.kind != "published"]
+    if len({point.x for point in points}) > 1:
+      words = _AXES.get(axis, axis.replace("_", " "))
+      joined = len({point.label for point in points}) < len(points)
+      drawn.append(
+        charts.against(f"axis{i}", f"Accuracy against {words}", points, words, joined=joined)
+      )
+  return drawn
+
+
+def _curves(study: dict[str, Any], workdir: pathlib.Path) -> list[charts.Chart]:
+  """Validation and training accuracy of each row and form, a chart each, of its first finished run."""
+  drawn = []
+  for i, row in enumerate(study["table"]):
+    runs = [r for r in study["runs"] if (r["row"], r["form"]) == (row["row"], row["form"])]
+    history: Sequence[dict[str, float]] = []
+    for run in runs:
+      history = writers.read_history(workdir / run["workdir"])
+      if history:
+        break
+    lines = [
+      charts.Line(words, points, colour)
+      for name, words, colour in (
+        ("train/top1", "training clips", figures.BLUE),
+        ("validation/video_top1", "validation videos", figures.ORANGE),
+      )
+      if (points := [(line["epoch"], 100 * line[name]) for line in history if name in line])
+    ]
+    if lines:
+      form = _FORMS.get(row["form"], row["form"])
+      caption = f"{row['label']}, {form}, split {run['split']}, seed {run['seed']}"
+      drawn.append(
+        charts.curves(f"row{i}", caption, lines, ("epoch", "top-1 (%)"), limits=(0, 102))
+      )
+  return drawn
+
+
+def values(workdir: pathlib.Path, study: dict[str, Any]) -> dict[str, Any]:
+  """What the template shows."""
+  points = _points(study)
+  main = None
+  if points:
+    caption = "Accuracy on the test list with 95 % intervals, by row and form"
+    if any(point.kind == "as_published" for point in points):
+      caption += (
+        "; as published is optimistic: frozen cross attention, epoch chosen on the test list"
+      )
+    main = charts.intervals("main", caption, points)
+  links = [
+    (
+      f"{run['row']}, {_FORMS.get(run['form'], run['form'])}, split {run['split']}, seed {run['seed']}",
+      run.get("state", ""),
+      f"{run['workdir']}/report.html"
+      if (workdir / run["workdir"] / "report.html").exists()
+      else "",
+    )
+    for run in study["runs"]
+  ]
+  protocols = sorted({row["protocol"] for row in study["table"] if row.get("protocol")})
+  sources = sorted({row["source"] for row in study["table"] if row.get("source")})
+  return {
+    "study": study,
+    "answers": answers(study),
+    "notes": _notes(study),
+    "main": main,
+    "table": table(study),
+    "comparisons": comparisons(study),
+    "against": _against(study),
+    "curves": _curves(study, workdir),
+    "runs": links,
+    "protocols": protocols,
+    "sources": sources,
+  }
+
+
+def markdown_of(shown: dict[str, Any]) -> str:
+  """Title, answer and the two tables."""
+  study = shown["study"]
+  lines = [f"**{markdown.escape(study['title'])}**: {markdown.escape(study['question'])}", ""]
+  lines += [f"- {markdown.escape(sentence)}" for sentence in (*shown["answers"], *shown["notes"])]
+  lines += ["", *markdown.table(shown["table"].heads, shown["table"].rows)]
+  if shown["comparisons"].rows:
+    lines += ["", *markdown.table(shown["comparisons"].heads, shown["comparisons"].rows)]
+  lines += ["", *(f"{markdown.escape(protocol)}." for protocol in shown["protocols"]), ""]
+  return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""The mode `report`: a run's or a study's folder to one page and a Markdown table.
+
+In: a folder with `results.json`, or with `study.json`. Out: `report.html`, which needs no network and no
+other file, and `report.md`, each written whole or not at all.
+"""
+
+import logging
+import pathlib
+from typing import Any
+
+from hybrid_video import errors, files
+from hybrid_video.experiment import Experiment
+from hybrid_video.pipeline import Pipeline
+from hybrid_video.report import film_strips, pages, results, run_report, study_report
+
+log = logging.getLogger("hybrid_video")
+
+PAGE, TABLE = "report.html", "report.md"
+
+
+def run(workdir: pathlib.Path, pipeline: Pipeline) -> pathlib.Path:
+  """Writes the report of a run, or of a study where the folder has a `study.json`.
+
+  Args:
+    workdir: of the run or study.
+    pipeline: makes the clips that the model looks at.
+
+  Returns:
+    The page's path.
+
+  Raises:
+    UserError: a file is missing, damaged or of several protocols; an earlier report stays as it was.
+  """
+  if (workdir / study_report.FILE).exists():
+    study = study_report.load(workdir)
+    shown = study_report.values(workdir, study)
+    page, table = pages.render("study_page.html.j2", **shown), study_report.markdown_of(shown)
+  elif (workdir / results.RESULTS).exists():
+    shown = _run_values(workdir, pipeline)
+    page, table = pages.render("run_page.html.j2", **shown), run_report.markdown_of(shown)
+  else:
+    raise results.ReportError(
+      f"{errors.printable(workdir)}: there is neither {results.RESULTS} nor {study_report.FILE}. Name "
+      "the work directory of a run that was evaluated, or of a gathered study."
+    )
+  for name, text in ((TABLE, table), (PAGE, page)):
+    with results.writing(workdir / name):
+      files.write_text(workdir / name, text)
+  log.info("Report: %s and %s (%.1f MB)", workdir / PAGE, TABLE, len(page.encode()) / 1e6)
+  return workdir / PAGE
+
+
+def _run_values(workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:
+  outcome, predictions, history = run_report.load(workdir)
+  shown = run_report.values(workdir, outcome, predictions, history)
+  sections: list[film_strips.Section] = []
+  if predictions is not None:
+    try:
+      experiment = Experiment.from_json(outcome["config"])
+      sections = film_strips.sections(workdir, predictions, experiment, pipeline)
+    except errors.UserError as error:
+      words = f"Not shown: {error}"
+      sections = [film_strips.Section("videos", "Videos and where the model looks", words)]
+  return shown | {"films": sections}
