@@ -80,7 +80,7 @@ class Point:
 KINDS: dict[str, tuple[str, str, str, bool]] = {
   "corrected": ("measured here, corrected", "o", figures.BLUE, True),
   "as_published": (
-    "measured here, as published (frozen cross attention, epoch chosen on the test list: optimistic)",
+    "measured here, as published: optimistic (frozen cross attention, epoch chosen on the test list: optimistic)",
     "s",
     figures.ORANGE,
     False,
@@ -280,7 +280,7 @@ def against(
               textcoords="offset points",
               color=figures.INK,
             )
-    if log:
+    if log and max(p.x for p in points) > 10 * min(p.x for p in points):
       axes.set_xscale("log")
       axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.3g}"))
       axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -232,7 +232,9 @@ def values(
     "folder": str(workdir.name),
     "outcome": outcome,
     "digest": config_digest(outcome),
-    "protocol": outcome["protocol"] if found is None else found["protocol"],
+    "protocol": outcome["protocol"]
+    if found is None or found["groups"] is None
+    else found["protocol"],
     "cards": _cards(outcome, found),
     "notes": notes,
     "numbers": None if found is None else numbers_table(found),

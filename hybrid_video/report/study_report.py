@@ -92,8 +92,11 @@ def _points(study: dict[str, Any], x: str | None = None) -> list[charts.Point]:
 
 def _x(row: dict[str, Any], name: str) -> float | None:
   if name == "parameters":
-    value = (row.get("parameters") or {}).get("total")
-  elif name in ("multiply_accumulates", "evaluation_clips_per_second"):
+    total = (row.get("parameters") or {}).get("total")
+    value = None if total is None else total / 1e6
+  elif name == "multiply_accumulates":
+    value = None if row.get(name) is None else row[name] / 1e9
+  elif name == "evaluation_clips_per_second":
     value = row.get(name)
   else:
     value = row.get("axes", {}).get(name)
@@ -224,8 +227,8 @@ def _notes(study: dict[str, Any]) -> list[str]:
 def _against(study: dict[str, Any]) -> list[charts.Chart]:
   drawn = []
   for name, words, log in (
-    ("parameters", "parameters", True),
-    ("multiply_accumulates", "multiply-accumulates of a clip", True),
+    ("parameters", "parameters (millions)", True),
+    ("multiply_accumulates", "multiply-accumulates of a clip (billions)", True),
     ("evaluation_clips_per_second", "measured clips a second", True),
   ):
     points = [point for point in _points(study, name) if point.kind != "published" and point.x > 0]
