@@ -420,8 +420,6 @@ def _of_run(
   cross_blocks = model.options.get("cross_blocks", 0)
   share = of_run.validation_share or _VALIDATION_SHARE
   of_form = study_settings.of_form(form, model.name, cross_blocks, share)
-  # Video scores are the mean of probabilities where there is no choice.
-  of_form = {path: value for path, value in of_form.items() if path in known}
   _set(of_run, row, {**of_form, "seed": seed, "split": split})
   try:
     return from_config(of_run)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from hybrid_video import evaluate, experiment, files, stopping
+from hybrid_video.analysis.predictions import PredictionsError
 from hybrid_video.settings import SettingError
-from hybrid_video.study import child, comparing, gathering, running, settings, states, table
+from hybrid_video.study import child, gathering, running, settings, states, table
 from hybrid_video.study.settings import Row
 import input_pipeline
 
@@ -49,6 +50,8 @@ def pretend(run, folder, names=NAMES, wrong=8, classes=("a", "b"), **changed):
     class_names=np.array(classes),
     labels=labels,
     probabilities=np.eye(2)[said],
+    view_probabilities=np.eye(2)[said],
+    view_videos=np.arange(len(names)),
     groups=np.array([name.split("_")[0] for name in names]),
   )
   outcome = {
@@ -199,7 +202,7 @@ def test_missing_predictions_are_counted_and_left_out_of_the_comparison(tmp_path
   assert gathered["comparisons"][0]["videos_of_one_alone"] == 4
   assert "no predictions for 4 videos" in table.markdown(gathered)
   (tmp_path / second.folder / "predictions.npz").write_bytes(b"no zip")
-  with pytest.raises(comparing.PredictionsError, match=r"predictions\.npz: cannot be read"):
+  with pytest.raises(PredictionsError, match=r"predictions\.npz: cannot be read"):
     gathering.gather(study, tmp_path)
 
 
@@ -233,22 +236,8 @@ def test_each_form_has_its_four_things():
   assert corrected.mean[0] == 0.43216 and corrected.validation_share == 0.5
   assert {one.test_parameters for one in (published, corrected)} == {"best"}
   assert {one.seed for one in (published, corrected)} == {3}
-  if hasattr(published.evaluation, "aggregation"):
-    assert published.evaluation.aggregation == "majority_vote"
-    assert corrected.evaluation.aggregation == "mean_probabilities"
-
-
-def test_intervals_and_tests_take_groups_as_a_whole():
-  # Two groups: every draw is one of four, every change of sign too.
-  groups = {f"{group}{i}": group for group in "ab" for i in range(50)}
-  values = {name: float(name[0] == "a") for name in groups}
-  assert comparing.interval(values, groups) == (0.0, 1.0)
-  assert comparing.paired_p(values, groups) > 0.9
-  alone = {name: name for name in groups}
-  low, high = comparing.interval(values, alone)
-  assert 0.38 < low < 0.42 and 0.58 < high < 0.62
-  assert comparing.paired_p(values, alone) < 0.001
-  np.testing.assert_allclose(comparing.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+  assert published.evaluation.aggregation == "majority_vote"
+  assert corrected.evaluation.aggregation == "mean_probabilities"
 
 
 def test_the_best_epoch_of_the_test_list_is_marked_on_everything(made_folder, tmp_path):

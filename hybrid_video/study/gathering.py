@@ -11,11 +11,12 @@ import re
 from typing import Any
 
 from etils import epath
-import numpy as np
 
 from hybrid_video import errors, files
+from hybrid_video.analysis import uncertainty
+from hybrid_video.analysis.predictions import COMPARED, Predictions
 from hybrid_video.report import results_file
-from hybrid_video.study import comparing, states, table
+from hybrid_video.study import states, table
 from hybrid_video.study.settings import AS_PUBLISHED, Row, Run, Study
 
 log = logging.getLogger("hybrid_video")
@@ -55,7 +56,7 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     if outcome and state != states.DONE:
       _refuse_other(run, outcome, workdir)
     if state == states.DONE and outcome:
-      answers[run.folder] = comparing.read(workdir / run.folder / "predictions.npz")
+      answers[run.folder] = Predictions.read(workdir / run.folder)
       runs.append(_described(run, state, outcome))
     else:
       runs.append(_described(run, state, None))
@@ -110,6 +111,10 @@ def _described(run: Run, state: str, outcome: dict[str, Any] | None) -> dict[str
   }
 
 
+def _labels(predictions: Predictions) -> dict[str, int]:
+  return dict(zip(predictions.names.tolist(), predictions.labels.tolist(), strict=True))
+
+
 def _words(protocol: str) -> str:
   """A protocol without what training has found."""
   return re.sub(r"step \d+", "a step", protocol)
@@ -121,7 +126,7 @@ def _test_key(run: Run) -> tuple[Any, ...]:
 
 
 def _check_together(
-  study: Study, runs: Sequence[dict[str, Any]], answers: dict[str, comparing.Answers]
+  study: Study, runs: Sequence[dict[str, Any]], answers: dict[str, Predictions]
 ) -> None:
   """Checks that runs that are asked for the same tests were given the same.
 
@@ -129,7 +134,7 @@ def _check_together(
     MixedRunsError: see `write`.
   """
   protocols: dict[Any, tuple[str, str]] = {}
-  tested: dict[Any, tuple[str, comparing.Answers]] = {}
+  tested: dict[Any, tuple[str, Predictions]] = {}
   for run, described in zip(study.runs, runs, strict=True):
     if run.folder not in answers:
       continue
@@ -143,9 +148,10 @@ def _check_together(
       )
     ours = answers[run.folder]
     other, theirs = tested.setdefault(_test_key(run), (run.folder, ours))
-    common = ours.labels.keys() & theirs.labels.keys()
-    same = ours.classes == theirs.classes and common
-    if not same or any(ours.labels[video] != theirs.labels[video] for video in common):
+    our_labels, their_labels = _labels(ours), _labels(theirs)
+    common = our_labels.keys() & their_labels.keys()
+    same = ours.class_names == theirs.class_names and common
+    if not same or any(our_labels[video] != their_labels[video] for video in common):
       raise MixedRunsError(
         f"{other} and {run.folder} were tested on different data (classes, labels, or no common video), and "
         "cannot stand in one table. Remove the folder that is wrong; the study's command makes it again."
@@ -157,7 +163,7 @@ def _row(
   row: Row,
   form: str,
   runs: Sequence[dict[str, Any]],
-  answers: dict[str, comparing.Answers],
+  answers: dict[str, Predictions],
 ) -> dict[str, Any]:
   """A row of the table in one form: means over its runs, and what is missing."""
   own = [one for one in runs if one["row"] == row.name and one["form"] == form]
@@ -185,80 +191,92 @@ def _row(
     "mean": {name: _mean([test.get(name) for test in tests]) for name in tests[0]},
     "sd": {name: _sd([test.get(name) for test in tests]) for name in tests[0]},
     "missing_predictions": sum(
-      len(of_split[_test_key(run)] - answers[run.folder].right.keys())
+      len(of_split[_test_key(run)] - set(answers[run.folder].names.tolist()))
       for run in study.runs
       if run.row is row and run.form == form and run.folder in answers
     ),
   }
-  right, groups = _pooled(study, row, form, answers)
-  low, high = comparing.interval(right, groups)
-  return described | {"interval": {"video_top1": [low, high]}}
+  found = uncertainty.interval(_predictions(study, row, form, answers))
+  return described | {
+    "interval": {"video_top1": _limits(found)},
+    "interval_words": found.words,
+  }
 
 
-def _by_split(runs: Sequence[Run], answers: dict[str, comparing.Answers]) -> dict[Any, set[str]]:
+def _by_split(runs: Sequence[Run], answers: dict[str, Predictions]) -> dict[Any, set[str]]:
   """All videos that any run of the same tests has."""
   videos: dict[Any, set[str]] = {}
   for run in runs:
-    videos.setdefault(_test_key(run), set()).update(answers[run.folder].right)
+    videos.setdefault(_test_key(run), set()).update(answers[run.folder].names.tolist())
   return videos
 
 
-def _pooled(
-  study: Study, row: Row, form: str, answers: dict[str, comparing.Answers]
-) -> tuple[dict[str, float], dict[str, str]]:
-  """For each test video of each split the share of seeds that have it right, and its group."""
-  values: dict[str, list[bool]] = {}
-  groups: dict[str, str] = {}
-  for run in study.runs:
-    if run.row is not row or run.form != form or run.folder not in answers:
-      continue
-    of_run = answers[run.folder]
-    for video, right in of_run.right.items():
-      key = f"{run.split} {video}"
-      values.setdefault(key, []).append(right)
-      groups[key] = of_run.groups[video]
-  return {video: float(np.mean(of_seeds)) for video, of_seeds in values.items()}, groups
-
-
-def _comparisons(study: Study, answers: dict[str, comparing.Answers]) -> list[dict[str, Any]]:
-  """Paired tests: of two rows in one form, and of two forms of one row, where tests are the same."""
-  candidates = [
-    (row, form)
-    for form in study.forms
-    for row in study.rows
-    if _pooled(study, row, form, answers)[0]
+def _predictions(
+  study: Study, row: Row, form: str, answers: dict[str, Predictions]
+) -> list[Predictions]:
+  """Those of a row's finished runs in one form."""
+  return [
+    answers[run.folder]
+    for run in study.runs
+    if run.row is row and run.form == form and run.folder in answers
   ]
+
+
+def _comparisons(study: Study, answers: dict[str, Predictions]) -> list[dict[str, Any]]:
+  """Paired tests: of two rows in one form, and of two forms of one row, where tests are the same."""
   of_data = {
     (run.row.name, run.form): _test_key(run)[1:] for run in study.runs if run.folder in answers
   }
+  candidates = [
+    (row, form) for form in study.forms for row in study.rows if (row.name, form) in of_data
+  ]
   found: list[dict[str, Any]] = []
   for (one, form), (two, other_form) in itertools.combinations(candidates, 2):
     same_data = of_data[one.name, form] == of_data[two.name, other_form]
     if not same_data or (one is not two and form != other_form):
       continue
-    first, groups = _pooled(study, one, form, answers)
-    second, _ = _pooled(study, two, other_form, answers)
-    common = first.keys() & second.keys()
-    differences = {video: second[video] - first[video] for video in sorted(common)}
-    if not differences:
+    first = _predictions(study, one, form, answers)
+    second = _predictions(study, two, other_form, answers)
+    # Splits that only one of them has come to are not compared.
+    splits = {run.protocol.get("split", 0) for run in first} & {
+      run.protocol.get("split", 0) for run in second
+    }
+    if not splits:
       continue
-    low, high = comparing.interval(differences, groups)
+    first, second = (
+      [run for run in runs if run.protocol.get("split", 0) in splits] for runs in (first, second)
+    )
+    # That the runs of one form were judged alike is checked; rows may differ in their clips, and
+    # forms in everything but the data.
+    compared = uncertainty.compare(second, first, may_differ=_may_differ(form == other_form))
     found.append(
       {
         "rows": [one.name, two.name],
         "forms": [form, other_form],
-        "videos": len(common),
-        "videos_of_one_alone": len(first.keys() ^ second.keys()),
-        "difference": float(np.mean(list(differences.values()))),
-        "interval": [low, high],
-        "p": comparing.paired_p(differences, groups),
+        "videos": compared.difference.videos,
+        "groups": compared.difference.groups,
+        "videos_of_one_alone": compared.only_first + compared.only_second,
+        "difference": compared.difference.value,
+        "interval": _limits(compared.difference),
+        "interval_over_runs": _limits(compared.over_runs) if compared.over_runs else None,
+        "p": compared.p_value,
+        "words": compared.words,
       }
     )
-  for one_found, adjusted in zip(
-    found, comparing.holm([one_found["p"] for one_found in found]), strict=True
-  ):
-    one_found["p_holm"] = adjusted
+  adjusted = uncertainty.holm([one_found["p"] for one_found in found])
+  for one_found, p_value in zip(found, adjusted, strict=True):
+    one_found["p_holm"] = p_value
   return found
+
+
+def _limits(interval: uncertainty.Interval) -> list[float | None]:
+  return [interval.low, interval.high]
+
+
+def _may_differ(same_form: bool) -> tuple[str, ...]:
+  differing = ("views", "selection") if same_form else ("views", "selection", "aggregation")
+  assert set(differing) <= set(COMPARED)
+  return differing
 
 
 def _known(values: Sequence[float | None]) -> list[float]:
@@ -267,10 +285,10 @@ def _known(values: Sequence[float | None]) -> list[float]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
   known = _known(values)
-  return float(np.mean(known)) if known else None
+  return uncertainty.spread(known).mean if known else None
 
 
 def _sd(values: Sequence[float | None]) -> float | None:
   """Of a sample; one value has none."""
   known = _known(values)
-  return float(np.std(known, ddof=1)) if len(known) > 1 else None
+  return uncertainty.spread(known).std if known else None

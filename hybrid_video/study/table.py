@@ -3,7 +3,7 @@
 In: what `study.json` holds. Out: text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _MARK = "†"
@@ -38,7 +38,7 @@ def _rows(gathered: Mapping[str, Any]) -> str:
       row["form"].replace("_", " ") + mark,
       _percent(row["published"].get("video_top1")),
       _percent(row.get("mean", {}).get("video_top1")),
-      f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "–",
+      _between(interval, _percent),
       _percent(row.get("sd", {}).get("video_top1")),
       f"{row['states']['done']} of {sum(row['states'].values())}",
       f"{parameters['total']:,}" if parameters else "–",
@@ -47,6 +47,17 @@ def _rows(gathered: Mapping[str, Any]) -> str:
     ]
     lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
+
+
+def _between(limits: Sequence[float | None] | None, written: Callable[[float | None], str]) -> str:
+  """An interval; of one group alone, or of no run, there is none."""
+  if not limits or None in limits:
+    return "–"
+  return f"{written(limits[0])} to {written(limits[1])}"
+
+
+def _points(value: float | None) -> str:
+  return "–" if value is None else f"{100 * value:+.1f}"
 
 
 def _percent(value: float | None) -> str:
@@ -84,8 +95,8 @@ def _comparisons(gathered: Mapping[str, Any]) -> str:
     return "There are no two rows to compare." if len(gathered["table"]) == 1 else ""
   labels = {row["row"]: row["label"] for row in gathered["table"]}
   lines = [
-    "| compared | form | difference of top-1 | 95 % interval | p | p (Holm) | videos |",
-    "|---|---|---|---|---|---|---|",
+    "| compared | form | difference of top-1 | 95 % interval | over runs too | p | p (Holm) | videos |",
+    "|---|---|---|---|---|---|---|---|",
   ]
   for one in found:
     first, second = (labels[name] for name in one["rows"])
@@ -93,11 +104,13 @@ def _comparisons(gathered: Mapping[str, Any]) -> str:
     marks = f" {_MARK}" if "as published" in forms else ""
     compared = f"{second} – {first}" if first != second else first
     form = forms[0] if forms[0] == forms[1] else f"{forms[1]} – {forms[0]}"
-    low, high = one["interval"]
+    limits, over_runs = (_between(one[of], _points) for of in ("interval", "interval_over_runs"))
     lines.append(
-      f"| {compared} | {form}{marks} | {100 * one['difference']:+.1f} | {100 * low:+.1f} to "
-      f"{100 * high:+.1f} | {one['p']:.4f} | {one['p_holm']:.4f} | {one['videos']} |"
+      f"| {compared} | {form}{marks} | {_points(one['difference'])} | {limits} | {over_runs} | "
+      f"{one['p']:.4f} | {one['p_holm']:.4f} | {one['videos']} |"
     )
-  return "Differences in percentage points, paired by video; groups as a whole.\n\n" + "\n".join(
-    lines
+  words = (
+    "Differences in percentage points, paired by video; groups as a whole. Interval and p speak of these "
+    "trained models; the interval over runs too, of the recipes: it draws seeds as well as groups."
   )
+  return words + "\n\n" + "\n".join(lines)
