@@ -29,6 +29,10 @@ _VARIABLES = {
   figures.BLUE: "--blue",
   figures.ORANGE: "--orange",
 }
+# Of curves that share a plot: light here, dark in the page's style. Told apart by markers too.
+SERIES = ("#2563a8", "#c2571a", "#2e7d4f", "#8e44ad", "#a68a00", "#7a4b2a")
+_VARIABLES |= {colour: f"--series{i}" for i, colour in enumerate(SERIES) if i > 1}
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 # Drawn at a phone's width, so that letters stay legible there.
 _WIDTH, _HEIGHT = 5.0, 3.3
 _LABEL_LETTERS = 34
@@ -260,17 +264,22 @@ def against(
           continue
         style = _style(kind)
         if joined:
-          shade = labels.index(label)
+          series = labels.index(label)
+          colour = SERIES[series % len(SERIES)]
+          form = "" if len({p.kind for p in points}) == 1 else f", {kind.replace('_', ' ')}"
           style |= {
-            "label": f"{_short(label)}, {KINDS[kind][0].partition(' (')[0]}",
-            "linestyle": ("-", "--", ":", "-.")[shade % 4],
+            "label": f"{_short(label)}{form}",
+            "linestyle": "-" if kind == "corrected" else ":",
+            "color": colour,
+            "markerfacecolor": colour if kind == "corrected" else "#ffffff",
+            "marker": _MARKERS[series % len(_MARKERS)],
           }
         elif label != next(p.label for p in points if p.kind == kind):
           style["label"] = None
         axes.plot([p.x for p in own], [p.value for p in own], **style)
         for p in own:
           if p.low is not None and p.high is not None:
-            axes.plot([p.x, p.x], [p.low, p.high], color=KINDS[kind][2], linewidth=1)
+            axes.plot([p.x, p.x], [p.low, p.high], color=style["color"], linewidth=1)
           if not joined:
             axes.annotate(
               _short(label)[:18],

@@ -7,7 +7,6 @@ or the reason why there are none.
 import base64
 from collections.abc import Sequence
 import dataclasses
-import importlib
 import io
 import logging
 import pathlib
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hybrid_video import errors, loading, paths, progress
+from hybrid_video import attribution, errors, loading, paths, progress
 from hybrid_video.analysis.predictions import Predictions
 from hybrid_video.datasets import preparation
 from hybrid_video.datasets.records import Records
@@ -163,10 +162,6 @@ def _looking(
   def none(why: str) -> Section:
     return Section("looking", "Where the model looks", f"Not shown: {why}")
 
-  try:
-    attribution: Any = importlib.import_module("hybrid_video.attribution")
-  except ModuleNotFoundError:
-    return none("this version cannot tell.")
   log.info("Where the model looks: the checkpoint is read")
   try:
     trained = loading.load(workdir)
@@ -174,13 +169,12 @@ def _looking(
     few = np.array(rows)[figures.even_frames(len(rows), _LOOKED_AT)].tolist() if rows else []
     if not few:
       return none("none of the tested videos is stored.")
-    return _maps(attribution, trained, predictions, few, records, ids, experiment, pipeline)
+    return _maps(trained, predictions, few, records, ids, experiment, pipeline)
   except errors.UserError as error:
     return none(str(error))
 
 
 def _maps(
-  attribution: Any,
   trained: Any,
   predictions: Predictions,
   rows: Sequence[int],
@@ -201,7 +195,7 @@ def _maps(
   scores, strips = predictions.scores(), []
   shown = figures.even_frames(clips.shape[1], _FRAMES)
   for i, row in enumerate(rows):
-    data = attribution.film_strip(clips[i], found.values[i], shown_frames=_FRAMES)
+    data = attribution.film_strip(clips[i], np.asarray(found.values[i]), shown_frames=_FRAMES)
     width, height = Image.open(io.BytesIO(data)).size
     labels = [f"frame {index}" for index in shown]
     strips.append(

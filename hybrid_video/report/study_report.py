@@ -71,17 +71,28 @@ def _limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
   return low, high
 
 
+def _series(row: dict[str, Any], x: str | None) -> str:
+  """What a row shares with those that differ from it along one axis alone."""
+  others = [
+    str(value) if isinstance(value, str) else f"{_AXES.get(axis, axis.replace('_', ' '))} {value:g}"
+    for axis, value in row.get("axes", {}).items()
+    if axis != x
+  ]
+  return ", ".join(others) or row["label"]
+
+
 def _points(study: dict[str, Any], x: str | None = None) -> list[charts.Point]:
   """The measured numbers of each row, and the published ones, per cent."""
   points = []
   for row in study["table"]:
     at = _x(row, x) if x else 0.0
+    label = _series(row, x) if x in row.get("axes", {}) else row["label"]
     value = _mean(row)
     if at is None:
       continue
     if value is not None:
       low, high = (None if one is None else 100 * one for one in _limits(row))
-      points.append(charts.Point(row["label"], 100 * value, low, high, row["form"], at))
+      points.append(charts.Point(label, 100 * value, low, high, row["form"], at))
     published = row.get("published", {}).get("video_top1")
     if published is not None and not any(
       p.kind == "published" and p.label == row["label"] for p in points

@@ -68,6 +68,8 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     "seeds": study.seeds,
     "splits": study.splits,
     "forms": study.forms,
+    # Rows that differ in their clips are evaluated by other views, on purpose.
+    "protocols_differ": len({run.experiment.evaluation.describe_views() for run in study.runs}) > 1,
     "rows": [row.to_json() for row in study.rows],
     "runs": runs,
     "table": rows,
