@@ -317,7 +317,7 @@ def _place() -> hosts.Place | None:
     if place.process:
       print(f"--mode={_MODE.value} is done by process 0 alone.")
       sys.exit(0)
-    # A part of a TPU's chips cannot be had without the other hosts.
+    # JAX does not start on one host of a TPU slice without the others.
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -104,6 +104,11 @@ class Run:
       service=self.experiment.data_service,
     )
 
+  @property
+  def check_stop(self) -> Callable[[], None] | None:
+    """What ends a long wait within a step where the run is asked to stop; several processes stop together."""
+    return self.stop.check if jax.process_count() == 1 else None
+
   @functools.cached_property
   def validates(self) -> bool:
     """Whether there is a list to validate on while training, and it is to be used."""
@@ -153,12 +158,7 @@ def train(
   saved.best_step = progress.tracker.step
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(_writer(run, progress.finished))
-    # One of several processes cannot stop alone.
-    check = run.stop.check if jax.process_count() == 1 else None
-    place = functools.partial(_placed, run.mesh)
-    batches = stack.enter_context(
-      Prefetch(run.batches(at.step, run.length.total_steps), place, check)
-    )
+    batches = stack.enter_context(_placed_batches(run, at.step))
     status = stack.enter_context(
       progress_line.StatusLine(
         "step", run.length.total_steps, done=at.step, unit="clips", per_count=run.length.batch_size
@@ -169,17 +169,14 @@ def train(
     )
     try:
       profile.step(at.step + 1, at.state)
-      # A run may have been stopped between this step and its report.
-      if progress.finished < at.step and _finish(run, at, meter, writer, schedule):
-        _mark_best(at, saved)
-
-      def hold() -> None:
-        stack.enter_context(run.stop.held())
-
+      hold = functools.partial(stack.enter_context, run.stop.held())
       for step in _steps(run, at, meter, writer, step_function, schedule, saved, batches, hold):
         status.update(step, **meter.latest)
         profile.step(step + 1, at.state)
-    except stopping.Stopped:
+    except stopping.Stopped as stopped:
+      if jax.process_count() > 1 and stopped.step is None:
+        # This process alone, in its first step: a save takes all of them.
+        raise
       _keep(at, meter, saved)
       raise run.stop.stopped(at.step or None) from None
     except CheckpointError:
@@ -200,7 +197,7 @@ def _steps(
   schedule: optimizers.Schedule,
   saved: checkpoints.Checkpoints,
   batches: Prefetch,
-  hold: Callable[[], None],
+  hold: Callable[[], object],
 ) -> Iterator[int]:
   """Trains step by step, and gives the number of each when all that follows from it is done.
 
@@ -213,6 +210,9 @@ def _steps(
   whole = sharding.replicated(run.mesh)
   seed = sharding.place(steps.as_seed(experiment.seed), whole)
   guard = guards.StepGuard(run.compiled)
+  # A run may have been stopped between this step and its report.
+  if at.progress.finished < at.step and _finish(run, at, meter, writer, schedule):
+    _mark_best(at, saved)
   while at.step < total and not run.stops_early(at.progress):
     rate = sharding.place(np.asarray(schedule(at.step + run.length.shift)), whole)
     # From here on the next batch is fetched: as little as can be is left to do beside it.
@@ -225,14 +225,14 @@ def _steps(
       batch |= sharding.put_batch({"stop": asked}, run.mesh)
     with guard.watch(at.step + 1):
       at.state, sums = step_function(at.state, batch, rate, seed)
-    at.step += 1
-    meter.add(at.step, sums)
     if guard.first:
+      hold()
       # The first step compiles: it is not part of any speed.
       jax.block_until_ready(at.state)
       log.info("Compiled up to the first step: %s", run.compiled)
       meter.start_clock()
-      hold()
+    at.step += 1
+    meter.add(at.step, sums)
     saves = at.step == total or at.step % save_every == 0
     if saves or _is_due(run, at.step) or _is_asked_to_stop(run, meter):
       meter.drain()
@@ -248,9 +248,14 @@ def _steps(
     yield at.step
 
 
-def _placed(mesh: jax.sharding.Mesh, batch: Batch) -> PlacedBatch:
-  """The rows of a batch that a step uses, on the devices."""
-  return sharding.put_batch({k: rows for k, rows in batch.items() if k != "video_ids"}, mesh)
+def _placed_batches(run: Run, first_step: int) -> Prefetch:
+  """The rows that steps use, on the devices."""
+
+  def place(batch: Batch) -> PlacedBatch:
+    rows = {name: rows for name, rows in batch.items() if name != "video_ids"}
+    return sharding.put_batch(rows, run.mesh)
+
+  return Prefetch(run.batches(first_step, run.length.total_steps), place, run.check_stop)
 
 
 def _is_asked_to_stop(run: Run, meter: Meter) -> bool:
@@ -310,12 +315,10 @@ def _validated(run: Run, state: State) -> dict[str, dict[str, float | int]]:
   """Numbers of the validation list and of a sample of the training list, by list."""
   experiment = run.experiment
   chosen = evaluate.Parameters.of(state)
-  # Several processes stop together, and that is between two steps.
-  check = run.stop.check if jax.process_count() == 1 else None
   sample = validation.train_sample(
     run.video_ids, experiment.validation.train_videos, experiment.seed
   )
-  which = experiment.validation.on
+  which, check = experiment.validation.on, run.check_stop
   numbers = {"validation": run.evaluator.numbers(chosen.variables, which, check)}
   if chosen.raw is not None:
     numbers["validation_raw"] = run.evaluator.numbers(chosen.raw, which, check)
