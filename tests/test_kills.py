@@ -171,7 +171,8 @@ def test_a_run_that_is_told_to_stop_saves_its_step_and_ends_as_one_that_never_wa
   expected, _ = straight
   for step, sent in ((4, signal.SIGTERM), (10, signal.SIGINT), (16, signal.SIGHUP)):
     code, _, after = runs.run("stopped", lines=step, sent=sent)
-    assert (code, after < 10) == (128 + sent, True)
+    # Told while a step or a validation compiles, it waits for that; the bound is against hanging.
+    assert (code, after < 60) == (128 + sent, True)
     # Not a step is lost.
     said = (runs.folder / "stopped.log").read_text().splitlines()[-1]
     saved = re.fullmatch(rf"Stopped by {sent.name} at step (\d+), saved; .*", said)
