@@ -120,7 +120,9 @@ class Evaluator:
   def protocol(self, chosen: Parameters) -> str:
     """In words, how the numbers of these parameters come about."""
     of = self._words(chosen)
-    return f"{self._views_in_words()}; {self._task.protocol}; {of}, {self._selection()}"
+    share = self._experiment.training_share
+    part = f"; trained on {100 * share:g} % of the training groups" if share < 1 else ""
+    return f"{self._views_in_words()}; {self._task.protocol}; {of}, {self._selection()}{part}"
 
   def compared(self, chosen: Parameters) -> dict[str, Any]:
     """What has to be the same where numbers are compared, for `predictions.npz`."""

@@ -396,7 +396,13 @@ def study_of(config: ml_collections.ConfigDict) -> Study | None:
     for split in splits
     for row in rows
     for form in forms
+    if form in row.forms
   )
+  if not runs:
+    raise SettingError(
+      f"--config.study.forms is {forms}, and no row that is chosen has one of these forms: "
+      f"{', '.join(row.name for row in rows)}."
+    )
   part = study_settings.Part.parse(chosen.part)
   return Study(chosen.title, chosen.question, rows, seeds, splits, forms, part, runs)
 

@@ -56,7 +56,7 @@ def test_every_run_of_every_study_is_an_experiment_and_its_model_fits(name, opti
 def test_the_sources_tables_have_its_models_and_numbers(name):
   study = experiment.study_of(config_of(name))
   for run in study.runs:
-    row = run.row.name
+    row = run.row.name.removesuffix("_frozen")
     single = experiment.from_config(hmdb51.get_config(row))
     assert (run.experiment.model.to_json(), run.experiment.epochs) == (
       single.model.to_json(),
@@ -64,7 +64,28 @@ def test_the_sources_tables_have_its_models_and_numbers(name):
     )
     trained = {**run.experiment.optimizer.to_json(), "freeze": []}
     assert trained == single.optimizer.to_json()
-  assert {run.row.name for run in study.runs} <= PARAMETERS.keys() == source.PUBLISHED.keys()
+  rows = {run.row.name.removesuffix("_frozen") for run in study.runs}
+  assert rows <= PARAMETERS.keys() == source.PUBLISHED.keys()
+
+
+def test_what_training_the_cross_attention_is_worth_is_a_row_that_differs_in_nothing_else():
+  config = config_of("attention_depth", "demo")
+  frozen = [run for run in experiment.study_of(config).runs if run.row.name.endswith("_frozen")]
+  assert {run.form for run in frozen} == {"corrected"}
+  trained = [
+    run
+    for run in experiment.study_of(config).runs
+    if run.row.name == "cnn8_cross1_self1" and run.form == "corrected"
+  ]
+  for one, other in zip(frozen, trained, strict=True):
+    ours, theirs = one.experiment.to_json(), other.experiment.to_json()
+    assert ours["optimizer"].pop("freeze") == ["attention/latents", "attention/cross"]
+    assert theirs["optimizer"].pop("freeze") == []
+    assert ours == theirs
+  config.study.forms = ("as_published",)
+  config.study.rows = ("cnn8_cross1_self1_frozen",)
+  with pytest.raises(ValueError, match="no row that is chosen has one of these forms"):
+    experiment.study_of(config)
 
 
 def test_published_numbers_are_the_sources():

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import attribution
+from hybrid_video.analysis import accuracy
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch
 from hybrid_video.report import figures, results, writers
 from hybrid_video.sampling.plans import Views
-from hybrid_video.tasks import Evaluation, classification, pixels
+from hybrid_video.tasks import Evaluation, pixels
 
 log = logging.getLogger("hybrid_video")
 
@@ -88,7 +89,8 @@ def draw(
       )
     if "probabilities" in tested.arrays:
       with parts.making(folder / CONFUSION):
-        figures.confusion_matrix(folder / CONFUSION, classification.confusion(tested), names)
+        counts = accuracy.confusion(tested.arrays["probabilities"], tested.arrays["labels"])
+        figures.confusion_matrix(folder / CONFUSION, counts, names)
   with parts.making(folder / CLIPS):
     clips = _gathered(evaluator, few)
     if jax.process_index() == 0:

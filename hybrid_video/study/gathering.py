@@ -61,7 +61,12 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     else:
       runs.append(_described(run, state, None))
   _check_together(study, runs, answers)
-  rows = [_row(study, row, form, runs, answers) for row in study.rows for form in study.forms]
+  rows = [
+    _row(study, row, form, runs, answers)
+    for row in study.rows
+    for form in study.forms
+    if form in row.forms
+  ]
   return {
     "title": study.title,
     "question": study.question,
@@ -140,7 +145,8 @@ def _check_together(
   for run, described in zip(study.runs, runs, strict=True):
     if run.folder not in answers:
       continue
-    key = (run.form, run.experiment.evaluation, run.experiment.stored)
+    experiment = run.experiment
+    key = (run.form, experiment.evaluation, experiment.stored, experiment.training_share)
     words = _words(described["protocol"])
     other, first = protocols.setdefault(key, (run.folder, words))
     if words != first:

@@ -36,6 +36,7 @@ class Row:
     published: numbers by the names of `results.json`'s, such as `video_top1`; what was published.
     source: where they were published.
     axes: where the row stands on a plot's axes, such as `gap_seconds`.
+    forms: those that make sense for it; of these it is trained with the ones that a study asks for.
   """
 
   name: str
@@ -44,6 +45,7 @@ class Row:
   published: Mapping[str, float] = dataclasses.field(default_factory=dict)
   source: str = ""
   axes: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+  forms: tuple[str, ...] = FORMS
 
   def __post_init__(self) -> None:
     for name in ("settings", "published", "axes"):

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from hybrid_video.recipes import RECIPES
-from hybrid_video.study.settings import Row
+from hybrid_video.study.settings import CORRECTED, NEVER_TRAINED, Row
 
 BASELINE = "baseline"
 SOURCE = "kietngt00/hmdb51-recognition on GitHub, HMDB51 split 1, best epoch of its test list"
@@ -61,6 +61,16 @@ def row(name: str, *, own_recipe: bool) -> Row:
     return Row(name, "R(2+1)D-18", settings, published, SOURCE)
   options = {f"model.{option}": value for option, value in hybrid_options(name).items()}
   return Row(name, _label(name), {"model.name": "hybrid", **options}, published, SOURCE)
+
+
+def frozen(trained: Row) -> Row:
+  """A row with latents and cross attention left at random values and all else corrected.
+
+  Beside `trained` it says what training them is worth; the two forms of one row differ in more.
+  """
+  settings = {**trained.settings, "optimizer.freeze": NEVER_TRAINED}
+  label = f"{trained.label}, cross frozen at random"
+  return Row(f"{trained.name}_frozen", label, settings, forms=(CORRECTED,))
 
 
 def _label(name: str) -> str:

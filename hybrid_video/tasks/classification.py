@@ -113,12 +113,3 @@ def summarize(
     "view_videos": rows,
   }
   return Evaluation(numbers, arrays)
-
-
-def confusion(evaluation: Evaluation) -> np.ndarray:
-  """Counts int64 `[true class, predicted class]`."""
-  probabilities, labels = evaluation.arrays["probabilities"], evaluation.arrays["labels"]
-  classes = probabilities.shape[1]
-  counts = np.zeros((classes, classes), np.int64)
-  np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
-  return counts
