@@ -39,8 +39,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     self_heads=4,
     head_dim=16,
     multiplier=2,
-    # Perceiver's own scale, tried against runs that stop with a pair of paths confused.
-    latent_std=0.02,
   )
   for name in ("r2plus1d_18", "r2plus1d_34", "r3d_18", "mc3_18"):
     experiment.preset_model(config, name, width=8)

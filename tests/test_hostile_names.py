@@ -238,6 +238,7 @@ def test_a_folder_of_such_classes_is_trained_evaluated_and_predicted(tmp_path):
     "clips.png",
     "confusion.png",
     "learning_curves.png",
+    "where_the_model_looks.png",
   }
   with np.load(run / "predictions.npz") as saved:
     names, labels = saved["names"].tolist(), saved["labels"].tolist()

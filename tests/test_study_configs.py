@@ -58,10 +58,10 @@ def test_the_sources_tables_have_its_models_and_numbers(name):
   for run in study.runs:
     row = run.row.name.removesuffix("_frozen")
     single = experiment.from_config(hmdb51.get_config(row))
-    assert (run.experiment.model.to_json(), run.experiment.epochs) == (
-      single.model.to_json(),
-      single.epochs,
-    )
+    model, expected = run.experiment.model.to_json(), single.model.to_json()
+    if run.form == "as_published" and model["name"] == "hybrid":
+      assert model.pop("latent_std") == 1.0 != expected.pop("latent_std")
+    assert (model, run.experiment.epochs) == (expected, single.epochs)
     trained = {**run.experiment.optimizer.to_json(), "freeze": []}
     assert trained == single.optimizer.to_json()
   rows = {run.row.name.removesuffix("_frozen") for run in study.runs}

@@ -20,6 +20,8 @@ AS_PUBLISHED, CORRECTED = "as_published", "corrected"
 FORMS = (AS_PUBLISHED, CORRECTED)
 # What the pixels of the source study were normalized with, whatever its weights were trained with.
 PUBLISHED_MEAN, PUBLISHED_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+# The scale of its random latents and CLS token.
+PUBLISHED_LATENT_STD = 1.0
 # Parts that the source study never trained.
 NEVER_TRAINED = ("attention/latents", "attention/cross")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -189,9 +191,9 @@ def chosen_rows(rows: tuple[Row, ...], names: Iterable[str]) -> tuple[Row, ...]:
 def of_form(form: str, model: str, cross_blocks: int, share: float) -> dict[str, Any]:
   """The settings of a form, by path.
 
-  `as_published` repeats four things of the source study: latents and cross attention stay at their random
-  values, pixels are normalized with 0.45 and 0.225, clips vote, and the test list chooses the epoch.
-  `corrected` trains everything, normalizes as the weights' authors did, averages probabilities, and lets
+  `as_published` repeats five things of the source study: latents and cross attention stay at their random
+  values, latents begin with standard deviation 1, pixels are normalized with 0.45 and 0.225, clips vote, and
+  the test list chooses the epoch. `corrected` trains everything, normalizes as the weights' authors did, averages probabilities, and lets
   groups of the training list choose the epoch.
 
   Args:
@@ -201,7 +203,8 @@ def of_form(form: str, model: str, cross_blocks: int, share: float) -> dict[str,
     share: of the training groups that choose the epoch, of `corrected`.
   """
   if form == AS_PUBLISHED:
-    return {
+    values: dict[str, Any] = {} if model != "hybrid" else {"model.latent_std": PUBLISHED_LATENT_STD}
+    return values | {
       "optimizer.freeze": NEVER_TRAINED if model == "hybrid" and cross_blocks else (),
       "mean": PUBLISHED_MEAN,
       "std": PUBLISHED_STD,
