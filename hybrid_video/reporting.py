@@ -11,11 +11,20 @@ from typing import Any
 from hybrid_video import errors, files
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Pipeline
-from hybrid_video.report import film_strips, pages, results, run_report, study_report
+from hybrid_video.report import (
+  film_strips,
+  looking,
+  pages,
+  results,
+  run_report,
+  study_report,
+  study_videos,
+)
 
 log = logging.getLogger("hybrid_video")
 
 PAGE, TABLE = "report.html", "report.md"
+_LOOKED_AT = 4
 
 
 def run(workdir: pathlib.Path, pipeline: Pipeline) -> pathlib.Path:
@@ -33,7 +42,7 @@ def run(workdir: pathlib.Path, pipeline: Pipeline) -> pathlib.Path:
   """
   if (workdir / study_report.FILE).exists():
     study = study_report.load(workdir)
-    shown = study_report.values(workdir, study)
+    shown = study_report.values(workdir, study) | study_videos.values(workdir, study, pipeline)
     page, table = pages.render("study_page.html.j2", **shown), study_report.markdown_of(shown)
   elif (workdir / results.RESULTS).exists():
     shown = _run_values(workdir, pipeline)
@@ -57,8 +66,10 @@ def _run_values(workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:
   if predictions is not None:
     try:
       experiment = Experiment.from_json(outcome["config"])
-      sections = film_strips.sections(workdir, predictions, experiment, pipeline)
+      tested = film_strips.Tested.open(workdir, predictions, experiment)
+      sections = film_strips.hard_videos(tested)
+      sections += looking.sections(tested, looking.rows(tested, _LOOKED_AT), pipeline)
     except errors.UserError as error:
-      words = f"Not shown: {error}"
+      words = f"Not shown, since the stored videos cannot be used: {error}"
       sections = [film_strips.Section("videos", "Videos and where the model looks", words)]
   return shown | {"films": sections}

@@ -13,7 +13,7 @@ from configs import demo
 from hybrid_video import experiment, reporting
 from hybrid_video.analysis import summary
 from hybrid_video.analysis.predictions import Predictions
-from hybrid_video.report import film_strips, pages, results, run_report
+from hybrid_video.report import film_strips, looking, pages, results, run_report, study_videos
 
 NASTY = "a<script>alert(1)</script>&|\"b'\x1b"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -88,8 +88,8 @@ def make_study(folder: pathlib.Path, study: dict | None = None) -> pathlib.Path:
   study = study_of() if study is None else study
   folder.mkdir()
   (folder / "study.json").write_text(json.dumps(study))
-  for run in study["runs"][:2]:
-    make_run(folder / run["workdir"])
+  for name in {run["workdir"] for run in (*study["runs"][:2], study["runs"][-1])}:
+    make_run(folder / name)
   return folder
 
 
@@ -186,7 +186,7 @@ def test_an_interrupted_report_leaves_the_old_one(tmp_path, monkeypatch):
   def interrupted(*_, **__):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(film_strips, "sections", interrupted)
+  monkeypatch.setattr(film_strips.Tested, "open", interrupted)
   with pytest.raises(KeyboardInterrupt):
     reporting.run(folder, None)
   monkeypatch.undo()
@@ -239,7 +239,10 @@ def test_the_page_passes_in_a_browser(browser, tmp_path, kind):
   )  # fmt: skip
   with pytest.MonkeyPatch.context() as patch:
     section = film_strips.Section("hardest", "Hardest", "Videos.", [picture])
-    patch.setattr(film_strips, "sections", lambda *_: [section])
+    patch.setattr(film_strips.Tested, "open", lambda *_: None)
+    patch.setattr(film_strips, "hard_videos", lambda *_: [section])
+    patch.setattr(looking, "rows", lambda *_: [])
+    patch.setattr(study_videos, "_looks", lambda *_: [])
     reporting.run(folder, None)
   opened = browser.new_page(viewport={"width": 375, "height": 800})
   problems, asked = [], []
@@ -252,11 +255,10 @@ def test_the_page_passes_in_a_browser(browser, tmp_path, kind):
   for width in (375, 1440):
     opened.set_viewport_size({"width": width, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
-  if kind != "study":
-    for image in opened.query_selector_all("img"):
-      image.scroll_into_view_if_needed()
-    opened.wait_for_function("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
-    assert opened.evaluate("document.images.length") == 1
+  for image in opened.query_selector_all("img"):
+    image.scroll_into_view_if_needed()
+  opened.wait_for_function("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+  assert opened.evaluate("document.images.length") == 1
   heads = opened.locator("table.sortable").first.locator("th[scope=col]")
   place = 4 if kind == "study" else 2
   column = opened.locator("table.sortable").first.locator(f"tbody tr > :nth-child({place})")

@@ -80,12 +80,24 @@ def film_strip(clip: np.ndarray, values: np.ndarray, *, shown_frames: int = 8) -
   return _png(_strip("", clip, values, shown).picture())
 
 
+def coloured_strip(clip: np.ndarray, values: np.ndarray, *, shown_frames: int = 8) -> bytes:
+  """As `film_strip`, of the coloured frames alone: for many maps of one clip."""
+  shown = figures.even_frames(len(clip), shown_frames)
+  coloured = overlay(_enlarged(clip), values)[shown]
+  return _png(figures.Strip("", coloured, [""] * len(shown)).picture())
+
+
+def _enlarged(clip: np.ndarray) -> np.ndarray:
+  """Small frames enlarged, so that the colours are smooth."""
+  factor = -(-_LEAST_HEIGHT // clip.shape[1])
+  return clip.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
 def _strip(
   title: str, clip: np.ndarray, values: np.ndarray, shown: np.ndarray, *, wrong: bool = False
 ) -> figures.Strip:
-  """Each shown frame above itself, coloured; small ones enlarged, so that the colours are smooth."""
-  factor = -(-_LEAST_HEIGHT // clip.shape[1])
-  large = clip.repeat(factor, axis=1).repeat(factor, axis=2)
+  """Each shown frame above itself, coloured."""
+  large = _enlarged(clip)
   gap = np.full((len(shown), figures.GAP, large.shape[2], 3), 255, np.uint8)
   frames = np.concatenate([large[shown], gap, overlay(large, values)[shown]], axis=1)
   return figures.Strip(title, frames, [f"frame {index}" for index in shown], wrong=wrong)

@@ -189,13 +189,23 @@ def comparisons(study: dict[str, Any]) -> pages.Table:
   return pages.Table("Differences on the same videos, paired tests", heads, rows)
 
 
+def words_of(row: dict[str, Any]) -> str:
+  """A row of the table and its form."""
+  return f"{row['label']} ({_FORMS.get(row['form'], row['form'])})"
+
+
+def best_row(study: dict[str, Any]) -> dict[str, Any] | None:
+  """The row with the highest mean; none chosen on the test list, unless there is no other."""
+  measured = [row for row in study["table"] if _mean(row) is not None]
+  honest = [row for row in measured if not row.get("as_published")] or measured
+  return max(honest, key=lambda row: _mean(row) or 0.0, default=None)
+
+
 def answers(study: dict[str, Any]) -> list[str]:
   """The answer in sentences: the best row, and which differences are larger than chance."""
-  measured = [row for row in study["table"] if _mean(row) is not None]
-  if not measured:
+  best = best_row(study)
+  if best is None:
     return ["No run is finished yet: there is no answer."]
-  honest = [row for row in measured if not row.get("as_published")] or measured
-  best = max(honest, key=lambda row: _mean(row) or 0.0)
   form = _FORMS.get(best["form"], best["form"])
   sentences = [
     f"Best measured, {form}: {best['label']} with {percent(_mean(best))} of test videos right "
@@ -224,7 +234,7 @@ def _notes(study: dict[str, Any]) -> list[str]:
   notes = [OPTIMISTIC] if any(row.get("as_published") for row in study["table"]) else []
   for row in study["table"]:
     failed = row.get("states", {}).get("failed", 0)
-    name = f"{row['label']} ({_FORMS.get(row['form'], row['form'])})"
+    name = words_of(row)
     if failed:
       notes.append(f"{name}: {failed} of its runs failed, and are in no number.")
     if row.get("missing_predictions"):
