@@ -1,9 +1,10 @@
 """The mode `report`: a run's or a study's folder to one page and a Markdown table.
 
 In: a folder with `results.json`, or with `study.json`. Out: `report.html`, which needs no network and no
-other file, and `report.md`, each written whole or not at all.
+other file, and `report.md`, each written whole or not at all; of a study its plots as PNG too, in `figures/`.
 """
 
+from collections.abc import Sequence
 import logging
 import pathlib
 from typing import Any
@@ -12,6 +13,7 @@ from hybrid_video import errors, files
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Pipeline
 from hybrid_video.report import (
+  charts,
   film_strips,
   looking,
   pages,
@@ -23,7 +25,7 @@ from hybrid_video.report import (
 
 log = logging.getLogger("hybrid_video")
 
-PAGE, TABLE = "report.html", "report.md"
+PAGE, TABLE, FIGURES = "report.html", "report.md", "figures"
 _LOOKED_AT = 4
 
 
@@ -44,6 +46,7 @@ def run(workdir: pathlib.Path, pipeline: Pipeline) -> pathlib.Path:
     study = study_report.load(workdir)
     shown = study_report.values(workdir, study) | study_videos.values(workdir, study, pipeline)
     page, table = pages.render("study_page.html.j2", **shown), study_report.markdown_of(shown)
+    _write_plots(workdir / FIGURES, [shown["main"], *shown["against"]])
   elif (workdir / results.RESULTS).exists():
     shown = _run_values(workdir, pipeline)
     page, table = pages.render("run_page.html.j2", **shown), run_report.markdown_of(shown)
@@ -57,6 +60,15 @@ def run(workdir: pathlib.Path, pipeline: Pipeline) -> pathlib.Path:
       files.write_text(workdir / name, text)
   log.info("Report: %s and %s (%.1f MB)", workdir / PAGE, TABLE, len(page.encode()) / 1e6)
   return workdir / PAGE
+
+
+def _write_plots(folder: pathlib.Path, plots: Sequence[charts.Chart | None]) -> None:
+  for plot in plots:
+    if plot is not None:
+      with results.writing(folder / f"{plot.name}.png"):
+        folder.mkdir(exist_ok=True)
+        with files.whole_file(folder / f"{plot.name}.png") as part:
+          part.write_bytes(plot.png)
 
 
 def _run_values(workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:

@@ -45,10 +45,14 @@ class Chart:
   Attributes:
     caption: what is seen.
     svg: the drawing; its accessible name is the caption.
+    png: the same on white, for a README or a paper.
+    name: of the drawing.
   """
 
   caption: str
   svg: markupsafe.Markup
+  png: bytes
+  name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,12 @@ def _drawing(height: float = _HEIGHT) -> Iterator[tuple[matplotlib.figure.Figure
     yield figure, figure.subplots()
 
 
+def _png(figure: matplotlib.figure.Figure) -> bytes:
+  picture = io.BytesIO()
+  figure.savefig(picture, format="png", dpi=200, transparent=False, metadata={"Software": None})
+  return picture.getvalue()
+
+
 def _chart(figure: matplotlib.figure.Figure, name: str, caption: str) -> Chart:
   buffer = io.StringIO()
   with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -123,7 +133,8 @@ def _chart(figure: matplotlib.figure.Figure, name: str, caption: str) -> Chart:
   size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
   assert size is not None
   head = f'<svg role="img" aria-label="{html.escape(caption)}" viewBox="{size[0][9:-1]}">'
-  return Chart(caption, markupsafe.Markup(head + text[text.index(">") + 1 :]))
+  svg = markupsafe.Markup(head + text[text.index(">") + 1 :])
+  return Chart(caption, svg, _png(figure), name)
 
 
 def _short(name: str) -> str:
@@ -144,7 +155,7 @@ def curves(
   """Curves of several lists or rows.
 
   Args:
-    name: of the drawing, letters only, one a page.
+    name: of the drawing, letters, digits and `_`, one a page.
     caption: what is seen.
     lines: with points each.
     axes_words: of x and y.

@@ -6,6 +6,7 @@ Markdown.
 
 from collections.abc import Sequence
 import pathlib
+import re
 from typing import Any
 
 from hybrid_video import errors
@@ -245,6 +246,10 @@ def _notes(study: dict[str, Any]) -> list[str]:
   return notes
 
 
+def _file_name(axis: str) -> str:
+  return "by_" + re.sub(r"\W", "_", axis)
+
+
 def _against(study: dict[str, Any]) -> list[charts.Chart]:
   drawn = []
   for name, words, log in (
@@ -255,18 +260,16 @@ def _against(study: dict[str, Any]) -> list[charts.Chart]:
     points = [point for point in _points(study, name) if point.kind != "published" and point.x > 0]
     if points:
       drawn.append(
-        charts.against(
-          f"by{name.replace('_', '')}", f"Accuracy against {words}", points, words, log=log
-        )
+        charts.against(f"by_{name}", f"Accuracy against {words}", points, words, log=log)
       )
   axes = sorted({axis for row in study["table"] for axis in row.get("axes", {})})
-  for i, axis in enumerate(axes):
+  for axis in axes:
     points = [point for point in _points(study, axis) if point.kind != "published"]
     if len({point.x for point in points}) > 1:
       words = _AXES.get(axis, axis.replace("_", " "))
       joined = len({point.label for point in points}) < len(points)
       drawn.append(
-        charts.against(f"axis{i}", f"Accuracy against {words}", points, words, joined=joined)
+        charts.against(_file_name(axis), f"Accuracy against {words}", points, words, joined=joined)
       )
   return drawn
 
@@ -308,7 +311,7 @@ def values(workdir: pathlib.Path, study: dict[str, Any]) -> dict[str, Any]:
       caption += (
         "; as published is optimistic: frozen cross attention, epoch chosen on the test list"
       )
-    main = charts.intervals("main", caption, points)
+    main = charts.intervals("accuracy", caption, points)
   links = [
     (
       f"{run['row']}, {_FORMS.get(run['form'], run['form'])}, split {run['split']}, seed {run['seed']}",
