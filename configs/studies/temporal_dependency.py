@@ -26,7 +26,10 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   config.clip.mode = "segments"
   # Mirrored, one class becomes another.
   config.clip.flip = False
-  if not scale.is_demo:
+  if scale.is_demo:
+    # At these, R(2+1)D recognizes nine in ten where there is no gap.
+    config.made_films, config.epochs = 96, 10.0
+  else:
     config.made_films = 400
   rows = []
   for name, label in architectures.LABELS.items():

@@ -56,8 +56,8 @@ def schedule(label: str, fps: int, gap_seconds: float, lead: float) -> list[tupl
   rest = round(total_seconds(gap_seconds) * fps) - gap - 2 * frames
   least = round(_LEAST_REST * fps)
   before = least + round(lead * (rest - 2 * least))
-  # Neither end is at rest, and the way back is the way there.
-  reached = np.sin(np.pi * (np.arange(frames) + 1) / (frames + 1)) ** 2
+  # Neither end is at rest, most of the time is spent far from it, and the way back is the way there.
+  reached = np.minimum(1.5 * np.sin(np.pi * (np.arange(frames) + 1) / (frames + 1)), 1.0)
   still = [("", 0.0)]
   first, second = ([(event, float(r)) for r in reached] for event in label.split("_then_"))
   return still * before + first + still * gap + second + still * (rest - before)
@@ -80,9 +80,9 @@ def render(label: str, seed: int, gap_seconds: float, film: int) -> tuple[list[n
   fps = int(rng.choice(made_videos.FRAME_RATES))
   scene = Scene(np.random.default_rng([seed, film, 0]), rng)
   rest = Pose(
-    rng.uniform(2, 14), rng.uniform(2, 12), rng.uniform(11, 15), rng.uniform(0, 2 * np.pi)
+    rng.uniform(6, 14), rng.uniform(4, 12), rng.uniform(14, 18), rng.uniform(0, 2 * np.pi)
   )
-  reach_x, reach_y, swelling = rng.uniform(16, 22), rng.uniform(14, 20), rng.uniform(0.5, 0.8)
+  reach_x, reach_y, swelling = rng.uniform(26, 34), rng.uniform(22, 28), rng.uniform(0.6, 0.9)
   lead = rng.uniform()
   # The noise is the scene's as well: it does not tell the time.
   noise_seed = int(rng.integers(2**32))
