@@ -82,10 +82,12 @@ RECIPES: dict[str, Mapping[str, Any]] = {
     "epochs": 100.0,
     "batch_size": 32,
   },
-  # From scratch, for attention models: decoupled decay, warm-up, clipped gradients.
+  # From scratch, for attention models: decoupled decay, warm-up, clipped gradients. Attention learns at
+  # a third of the rate: at the CNN's it loses what it has, see docs/models.md.
   "scratch": {
     "optimizer.name": "adamw",
     "optimizer.learning_rate": 2e-3,
+    "optimizer.part_rates.attention": 0.3,
     "optimizer.weight_decay": 0.05,
     "optimizer.schedule": "cosine",
     "optimizer.warmup_epochs": 1.0,

@@ -195,6 +195,8 @@ def _announce(run: Run, state: State) -> None:
   log.info("%s", parameter_overview.get_parameter_overview(state["params"], include_stats=False))
   counts = models.parameter_counts(state["params"])
   log.info("Parameters: %s", ", ".join(f"{part} {count:,}" for part, count in counts.items()))
+  for sentence in optimizers.part_rates_in_words(run.experiment.optimizer, state["params"]):
+    log.info("%s", sentence)
   parts = run.experiment.micro_batches
   log.info(
     "Training on %d device(s) (%s) from step %d to %d, %g epochs of %d clips, batch %d%s",

@@ -1,6 +1,8 @@
 """Experiments: made from configs in one place, checked before a file is touched, kept as JSON."""
 
+import functools
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -192,8 +194,7 @@ def test_every_recipe_makes_an_experiment(recipe):
   assert config.is_locked
   made = experiment.from_config(config).to_json()
   for path, value in recipes.RECIPES[recipe].items():
-    group, _, name = path.rpartition(".")
-    stored = (made[group] if group else made)[name]
+    stored = functools.reduce(operator.getitem, path.split("."), made)
     assert (tuple(stored) if isinstance(value, tuple) else stored) == value
 
 

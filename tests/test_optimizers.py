@@ -414,10 +414,20 @@ def test_a_schedule_that_does_not_fit_the_training_is_refused(given, message):
     optimizers.make_schedule(_made(given), steps=20, steps_per_epoch=2)
 
 
+def test_a_factor_of_a_part_that_is_not_there_does_nothing_and_is_said():
+  settings = _made({"part_rates": {"decoder": 0.1, "head": 0.5}})
+  params = {"head": {"kernel": jnp.zeros(2)}, "neck": jnp.zeros(2)}
+  groups = optimizers.rates(settings, params)
+  assert groups == {"head": 0.5, "neck": 1.0}
+  assert optimizers.part_rates_in_words(settings, params) == [
+    "head: 0.5 times the learning rate",
+    "--config.optimizer.part_rates.decoder is 0.1 and does nothing: the model has no such part",
+  ]
+
+
 @pytest.mark.parametrize(
   ("given", "message"),
   [
-    ({"part_rates": {"decoder": 0.1}}, r"part_rates\.decoder is 0\.1: .* Its parts: head, neck\."),
     ({"layer_decay": 0.5}, r"layer_decay is 0\.5, and the model has no layers .*Set it to 1\."),
     ({"freeze": ("head", "neck")}, r"freeze is \('head', 'neck'\), .*nothing is left to train"),
   ],

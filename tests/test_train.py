@@ -217,7 +217,7 @@ def test_with_everything_on_a_resumed_run_has_the_losses_of_one_that_was_not_sto
   _, workdir, _ = finished
   config = small_demo(made_folder, workdir / "records")
   config.validation_share = 0.5
-  config.model.latent_std = 1.0
+  config.model.latent_std, config.optimizer.part_rates.attention = 1.0, 1.0
   config.clip.flip = True
   config.clip.crop_mode = "random_resized"
   config.evaluate_shuffled = False

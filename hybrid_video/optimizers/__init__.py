@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from hybrid_video.optimizers import groups
+from hybrid_video.optimizers.groups import part_rates_in_words as part_rates_in_words
 from hybrid_video.optimizers.groups import rates as rates
 from hybrid_video.optimizers.groups import trained as trained
 from hybrid_video.optimizers.schedules import Schedule as Schedule

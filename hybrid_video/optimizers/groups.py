@@ -135,19 +135,13 @@ def rate_groups(settings: OptimizerSettings, params: Tree) -> Any:
   """The group that each parameter is in: a tree of `Group` like `params`.
 
   A layer i of n + 1 (0 to n) has the factor layer_decay ** (n + 1 - i), whatever is above them 1, as
-  in VideoMAE's reference; the factor of the part comes on top.
+  in VideoMAE's reference; the factor of the part comes on top. That of a part that the model does not
+  have, such as a recipe's for attention, does nothing; see `part_rates_in_words`.
 
   Raises:
-    OptimizerError: a rate for a part that the model does not have, or a decay by layer for a model
-      without layers.
+    OptimizerError: a decay by layer for a model without layers.
   """
   by_part = dataclasses.asdict(settings.part_rates)
-  for part, factor in by_part.items():
-    if factor != 1 and part not in params:
-      raise OptimizerError(
-        f"{settings.part_rates.path(part)} is {factor:g}: the model has no part {part!r}. Its parts: "
-        f"{', '.join(params)}."
-      )
   found = layers(params) if settings.layer_decay != 1 else []
   if settings.layer_decay != 1 and not found:
     raise OptimizerError(
@@ -165,6 +159,17 @@ def rate_groups(settings: OptimizerSettings, params: Tree) -> Any:
     return Group(part, of_part)
 
   return jax.tree_util.tree_map_with_path(group, params)
+
+
+def part_rates_in_words(settings: OptimizerSettings, params: Tree) -> list[str]:
+  """A sentence for each part whose factor on the learning rate is not 1, whether it is there or not."""
+  return [
+    f"{part}: {factor:g} times the learning rate"
+    if part in params
+    else f"{settings.part_rates.path(part)} is {factor:g} and does nothing: the model has no such part"
+    for part, factor in dataclasses.asdict(settings.part_rates).items()
+    if factor != 1
+  ]
 
 
 def rates(settings: OptimizerSettings, params: Tree) -> dict[str, float]:
