@@ -21,6 +21,7 @@ NAMES = (
   "temporal_dependency",
   "inductive_bias",
   "computation",
+  "attention_recipe",
 )
 # What the data of some studies need beside what all have.
 NEEDED = {"temporal_dependency": "made_gap_seconds", "inductive_bias": "training_share"}
