@@ -68,7 +68,7 @@ def _write_plots(folder: pathlib.Path, plots: Sequence[charts.Chart | None]) -> 
       with results.writing(folder / f"{plot.name}.png"):
         folder.mkdir(exist_ok=True)
         with files.whole_file(folder / f"{plot.name}.png") as part:
-          part.write_bytes(plot.png)
+          part.write_bytes(plot.png())
 
 
 def _run_values(workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:

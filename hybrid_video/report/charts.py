@@ -45,14 +45,22 @@ class Chart:
   Attributes:
     caption: what is seen.
     svg: the drawing; its accessible name is the caption.
-    png: the same on white, for a README or a paper.
     name: of the drawing.
+    figure: what was drawn.
   """
 
   caption: str
   svg: markupsafe.Markup
-  png: bytes
   name: str
+  figure: matplotlib.figure.Figure
+
+  def png(self) -> bytes:
+    """The same on white, for a README or a paper."""
+    picture = io.BytesIO()
+    self.figure.savefig(
+      picture, format="png", dpi=200, transparent=False, metadata={"Software": None}
+    )
+    return picture.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +113,6 @@ def _drawing(height: float = _HEIGHT) -> Iterator[tuple[matplotlib.figure.Figure
     yield figure, figure.subplots()
 
 
-def _png(figure: matplotlib.figure.Figure) -> bytes:
-  picture = io.BytesIO()
-  figure.savefig(picture, format="png", dpi=200, transparent=False, metadata={"Software": None})
-  return picture.getvalue()
-
-
 def _chart(figure: matplotlib.figure.Figure, name: str, caption: str) -> Chart:
   buffer = io.StringIO()
   with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -134,7 +136,7 @@ def _chart(figure: matplotlib.figure.Figure, name: str, caption: str) -> Chart:
   assert size is not None
   head = f'<svg role="img" aria-label="{html.escape(caption)}" viewBox="{size[0][9:-1]}">'
   svg = markupsafe.Markup(head + text[text.index(">") + 1 :])
-  return Chart(caption, svg, _png(figure), name)
+  return Chart(caption, svg, name, figure)
 
 
 def _short(name: str) -> str:

@@ -58,11 +58,7 @@ def sections(
   try:
     trained = loading.load(tested.workdir)
     clips = _clips(tested, rows, pipeline)
-    mean, std = (
-      np.array(values, np.float32) for values in (tested.experiment.mean, tested.experiment.std)
-    )
-    normalized = (clips / np.float32(255) - mean) / std
-    found = attribution.maps(trained.model, normalized)
+    found = attribution.maps(trained.model, trained.preprocess.normalize(clips))
   except errors.UserError as error:
     return [Section(name, title, f"Not shown: {error}")]
   made = [_drawn(tested, rows, clips, found[0], name, title)]
@@ -139,7 +135,9 @@ def _over_time(found: Map, titles: Sequence[str], name: str) -> Section:
   """The CLS token's weights over time, a curve a video; the mean over heads."""
   values = np.asarray(found.values).mean(1)
   lines = [
-    charts.Line(title, list(enumerate((100 * of_video).tolist())), charts.SERIES[i % 6])
+    charts.Line(
+      title, list(enumerate((100 * of_video).tolist())), charts.SERIES[i % len(charts.SERIES)]
+    )
     for i, (title, of_video) in enumerate(zip(titles, values, strict=True))
   ]
   chart = charts.curves(
