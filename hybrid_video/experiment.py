@@ -344,10 +344,12 @@ def use_study(
   seeds: tuple[int, ...] = (0, 1, 2),
   splits: tuple[int, ...] = (1,),
   forms: tuple[str, ...] = study_settings.FORMS,
+  at_once: int = 1,
 ) -> None:
   """Makes a config a study: its settings hold for all rows, and each row sets some of its own.
 
-  `--config.study.seeds`, `splits`, `forms`, `rows` and `part` choose among its runs.
+  `--config.study.seeds`, `splits`, `forms`, `rows` and `part` choose among its runs; `at_once` is how many
+  train at the same time, each on its share of the CPU's cores.
 
   Raises:
     SettingError: two rows of one name, or a name that cannot be a folder's.
@@ -364,6 +366,7 @@ def use_study(
         "splits": splits,
         "forms": forms,
         "part": "",
+        "at_once": at_once,
       }
     )
 
@@ -404,7 +407,11 @@ def study_of(config: ml_collections.ConfigDict) -> Study | None:
       f"{', '.join(row.name for row in rows)}."
     )
   part = study_settings.Part.parse(chosen.part)
-  return Study(chosen.title, chosen.question, rows, seeds, splits, forms, part, runs)
+  if chosen.at_once < 1:
+    raise SettingError(f"--config.study.at_once is {chosen.at_once}: expected 1 or more.")
+  return Study(
+    chosen.title, chosen.question, rows, seeds, splits, forms, part, chosen.at_once, runs
+  )
 
 
 def _of_run(

@@ -1,9 +1,12 @@
 """Studies: runs are skipped, resumed, shared out, fail alone, and stand in one table or are refused."""
 
 import json
+import os
+import pathlib
 import pickle
 import re
 import signal
+import threading
 import time
 
 from conftest import small_demo
@@ -77,7 +80,8 @@ def trained(monkeypatch):
   def pretended(study, workdir, failing=(), in_use=()):
     by_folder = {workdir / run.folder: run for run in study.runs}
 
-    def in_place_of_a_process(values, folder, module, console, stop):
+    def in_place_of_a_process(request, console, stop):
+      folder = pathlib.Path(request["workdir"])
       run = by_folder[folder]
       calls.append(run.folder)
       if run.row.name in failing:
@@ -113,6 +117,54 @@ def test_finished_runs_are_skipped_and_a_failed_one_costs_no_other(tmp_path, tra
   calls.clear()
   assert train(make((ROWS[0], Row("wide", "wide model", {"model.width": 24}))), tmp_path) == 0
   assert calls == [f"runs/corrected/wide/split1_seed{seed}" for seed in (0, 1)]
+
+
+def test_runs_train_at_once_on_cores_of_their_own(tmp_path, monkeypatch, logged):
+  cores = sorted(os.sched_getaffinity(0))
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(5)})
+  both, given = threading.Barrier(2), []
+  study = make(ROWS, at_once=2)
+  by_folder = {str(tmp_path / run.folder): run for run in study.runs}
+
+  def in_place_of_a_process(request, console, stop):
+    given.append(request["cores"])
+    # One after the other, the first would wait for the second in vain.
+    both.wait(60)
+    pretend(by_folder[request["workdir"]], pathlib.Path(request["workdir"]))
+    return 0
+
+  monkeypatch.setattr(running, "_child", in_place_of_a_process)
+  assert running.train(study, tmp_path, "input_pipeline", stopping.StopRequest()) == 0
+  assert sorted(given) == [(0, 1)] * 2 + [(2, 3, 4)] * 2
+  assert "2 runs train at once" in logged.text
+  assert re.search(r"narrow +corrected +1 +1 +0 +0", logged.text)
+  gathered = json.loads((tmp_path / "study.json").read_text())
+  assert [run["state"] for run in gathered["runs"]] == [states.DONE] * 4
+  # As many runs as cores, and never two beside an accelerator.
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*cores[:1]})
+  assert running._shares(4) == [(cores[0],)]
+  monkeypatch.delenv("JAX_PLATFORMS")
+  monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(5)})
+  monkeypatch.setattr(running, "_ACCELERATORS", ("null",))
+  assert running._shares(4) == [tuple(range(5))]
+  with pytest.raises(SettingError, match=r"study\.at_once is 0: expected 1 or more"):
+    make(ROWS, at_once=0)
+
+
+def test_a_request_to_stop_lets_no_other_run_begin(tmp_path, monkeypatch):
+  stop = stopping.StopRequest()
+  begun = []
+
+  def in_place_of_a_process(request, console, stop):
+    begun.append(request["workdir"])
+    stop.requested = "SIGTERM"
+    return stopping.TERMINATED
+
+  monkeypatch.setattr(running, "_child", in_place_of_a_process)
+  with pytest.raises(stopping.Stopped):
+    running.train(make(ROWS), tmp_path, "input_pipeline", stop)
+  assert begun == [str(tmp_path / "runs/corrected/narrow/split1_seed0")]
 
 
 def test_a_run_of_another_machine_is_left_alone(tmp_path, trained, logged):

@@ -29,5 +29,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "Attention depth",
     "Does attention on top of all CNN blocks help, and how deep should it be?",
     [*rows, source.frozen(rows[1])],
+    at_once=scale.at_once,
   )
   return config.lock()

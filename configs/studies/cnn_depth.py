@@ -32,5 +32,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "CNN depth",
     "How many CNN blocks can attention replace?",
     [source.row(name, own_recipe=scale.own_recipe) for name in ROWS],
+    at_once=scale.at_once,
   )
   return config.lock()

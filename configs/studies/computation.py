@@ -48,5 +48,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "What does attention on a cut CNN save, and what does that cost?",
     rows,
     forms=("corrected",),
+    at_once=scale.at_once,
   )
   return config.lock()

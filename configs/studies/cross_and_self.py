@@ -25,5 +25,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "Cross and self attention",
     "What does each of the two attentions add?",
     [source.row(name, own_recipe=scale.own_recipe) for name in ROWS],
+    at_once=scale.at_once,
   )
   return config.lock()

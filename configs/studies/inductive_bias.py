@@ -41,5 +41,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "How many videos does each architecture need?",
     rows,
     forms=("corrected",),
+    at_once=scale.at_once,
   )
   return config.lock()

@@ -29,5 +29,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "Which way of reading time is best on the same videos?",
     rows,
     forms=("corrected",),
+    at_once=scale.at_once,
   )
   return config.lock()

@@ -54,5 +54,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     rows,
     seeds=(0,) if scale.is_demo else (0, 1, 2),
     forms=("corrected",),
+    at_once=scale.at_once,
   )
   return config.lock()

@@ -1,6 +1,6 @@
 """The process that trains one run of a study: memory that is clean, and a crash that costs no other run.
 
-In: one line of JSON on standard input, `experiment`, `workdir`, `pipeline`. Out: the run's work directory,
+In: one line of JSON on standard input, `experiment`, `workdir`, `pipeline`, `cores` (none: all). Out: the run's work directory,
 and an exit code. It stops, saving its step, by the signals that stop a training; it ends when its standard
 input does, that is, when whoever started it is gone.
 """
@@ -26,6 +26,9 @@ def _end_with_input() -> None:
 
 
 def _train(request: dict[str, Any], stop: stopping.StopRequest) -> None:
+  if request["cores"]:
+    # Read by XLA and TensorFlow when they start their threads.
+    os.sched_setaffinity(0, request["cores"])
   # Imported once signals are seen to.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -18,13 +18,16 @@ _STATES = ("done", "running", "failed", "left")
 _MOST_ROWS = 16
 
 
-def text(study: Study, workdir: epath.Path, states: Mapping[str, str]) -> str:
+def text(
+  study: Study, workdir: epath.Path, states: Mapping[str, str], *, at_once: int = 1
+) -> str:
   """The table, a line for each row and form, and how much is left.
 
   Args:
     study: the whole.
     workdir: of the study.
     states: of this machine's runs by their folders.
+    at_once: how many runs train at the same time.
   """
   outcomes = {
     folder: results_file.read(workdir / folder)
@@ -50,7 +53,7 @@ def text(study: Study, workdir: epath.Path, states: Mapping[str, str]) -> str:
   )
   if hidden:
     lines.append(f"({hidden} rows that are done or not begun are left out)")
-  return "\n".join([head, *lines, _left(study, states, outcomes)])
+  return "\n".join([head, *lines, _left(study, states, outcomes, at_once)])
 
 
 def _width(by_row: Mapping[tuple[str, str], Any]) -> int:
@@ -62,7 +65,10 @@ def _score(outcome: dict[str, Any] | None) -> float | None:
 
 
 def _left(
-  study: Study, states: Mapping[str, str], outcomes: Mapping[str, dict[str, Any] | None]
+  study: Study,
+  states: Mapping[str, str],
+  outcomes: Mapping[str, dict[str, Any] | None],
+  at_once: int,
 ) -> str:
   """How many runs are left, and for how long: by the runs of the same row, else by all of them."""
   left = [run for run in study.own_runs if states[run.folder] in ("left", "failed")]
@@ -77,4 +83,5 @@ def _left(
     return f"{counted}; time left is not known before one is done."
   overall = float(np.mean([seconds for of_row in took.values() for seconds in of_row]))
   seconds = sum(float(np.mean(took.get(run.row.name, [overall]))) for run in left)
+  seconds /= min(at_once, len(left))
   return f"{counted}, about {progress.duration(seconds)} left."

@@ -1,15 +1,19 @@
-"""The mode `train` on a study: every run in a folder and a process of its own, one after the other.
+"""The mode `train` on a study: every run in a folder and a process of its own.
 
 In: a study and its work directory. Out: `runs/FORM/ROW/splitS_seedN/`, each a work directory as `train`
 leaves it; of a run that failed `failed.json` beside it. Finished runs are skipped, interrupted ones go on.
-Videos and records are shared by all runs.
+Videos and records are shared by all runs. Runs follow one another; where they compute on CPUs, several may
+train at once, each on its share of the cores.
 """
 
+from collections.abc import Sequence
+import concurrent.futures
 import contextlib
 import dataclasses
 import logging
 import os
 import pathlib
+import queue
 import subprocess
 import sys
 import time
@@ -27,6 +31,8 @@ log = logging.getLogger("hybrid_video")
 CONSOLE = "console.txt"
 _POLL_SECONDS = 0.2
 _TAIL_LINES, _TAIL_BYTES = 30, 1 << 16
+# Of GPUs and TPUs, below /dev.
+_ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
 _PACKAGES = pathlib.Path(__file__).parents[2]
 
 
@@ -63,19 +69,14 @@ def train(
       "A study trains one run at a time, in a process of its own: start one process, without --coordinator, "
       "and share its runs out to machines with --config.study.part=1/2 and so on."
     )
+  states = {run.folder: state_of(workdir, run) for run in study.own_runs}
+  log.info("%s: %s", study.title, study.question)
+  shares = _shares(study.at_once)
+  if len(shares) > 1:
+    log.info("%d runs train at once, on %d cores each", len(shares), len(shares[0]))
+  log.info("%s", overview.text(study, workdir, states, at_once=len(shares)))
   with stop.held():
-    states = {run.folder: state_of(workdir, run) for run in study.own_runs}
-    log.info("%s: %s", study.title, study.question)
-    log.info("%s", overview.text(study, workdir, states))
-    for number, run in enumerate(study.own_runs, 1):
-      # Another machine may have done it meanwhile.
-      state = state_of(workdir, run)
-      if state != DONE:
-        log.info("Run %d of %d: %s", number, len(study.own_runs), workdir / run.folder)
-        state = _run(run, workdir, pipeline_module, stop)
-        states[run.folder] = state
-        log.info("%s", overview.text(study, workdir, states))
-      states[run.folder] = state
+    _train_all(study, workdir, pipeline_module, stop, states, shares)
   if study.part is None:
     with locks.hold(workdir, "gathering", wait=True):
       gathering.write(study, workdir)
@@ -90,6 +91,70 @@ def train(
   return 1 if failed else 0
 
 
+def _shares(at_once: int) -> list[tuple[int, ...]]:
+  """The cores of each of the runs that train at once; one share, of all of them, beside an accelerator."""
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+  devices = pathlib.Path("/dev")
+  # A second process could not have the device, or its memory.
+  accelerated = os.environ.get("JAX_PLATFORMS") != "cpu" and any(
+    any(devices.glob(pattern)) for pattern in _ACCELERATORS
+  )
+  count = 1 if accelerated else max(1, min(at_once, len(cores)))
+  return [tuple(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) for i in range(count)]
+
+
+def _train_all(
+  study: Study,
+  workdir: epath.Path,
+  pipeline_module: str,
+  stop: stopping.StopRequest,
+  states: dict[str, str],
+  shares: Sequence[tuple[int, ...]],
+) -> None:
+  """Trains this machine's runs that are not done, as many at once as there are shares of cores.
+
+  Args:
+    study: what to run.
+    workdir: of the study.
+    pipeline_module: see `train`.
+    stop: see `train`.
+    states: of the runs by folder; kept up to date.
+    shares: of the cores.
+
+  Raises:
+    Stopped: it was asked to stop; every run in progress has saved its step.
+    StudyError: a folder cannot be used. Runs in progress are finished first.
+  """
+  free: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
+  for share in shares:
+    free.put(share)
+
+  def train_one(number: int, run: Run) -> bool:
+    if stop.requested is not None:
+      raise stop.stopped(None)
+    # Another machine may have done it meanwhile.
+    states[run.folder] = state_of(workdir, run)
+    if states[run.folder] == DONE:
+      return False
+    log.info("Run %d of %d: %s", number, len(study.own_runs), workdir / run.folder)
+    states[run.folder], cores = RUNNING, free.get()
+    try:
+      states[run.folder] = _run(run, workdir, pipeline_module, stop, cores)
+    finally:
+      free.put(cores)
+    return True
+
+  with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
+    begun = [pool.submit(train_one, number, run) for number, run in enumerate(study.own_runs, 1)]
+    try:
+      for future in concurrent.futures.as_completed(begun):
+        if future.result():
+          log.info("%s", overview.text(study, workdir, states, at_once=len(shares)))
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
 def placed(run: Run, workdir: epath.Path) -> dict[str, Any]:
   """The experiment of a run as JSON, its places those of the study: all runs share them."""
   shared: dict[str, Any] = {
@@ -99,8 +164,14 @@ def placed(run: Run, workdir: epath.Path) -> dict[str, Any]:
   return dataclasses.replace(run.experiment, **shared).to_json()
 
 
-def _run(run: Run, workdir: epath.Path, pipeline_module: str, stop: stopping.StopRequest) -> str:
-  """Trains one run in a process of its own, and gives its state.
+def _run(
+  run: Run,
+  workdir: epath.Path,
+  pipeline_module: str,
+  stop: stopping.StopRequest,
+  cores: tuple[int, ...],
+) -> str:
+  """Trains one run in a process of its own on some cores, and gives its state.
 
   Raises:
     Stopped: it was asked to stop.
@@ -118,7 +189,13 @@ def _run(run: Run, workdir: epath.Path, pipeline_module: str, stop: stopping.Sto
       "name another --workdir."
     ) from error
   with console:
-    code = _child(placed(run, workdir), folder, pipeline_module, console, stop)
+    request = {
+      "experiment": placed(run, workdir),
+      "workdir": os.fspath(folder),
+      "pipeline": pipeline_module,
+      "cores": cores,
+    }
+    code = _child(request, console, stop)
     end = _end_of(console)
   if stop.requested is not None:
     raise stop.stopped(None)
@@ -127,7 +204,7 @@ def _run(run: Run, workdir: epath.Path, pipeline_module: str, stop: stopping.Sto
     return RUNNING
   if code == 0:
     (folder / FAILED).unlink(missing_ok=True)
-    log.info("  done in %s", progress.duration(time.monotonic() - began))
+    log.info("%s: done in %s", run.folder, progress.duration(time.monotonic() - began))
     return DONE
   message = _message(end, code)
   log.error("%s failed: %s", run.folder, message)
@@ -143,13 +220,7 @@ def _run(run: Run, workdir: epath.Path, pipeline_module: str, stop: stopping.Sto
   return FAILURE
 
 
-def _child(
-  experiment: dict[str, Any],
-  folder: epath.Path,
-  pipeline_module: str,
-  console: Any,
-  stop: stopping.StopRequest,
-) -> int:
+def _child(request: dict[str, Any], console: Any, stop: stopping.StopRequest) -> int:
   """Starts a process, waits for it, passes a request to stop on; gives its exit code."""
   # What this process imports from, that one does too: the pipeline stands beside main.py.
   search = [str(_PACKAGES), *(path for path in sys.path if path)]
@@ -164,11 +235,6 @@ def _child(
   )
   assert process.stdin
   try:
-    request = {
-      "experiment": experiment,
-      "workdir": os.fspath(folder),
-      "pipeline": pipeline_module,
-    }
     with contextlib.suppress(BrokenPipeError):
       process.stdin.write(files.as_json(request).encode() + b"\n")
       process.stdin.flush()

@@ -39,6 +39,11 @@ class Scale:
     return self.name == "demo"
 
   @property
+  def at_once(self) -> int:
+    """How many runs train at the same time on CPUs: narrow models keep no second core busy."""
+    return 2 if self.is_narrow else 1
+
+  @property
   def own_recipe(self) -> bool:
     """Whether the source's baseline keeps the source's recipe for it."""
     return self.recipe == "study"

@@ -124,6 +124,7 @@ class Study:
     rows: those that are chosen, in the table's order.
     seeds, splits, forms: those that each row is trained with.
     part: this machine's share; None is all.
+    at_once: how many runs train at the same time on CPUs, each on its share of the cores.
     runs: every training of the study, of all machines.
   """
 
@@ -134,6 +135,7 @@ class Study:
   splits: tuple[int, ...]
   forms: tuple[str, ...]
   part: Part | None
+  at_once: int
   runs: tuple[Run, ...]
 
   @property
