@@ -4,7 +4,7 @@ In: an experiment whose checkpoint is in a work directory, and its stored videos
 `predictions.npz` and `figures/` in the work directory.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import logging
 import math
@@ -333,17 +333,22 @@ def report(
       with parts.making(f"{results_file} (analysis)"):
         outcome["analysis"] = summary.summarize(Predictions.read(predictions))
         results.write(workdir, outcome)
-    log.info("%s", results.summary(outcome))
-    log.info("Compiled in all: %s", compiled)
-    for what, path in (("Results", results_file), ("Predictions", predictions)):
-      if not parts.lacks(path):
-        log.info("%s: %s", what, path)
+    _log(outcome, compiled, [path for path in (results_file, predictions) if not parts.lacks(path)])
   model = evaluator.model(chosen.variables)
   run_figures.draw(
     workdir, records, evaluator, views, tested, experiment, chosen.step, parts, model
   )
   parts.finish()
   return outcome
+
+
+def _log(
+  outcome: dict[str, Any], compiled: compilation.Compilations, written: Sequence[pathlib.Path]
+) -> None:
+  log.info("%s", results.summary(outcome))
+  log.info("Compiled in all: %s", compiled)
+  for path in written:
+    log.info("%s: %s", path.stem.capitalize(), path)
 
 
 def _described(

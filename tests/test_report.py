@@ -13,7 +13,15 @@ from configs import demo
 from hybrid_video import experiment, reporting
 from hybrid_video.analysis import summary
 from hybrid_video.analysis.predictions import Predictions
-from hybrid_video.report import film_strips, looking, pages, results, run_report, study_videos
+from hybrid_video.report import (
+  film_strips,
+  looking,
+  pages,
+  results,
+  run_report,
+  study_report,
+  study_videos,
+)
 
 NASTY = "a<script>alert(1)</script>&|\"b'\x1b"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -140,6 +148,28 @@ def test_a_studys_page_has_rows_forms_and_tests(tmp_path):
     assert words in text, words
   assert not re.search(r"https?:", page) and parsed.tags.count("script") == 1
   assert "\\|" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_a_study_along_an_axis_is_drawn_as_curves(tmp_path):
+  study = study_of(1)
+  (row,) = study["table"][1:]
+  study["table"] = [
+    {**row, "row": f"{architecture}{gap}_{frames}", "majority_class": 0.25,
+     "axes": {"architecture": architecture, "gap_seconds": gap, "frames": frames}}
+    for architecture in ("CNN", "hybrid")
+    for gap, frames in ((0.0, 16), (0.5, 16), (4.0, 16), (4.0, 32))
+  ]  # fmt: skip
+  folder = make_study(tmp_path / "study", study)
+  _, parsed = report_of(folder)
+  text = "".join(parsed.words)
+  # At 32 frames there is one gap, which is no curve; what all curves share stands in the caption.
+  assert "Accuracy against gap between the two events (s), 16 frames a clip" in text
+  assert "Accuracy against frames a clip, gap between the two events 4 s" in text
+  assert "A constant answer, the most frequent class, is right on 25.0 %." in text
+  charts = {chart.name: chart for chart in study_report.values(folder, study)["against"]}
+  assert "by_frames" in charts and "accuracy" not in charts
+  svg = str(study_report.values(folder, study)["main"].svg)
+  assert ">CNN<" in svg and ">hybrid<" in svg and "majority class" in svg
 
 
 def test_a_study_of_one_row_and_one_without_results_have_pages(tmp_path):

@@ -21,7 +21,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such scale, width or recipe; the message names the nearest.
   """
-  config, _ = scales.base(options)
+  config, scale = scales.base(options)
   rows = []
   for frames in FRAMES:
     for blocks in CUTS:

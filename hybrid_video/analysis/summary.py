@@ -3,7 +3,7 @@
 In: `Predictions`. Out: nested dicts for `results.json`, tables and pages, each number with its protocol.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,22 +62,13 @@ def summarize(
     "expected_calibration_error": curve.error,
     "majority_class": float(np.bincount(labels).max() / len(labels)),
   }
-  numbers: dict[str, dict[str, Any]] = {
-    name: {"value": value, "words": WORDS[name]} for name, value in values.items()
-  }
-  has_groups = predictions.groups is not None
-  for name, k in (("video_top1", 1), ("video_top5", 5)) if has_groups else ():
-    found = uncertainty.interval(
-      predictions, k=k, aggregation=chosen, resamples=resamples, seed=seed
-    )
-    numbers[name] |= {"low": found.low, "high": found.high, "interval": found.words}
   return {
     "protocol": predictions.describe(chosen),
     "aggregation": chosen,
     "videos": len(labels),
     "clips": len(predictions.view_videos),
     "groups": len(np.unique(predictions.groups)) if predictions.groups is not None else None,
-    "numbers": numbers,
+    "numbers": _in_words(values, predictions, chosen, resamples, seed),
     "classes_without_videos": empty,
     "by_aggregation": _by_aggregation(predictions),
     "per_class": accuracy.by_class(scores, labels, names),
@@ -89,6 +80,25 @@ def summarize(
       for name in ("low", "high", "videos", "confidence", "accuracy")
     },
   }
+
+
+def _in_words(
+  values: Mapping[str, float],
+  predictions: Predictions,
+  aggregation: str,
+  resamples: int,
+  seed: int,
+) -> dict[str, dict[str, Any]]:
+  """Each value with its words, and with its interval where the videos have groups."""
+  numbers: dict[str, dict[str, Any]] = {
+    name: {"value": value, "words": WORDS[name]} for name, value in values.items()
+  }
+  for name, k in (("video_top1", 1), ("video_top5", 5)) if predictions.groups is not None else ():
+    found = uncertainty.interval(
+      predictions, k=k, aggregation=aggregation, resamples=resamples, seed=seed
+    )
+    numbers[name] |= {"low": found.low, "high": found.high, "interval": found.words}
+  return numbers
 
 
 def summarize_runs(

@@ -35,7 +35,8 @@ _VARIABLES |= {colour: f"--series{i}" for i, colour in enumerate(SERIES) if i > 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 # Drawn at a phone's width, so that letters stay legible there.
 _WIDTH, _HEIGHT = 5.0, 3.3
-_LABEL_LETTERS = 34
+# Letters of a label: beside another one, and in a line of its own.
+_LABEL_LETTERS, _ROW_LETTERS = 34, 56
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +97,20 @@ class Point:
 KINDS: dict[str, tuple[str, str, str, bool]] = {
   "corrected": ("measured here, corrected", "o", figures.BLUE, True),
   "as_published": (
-    "measured here, as published: optimistic (frozen cross attention, epoch chosen on the test list: optimistic)",
+    "measured here, as published: optimistic (frozen cross attention, epoch chosen on the test list)",
     "s",
     figures.ORANGE,
     False,
   ),
   "published": ("published elsewhere, not measured here", "D", figures.MUTED, False),
+}
+
+
+_CHANCE: dict[str, Any] = {
+  "color": figures.MUTED,
+  "linestyle": ":",
+  "linewidth": 1.2,
+  "label": "a constant answer (majority class)",
 }
 
 
@@ -139,9 +148,9 @@ def _chart(figure: matplotlib.figure.Figure, name: str, caption: str) -> Chart:
   return Chart(caption, svg, name, figure)
 
 
-def _short(name: str) -> str:
+def _short(name: str, letters: int = _LABEL_LETTERS) -> str:
   text = errors.printable(name)
-  return text if len(text) <= _LABEL_LETTERS else f"{text[: _LABEL_LETTERS - 1]}…"
+  return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def curves(
@@ -222,31 +231,56 @@ def _style(kind: str) -> dict[str, Any]:
   }
 
 
-def intervals(name: str, caption: str, points: Sequence[Point]) -> Chart:
+def intervals(
+  name: str, caption: str, points: Sequence[Point], *, chance: float | None = None
+) -> Chart:
   """Rows one below the other, each with its measured numbers, intervals and the published number.
 
   Args:
     name: of the drawing.
     caption: what is seen.
     points: per cent; those of one label share a row.
+    chance: per cent, what a constant answer reaches.
   """
   rows = list(dict.fromkeys(point.label for point in points))
-  with _drawing(1.5 + 0.62 * len(rows)) as (figure, axes):
+  with _drawing(1.2 + 0.68 * len(rows)) as (figure, axes):
     for kind in KINDS:
       of_kind = [point for point in points if point.kind == kind]
-      shift = {"corrected": -0.2, "as_published": 0.0, "published": 0.2}[kind]
+      shift = {"corrected": 0.0, "as_published": 0.2, "published": 0.4}[kind]
       for i, point in enumerate(of_kind):
         y = rows.index(point.label) + shift
         if point.low is not None and point.high is not None:
           axes.plot([point.low, point.high], [y, y], color=KINDS[kind][2], linewidth=1.6)
         style = _style(kind)
         axes.plot([point.value], [y], **(style if i == 0 else style | {"label": None}))
-    axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    if chance is not None:
+      axes.axvline(chance, **_CHANCE)
+    # Above its marks a label has the plot's whole width.
+    left = axes.get_yaxis_transform()
+    for y, row in enumerate(rows):
+      axes.text(0.0, y - 0.32, _short(row, _ROW_LETTERS), transform=left, va="center", fontsize=9.5)
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("video top-1 (%)")
-    axes.tick_params(axis="y", labelcolor=figures.INK)
     figure.legend(loc="outside lower left", frameon=False, fontsize=9.5)
     return _chart(figure, name, caption)
+
+
+def _marks(axes: Any, own: Sequence[Point], style: dict[str, Any], number: int | None) -> None:
+  """Points with their intervals, and the number that a legend explains."""
+  axes.plot([p.x for p in own], [p.value for p in own], **style)
+  for p in own:
+    if p.low is not None and p.high is not None:
+      axes.plot([p.x, p.x], [p.low, p.high], color=style["color"], linewidth=1)
+    if number is not None:
+      axes.annotate(
+        str(number),
+        (p.x, p.value),
+        xytext=(6, 4),
+        fontsize=9.5,
+        textcoords="offset points",
+        color=figures.INK,
+      )
 
 
 def against(
@@ -257,6 +291,7 @@ def against(
   *,
   log: bool = False,
   joined: bool = False,
+  chance: float | None = None,
 ) -> Chart:
   """Accuracy against something, a point a row and form.
 
@@ -266,22 +301,23 @@ def against(
     points: per cent, each with `x`.
     words: of x.
     log: whether x is logarithmic.
-    joined: whether points of one label are a curve with a name; otherwise each point has its name.
+    joined: whether points of one label are a curve with a name; otherwise each label has a number.
+    chance: per cent, what a constant answer reaches.
   """
-  with _drawing(3.8) as (figure, axes):
-    labels = list(dict.fromkeys(point.label for point in points))
-    for kind in KINDS:
+  labels = list(dict.fromkeys(point.label for point in points))
+  kinds = [kind for kind in KINDS if any(point.kind == kind for point in points)]
+  with _drawing(3.3 + 0.19 * (len(labels) + len(kinds))) as (figure, axes):
+    for kind in kinds:
       for label in labels:
         own = sorted((p for p in points if p.kind == kind and p.label == label), key=lambda p: p.x)
         if not own:
           continue
-        style = _style(kind)
+        style, series = _style(kind), labels.index(label)
         if joined:
-          series = labels.index(label)
           colour = SERIES[series % len(SERIES)]
-          form = "" if len({p.kind for p in points}) == 1 else f", {kind.replace('_', ' ')}"
+          form = "" if len(kinds) == 1 else f", {kind.replace('_', ' ')}"
           style |= {
-            "label": f"{_short(label)}{form}",
+            "label": f"{_short(label, _ROW_LETTERS)}{form}",
             "linestyle": "-" if kind == "corrected" else ":",
             "color": colour,
             "markerfacecolor": colour if kind == "corrected" else "#ffffff",
@@ -289,19 +325,11 @@ def against(
           }
         elif label != next(p.label for p in points if p.kind == kind):
           style["label"] = None
-        axes.plot([p.x for p in own], [p.value for p in own], **style)
-        for p in own:
-          if p.low is not None and p.high is not None:
-            axes.plot([p.x, p.x], [p.low, p.high], color=style["color"], linewidth=1)
-          if not joined:
-            axes.annotate(
-              _short(label)[:18],
-              (p.x, p.value),
-              xytext=(5, 5),
-              fontsize=8.5,
-              textcoords="offset points",
-              color=figures.INK,
-            )
+        _marks(axes, own, style, None if joined else series + 1)
+    for number, label in enumerate(() if joined else labels, 1):
+      axes.plot([], [], " ", label=f"{number}  {_short(label, _ROW_LETTERS)}")
+    if chance is not None:
+      axes.axhline(chance, **_CHANCE)
     if log and max(p.x for p in points) > 10 * min(p.x for p in points):
       axes.set_xscale("log")
       axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.3g}"))

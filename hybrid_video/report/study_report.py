@@ -5,6 +5,7 @@ Markdown.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -72,14 +73,26 @@ def _limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
   return low, high
 
 
-def _series(row: dict[str, Any], x: str | None) -> str:
-  """What a row shares with those that differ from it along one axis alone."""
-  others = [
-    str(value) if isinstance(value, str) else f"{_AXES.get(axis, axis.replace('_', ' '))} {value:g}"
-    for axis, value in row.get("axes", {}).items()
-    if axis != x
-  ]
-  return ", ".join(others) or row["label"]
+def _axis_words(axis: str, value: float | str) -> str:
+  if isinstance(value, str):
+    return value
+  words, values = _AXES.get(axis, axis.replace("_", " ")), f"{value:g}"
+  unit = re.search(r" \((\S+)\)$", words)
+  return f"{words[: unit.start()]} {values} {unit[1]}" if unit else f"{values} {words}"
+
+
+def _chance(study: dict[str, Any]) -> float | None:
+  """What a constant answer reaches, per cent, where that is the same for all rows."""
+  shares = [100 * row["majority_class"] for row in study["table"] if row.get("majority_class")]
+  return shares[0] if shares and max(shares) - min(shares) < 0.5 else None
+
+
+def _series(row: dict[str, Any], x: str | None) -> dict[str, str]:
+  """By axis what a row shares with those that differ from it along one axis alone, in words."""
+  others = {
+    axis: _axis_words(axis, value) for axis, value in row.get("axes", {}).items() if axis != x
+  }
+  return others or {"": row["label"]}
 
 
 def _points(study: dict[str, Any], x: str | None = None) -> list[charts.Point]:
@@ -87,7 +100,7 @@ def _points(study: dict[str, Any], x: str | None = None) -> list[charts.Point]:
   points = []
   for row in study["table"]:
     at = _x(row, x) if x else 0.0
-    label = _series(row, x) if x in row.get("axes", {}) else row["label"]
+    label = ", ".join(_series(row, x).values()) if x in row.get("axes", {}) else row["label"]
     value = _mean(row)
     if at is None:
       continue
@@ -212,6 +225,9 @@ def answers(study: dict[str, Any]) -> list[str]:
     f"Best measured, {form}: {best['label']} with {percent(_mean(best))} of test videos right "
     f"(95 % interval {_interval_text(*_limits(best))})."
   ]
+  chance = _chance(study)
+  if chance is not None:
+    sentences.append(f"A constant answer, the most frequent class, is right on {chance:.1f} %.")
   found = study["comparisons"]
   if not found:
     sentences.append("There are no two rows to compare, so no difference is tested.")
@@ -251,7 +267,7 @@ def _file_name(axis: str) -> str:
 
 
 def _against(study: dict[str, Any]) -> list[charts.Chart]:
-  drawn = []
+  drawn, chance = [], _chance(study)
   for name, words, log in (
     ("parameters", "parameters (millions)", True),
     ("multiply_accumulates", "multiply-accumulates of a clip (billions)", True),
@@ -260,18 +276,54 @@ def _against(study: dict[str, Any]) -> list[charts.Chart]:
     points = [point for point in _points(study, name) if point.kind != "published" and point.x > 0]
     if points:
       drawn.append(
-        charts.against(f"by_{name}", f"Accuracy against {words}", points, words, log=log)
-      )
-  axes = sorted({axis for row in study["table"] for axis in row.get("axes", {})})
-  for axis in axes:
-    points = [point for point in _points(study, axis) if point.kind != "published"]
-    if len({point.x for point in points}) > 1:
-      words = _AXES.get(axis, axis.replace("_", " "))
-      joined = len({point.label for point in points}) < len(points)
-      drawn.append(
-        charts.against(_file_name(axis), f"Accuracy against {words}", points, words, joined=joined)
+        charts.against(
+          f"by_{name}", f"Accuracy against {words}", points, words, log=log, chance=chance
+        )
       )
   return drawn
+
+
+def _curves_against_axes(study: dict[str, Any]) -> list[charts.Chart]:
+  """Accuracy along each axis of the study's own, a curve for each of the rows' other values."""
+  drawn = []
+  for axis in dict.fromkeys(axis for row in study["table"] for axis in row.get("axes", {})):
+    points = [point for point in _points(study, axis) if point.kind != "published"]
+    xs: dict[str, set[float]] = {}
+    for point in points:
+      xs.setdefault(point.label, set()).add(point.x)
+    # Of a row that stands alone, the table tells.
+    points = [point for point in points if len(xs[point.label]) > 1]
+    if not points:
+      continue
+    points, common = _without_common(study, axis, points)
+    words = _AXES.get(axis, axis.replace("_", " "))
+    caption = f"Accuracy against {words}{common}"
+    drawn.append(
+      charts.against(_file_name(axis), caption, points, words, joined=True, chance=_chance(study))
+    )
+  return drawn
+
+
+def _without_common(
+  study: dict[str, Any], x: str, points: list[charts.Point]
+) -> tuple[list[charts.Point], str]:
+  """Points whose labels lack what all of them share, and that in words."""
+  rows = {", ".join(_series(row, x).values()): _series(row, x) for row in study["table"]}
+  series = {point.label: rows[point.label] for point in points if point.label in rows}
+  first = next(iter(series.values()), {})
+  common = {
+    axis: words
+    for axis, words in first.items()
+    if len(series) > 1 and all(other.get(axis) == words for other in series.values())
+  }
+  labels = {
+    label: ", ".join(words for axis, words in own.items() if axis not in common) or label
+    for label, own in series.items()
+  }
+  shortened = [
+    dataclasses.replace(point, label=labels.get(point.label, point.label)) for point in points
+  ]
+  return shortened, "".join(f", {words}" for words in common.values())
 
 
 def _curves(study: dict[str, Any], workdir: pathlib.Path) -> list[charts.Chart]:
@@ -304,14 +356,15 @@ def _curves(study: dict[str, Any], workdir: pathlib.Path) -> list[charts.Chart]:
 def values(workdir: pathlib.Path, study: dict[str, Any]) -> dict[str, Any]:
   """What the template shows."""
   points = _points(study)
-  main = None
-  if points:
+  by_axis = _curves_against_axes(study)
+  main = by_axis.pop(0) if by_axis else None
+  if points and main is None:
     caption = "Accuracy on the test list with 95 % intervals, by row and form"
     if any(point.kind == "as_published" for point in points):
       caption += (
         "; as published is optimistic: frozen cross attention, epoch chosen on the test list"
       )
-    main = charts.intervals("accuracy", caption, points)
+    main = charts.intervals("accuracy", caption, points, chance=_chance(study))
   links = [
     (
       f"{run['row']}, {_FORMS.get(run['form'], run['form'])}, split {run['split']}, seed {run['seed']}",
@@ -331,7 +384,7 @@ def values(workdir: pathlib.Path, study: dict[str, Any]) -> dict[str, Any]:
     "main": main,
     "table": table(study),
     "comparisons": comparisons(study),
-    "against": _against(study),
+    "against": [*by_axis, *_against(study)],
     "curves": _curves(study, workdir),
     "runs": links,
     "protocols": protocols,

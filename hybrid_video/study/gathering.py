@@ -112,10 +112,17 @@ def _described(run: Run, state: str, outcome: dict[str, Any] | None) -> dict[str
     "multiply_accumulates": outcome.get("multiply_accumulates"),
     "evaluation_clips_per_second": outcome.get("evaluation_clips_per_second"),
     "protocol": outcome["protocol"],
+    "majority_class": _majority_class(outcome),
     "selected_on_test": outcome.get("selected_on_test", False),
     "tested_step": outcome["step"],
     "seconds": outcome["seconds"],
   }
+
+
+def _majority_class(outcome: dict[str, Any]) -> float | None:
+  """The share of test videos that a constant answer gets right; None where the analysis is missing."""
+  number = outcome.get("analysis", {}).get("numbers", {}).get("majority_class")
+  return None if number is None else number["value"]
 
 
 def _labels(predictions: Predictions) -> dict[str, int]:
@@ -195,6 +202,7 @@ def _row(
     "parameters": done[0]["parameters"],
     "multiply_accumulates": done[0]["multiply_accumulates"],
     "evaluation_clips_per_second": _mean([one["evaluation_clips_per_second"] for one in done]),
+    "majority_class": _mean([one["majority_class"] for one in done]),
     "protocol": _words(done[0]["protocol"]),
     "mean": {name: _mean([test.get(name) for test in tests]) for name in tests[0]},
     "sd": {name: _sd([test.get(name) for test in tests]) for name in tests[0]},

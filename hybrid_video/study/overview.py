@@ -18,9 +18,7 @@ _STATES = ("done", "running", "failed", "left")
 _MOST_ROWS = 16
 
 
-def text(
-  study: Study, workdir: epath.Path, states: Mapping[str, str], *, at_once: int = 1
-) -> str:
+def text(study: Study, workdir: epath.Path, states: Mapping[str, str], *, at_once: int = 1) -> str:
   """The table, a line for each row and form, and how much is left.
 
   Args:

@@ -100,7 +100,9 @@ def _shares(at_once: int) -> list[tuple[int, ...]]:
     any(devices.glob(pattern)) for pattern in _ACCELERATORS
   )
   count = 1 if accelerated else max(1, min(at_once, len(cores)))
-  return [tuple(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) for i in range(count)]
+  return [
+    tuple(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) for i in range(count)
+  ]
 
 
 def _train_all(
