@@ -345,22 +345,27 @@ def use_study(
   splits: tuple[int, ...] = (1,),
   forms: tuple[str, ...] = study_settings.FORMS,
   at_once: int = 1,
+  asks: Iterable[tuple[str, str]] = (),
 ) -> None:
   """Makes a config a study: its settings hold for all rows, and each row sets some of its own.
 
   `--config.study.seeds`, `splits`, `forms`, `rows` and `part` choose among its runs; `at_once` is how many
-  train at the same time, each on its share of the CPU's cores.
+  train at the same time, each on its share of the CPU's cores. `asks` names pairs of rows that the question is
+  about, see `Study`.
 
   Raises:
-    SettingError: two rows of one name, or a name that cannot be a folder's.
+    SettingError: two rows of one name, a name that cannot be a folder's, or a pair of rows that there are
+      not.
   """
+  checked = study_settings.checked_rows(rows)
   with config.unlocked():
     config.study = ml_collections.ConfigDict(
       {
         "title": title,
         "question": question,
         # As they are: a ConfigDict takes no name with a dot.
-        "defined": study_settings.checked_rows(rows),
+        "defined": checked,
+        "asks": study_settings.checked_pairs(asks, checked),
         "rows": (),
         "seeds": seeds,
         "splits": splits,
@@ -409,8 +414,9 @@ def study_of(config: ml_collections.ConfigDict) -> Study | None:
   part = study_settings.Part.parse(chosen.part)
   if chosen.at_once < 1:
     raise SettingError(f"--config.study.at_once is {chosen.at_once}: expected 1 or more.")
+  asks = tuple(pair for pair in chosen.asks if {*pair} <= {row.name for row in rows})
   return Study(
-    chosen.title, chosen.question, rows, seeds, splits, forms, part, chosen.at_once, runs
+    chosen.title, chosen.question, rows, asks, seeds, splits, forms, part, chosen.at_once, runs
   )
 
 

@@ -144,10 +144,34 @@ def test_a_studys_page_has_rows_forms_and_tests(tmp_path):
   text = "".join(parsed.words)
   for words in ("45.7 %", "70.0 %", "72.0 %", "1,234,567", "4.200 G", "64.0 to 79.0 %", "0.0080",
                 "predictions of 3 videos are missing", "1 of its runs failed", "optimistic",
-                "1 of 2 differences is larger than chance"):  # fmt: skip
+                "Of all 2 differences 1 is larger than chance"):  # fmt: skip
     assert words in text, words
   assert not re.search(r"https?:", page) and parsed.tags.count("script") == 1
   assert "\\|" in (tmp_path / "study" / "report.md").read_text()
+
+
+def test_what_a_study_asks_is_answered_first_whichever_way_it_falls(tmp_path):
+  study = study_of()
+  study["asks"] = [["cnn2", "cnn0"], ["cnn0", "cnn1"], ["cnn2", "cnn1"]]
+  study["published_elsewhere"] = "hmdb51"
+  study["comparisons"][0]["interval_over_runs"] = [-0.02, 0.3]
+  said = study_report.answers(study)
+  label = study["table"][0]["label"]
+  assert said[1] == (
+    f"2 CNN blocks  (corrected) against {label} (corrected): +20.0 points (95 % interval +1.0 to +40.0), "
+    "p 0.0040, by Holm 0.2000: not larger than chance."
+  )
+  # The other way round; a pair that was not compared has no sentence.
+  assert said[2] == (
+    f"{label} (corrected) against 1 CNN blocks  (corrected): -10.0 points (95 % interval -20.0 to -1.0; "
+    "over runs too -30.0 to +2.0), p 0.0040, by Holm 0.0080: larger than chance."
+  )
+  assert said[3].startswith("Of all 2 differences 1 is larger than chance")
+  # What was published of other data stands in the table, named, and in no plot.
+  folder = make_study(tmp_path / "study", study)
+  shown = study_report.values(folder, study)
+  assert "published (hmdb51)" in shown["table"].heads
+  assert "published elsewhere" not in str(shown["main"].svg)
 
 
 def test_a_study_along_an_axis_is_drawn_as_curves(tmp_path):

@@ -16,14 +16,14 @@ import pytest
 from hybrid_video import evaluate, experiment, files, stopping
 from hybrid_video.analysis.predictions import PredictionsError
 from hybrid_video.settings import SettingError
-from hybrid_video.study import child, gathering, running, settings, states, table
+from hybrid_video.study import child, gathering, overview, running, settings, states, table
 from hybrid_video.study.settings import Row
 import input_pipeline
 
 NAMES = [f"film{film}_{clip}" for film in range(6) for clip in range(4)]
 
 
-def make(table, made_folder="videos", seeds=(0, 1), forms=("corrected",), **chosen):
+def make(table, made_folder="videos", seeds=(0, 1), forms=("corrected",), asks=(), **chosen):
   """A small study on the made films."""
   config = small_demo(made_folder, "{workdir}/records")
   config.dataset = "hmdb51_layout"
@@ -31,7 +31,9 @@ def make(table, made_folder="videos", seeds=(0, 1), forms=("corrected",), **chos
   # Of three training films one.
   config.validation_share = 0.5
   config.epochs = 2.0
-  experiment.use_study(config, "Small", "Which is better?", table, seeds=seeds, forms=forms)
+  experiment.use_study(
+    config, "Small", "Which is better?", table, seeds=seeds, forms=forms, asks=asks
+  )
   config.study.update(chosen)
   return experiment.study_of(config)
 
@@ -138,7 +140,12 @@ def test_runs_train_at_once_on_cores_of_their_own(tmp_path, monkeypatch, logged)
   assert running.train(study, tmp_path, "input_pipeline", stopping.StopRequest()) == 0
   assert sorted(given) == [(0, 1)] * 2 + [(2, 3, 4)] * 2
   assert "2 runs train at once" in logged.text
-  assert re.search(r"narrow +corrected +1 +1 +0 +0", logged.text)
+  # What is left takes half the time: two runs of a minute each.
+  left = {run.folder: states.LEFT for run in study.runs} | {study.runs[0].folder: states.DONE}
+  left[study.runs[1].folder] = states.RUNNING
+  told = overview.text(study, tmp_path, left, at_once=2)
+  assert re.search(r"wide +corrected +0 +1 +0 +1", told)
+  assert told.endswith("2 of 4 runs are done or run elsewhere, about 1m00s left.")
   gathered = json.loads((tmp_path / "study.json").read_text())
   assert [run["state"] for run in gathered["runs"]] == [states.DONE] * 4
   # As many runs as cores, and never two beside an accelerator.
@@ -207,6 +214,22 @@ def test_the_table_has_published_and_measured_numbers_and_marks_the_optimistic(t
   # A row in its two forms, and two rows in one form, each once.
   assert len([line for line in text.splitlines() if line.startswith("| wide model – ")]) == 2
   assert "| narrow model | corrected – as published † |" in text
+
+
+def test_pairs_that_are_asked_about_and_foreign_numbers_are_told(tmp_path):
+  published = Row("narrow", "narrow model", {"model.width": 8}, {"video_top1": 0.7}, "x", "ucf101")
+  asks = [("wide", "narrow"), ("wide", "third")]
+  study = make((published, ROWS[1], Row("third", "third", {"model.width": 24})), asks=asks)
+  gathered = gathering.gather(study, tmp_path)
+  assert gathered["asks"] == [["wide", "narrow"], ["wide", "third"]]
+  assert gathered["published_elsewhere"] == "ucf101"
+  assert "published top-1 (ucf101)" in table.markdown(gathered)
+  assert not gathering.gather(make(ROWS), tmp_path)["published_elsewhere"]
+  # Of rows that are left out, nothing is asked.
+  fewer = make((published, *study.rows[1:]), asks=asks, rows=("narrow", "wide"))
+  assert fewer.asks == (("wide", "narrow"),)
+  with pytest.raises(SettingError, match=r"asks about a row 'wid' .* Did you mean wide"):
+    make(ROWS, asks=[("wid", "narrow")])
 
 
 def test_a_study_of_one_row_and_of_nothing_is_gathered(tmp_path, trained):

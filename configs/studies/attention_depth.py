@@ -24,11 +24,13 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   """
   config, scale = scales.base(options)
   rows = [source.row(name, own_recipe=scale.own_recipe) for name in ROWS]
+  frozen = source.frozen(rows[1])
   experiment.use_study(
     config,
     "Attention depth",
     "Does attention on top of all CNN blocks help, and how deep should it be?",
-    [*rows, source.frozen(rows[1])],
+    [*rows, frozen],
     at_once=scale.at_once,
+    asks=[(rows[1].name, frozen.name), *((row.name, source.BASELINE) for row in rows[1:])],
   )
   return config.lock()

@@ -33,5 +33,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "How many CNN blocks can attention replace?",
     [source.row(name, own_recipe=scale.own_recipe) for name in ROWS],
     at_once=scale.at_once,
+    asks=[(name, source.BASELINE) for name in ROWS[1:]],
   )
   return config.lock()

@@ -26,5 +26,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     "What does each of the two attentions add?",
     [source.row(name, own_recipe=scale.own_recipe) for name in ROWS],
     at_once=scale.at_once,
+    asks=[(name, source.BASELINE) for name in ROWS[1:]],
   )
   return config.lock()

@@ -30,5 +30,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     rows,
     forms=("corrected",),
     at_once=scale.at_once,
+    asks=[(architectures.HYBRID, row.name) for row in rows if row.name != architectures.HYBRID],
   )
   return config.lock()

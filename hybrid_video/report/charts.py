@@ -258,7 +258,15 @@ def intervals(
     # Above its marks a label has the plot's whole width.
     left = axes.get_yaxis_transform()
     for y, row in enumerate(rows):
-      axes.text(0.0, y - 0.32, _short(row, _ROW_LETTERS), transform=left, va="center", fontsize=9.5)
+      axes.text(
+        0.01,
+        y - 0.32,
+        _short(row, _ROW_LETTERS),
+        transform=left,
+        va="center",
+        fontsize=9.5,
+        bbox={"facecolor": "#ffffff", "edgecolor": "none", "pad": 1},
+      )
     axes.set_yticks([])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("video top-1 (%)")

@@ -102,7 +102,7 @@ def _drawn(
     for row, clip, values in zip(rows, clips, found.values, strict=True)
   ]
   words = (
-    f"{found.name}: {found.words}. Above the frames of the first view, below the same in grey, coloured "
+    f"{found.name[0].upper()}{found.name[1:]}: {found.words}. Above the frames of the first view, below the same in grey, coloured "
     "from nothing (grey) to the clip's largest value (yellow)."
   )
   return Section(name, title, words, strips)
@@ -146,5 +146,5 @@ def _over_time(found: Map, titles: Sequence[str], name: str) -> Section:
     lines,
     ("moment of the feature map", "share of the weight (%)"),
   )
-  words = f"{found.name}: {found.words}. Each curve sums to 100 %."
+  words = f"{found.name[0].upper()}{found.name[1:]}: {found.words}. Each curve sums to 100 %."
   return Section(name, "Weights over time", words, drawn=[chart])

@@ -108,6 +108,9 @@ def _points(study: dict[str, Any], x: str | None = None) -> list[charts.Point]:
       low, high = (None if one is None else 100 * one for one in _limits(row))
       points.append(charts.Point(label, 100 * value, low, high, row["form"], at))
     published = row.get("published", {}).get("video_top1")
+    # On another data set it is no mark to measure by.
+    if study.get("published_elsewhere"):
+      continue
     if published is not None and not any(
       p.kind == "published" and p.label == row["label"] for p in points
     ):
@@ -132,6 +135,11 @@ def _interval_text(low: float | None, high: float | None) -> str:
   return "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
+def _points_text(limits: Sequence[float | None] | None) -> str:
+  low, high = limits or (None, None)
+  return "–" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
 def table(study: dict[str, Any]) -> pages.Table:
   """Rows and forms with published and measured columns."""
   rows = []
@@ -153,10 +161,11 @@ def table(study: dict[str, Any]) -> pages.Table:
         "–" if cost is None else f"{cost / 1e9:,.3f} G",
       )
     )
+  elsewhere = study.get("published_elsewhere")
   heads = (
     "row",
     "form",
-    "published",
+    f"published ({elsewhere})" if elsewhere else "published",
     "measured",
     "95 % interval",
     "sd (points)",
@@ -184,7 +193,8 @@ def comparisons(study: dict[str, Any]) -> pages.Table:
       (
         f"{second} against {first}",
         f"{100 * one['difference']:+.1f}",
-        "–" if low is None else f"{100 * low:+.1f} to {100 * high:+.1f}",
+        _points_text((low, high)),
+        _points_text(one.get("interval_over_runs")),
         f"{one['p']:.4f}",
         f"{one['p_holm']:.4f}",
         "yes" if one["p_holm"] < _LEVEL else "no",
@@ -195,6 +205,7 @@ def comparisons(study: dict[str, Any]) -> pages.Table:
     "pair",
     "difference (points)",
     "95 % interval",
+    "over runs too",
     "p",
     "p by Holm",
     "larger than chance",
@@ -232,19 +243,41 @@ def answers(study: dict[str, Any]) -> list[str]:
   if not found:
     sentences.append("There are no two rows to compare, so no difference is tested.")
     return sentences
+  asked = [sentence for pair in study.get("asks", ()) if (sentence := _asked(study, pair))]
   larger = [one for one in found if one["p_holm"] < _LEVEL]
-  sentences.append(
-    f"{len(larger)} of {len(found)} differences {'is' if len(larger) == 1 else 'are'} larger than "
-    f"chance (paired test over groups, Holm, {100 * _LEVEL:.0f} %)."
-  )
-  for one in sorted(larger, key=lambda one: -abs(one["difference"]))[:5]:
-    first, second = _pair_words(study, one)
-    low, high = one["interval"]
-    sentences.append(
-      f"{second} against {first}: {100 * one['difference']:+.1f} points "
-      f"({100 * low:+.1f} to {100 * high:+.1f}), p {one['p_holm']:.4f}."
-    )
+  sentences += [
+    *asked,
+    f"Of all {len(found)} differences {len(larger)} {'is' if len(larger) == 1 else 'are'} larger than "
+    f"chance (paired test over groups, adjusted by Holm, {100 * _LEVEL:.0f} %).",
+  ]
+  if not asked:
+    largest = sorted(larger, key=lambda one: -abs(one["difference"]))[:5]
+    sentences += [_difference(study, one, 1) for one in largest]
   return sentences
+
+
+def _asked(study: dict[str, Any], pair: Sequence[str]) -> str | None:
+  """What was found of a pair that the study's question is about, in the form that chooses nothing on the test list."""
+  for one in study["comparisons"]:
+    if {*one["rows"]} == {*pair} and {*one["forms"]} == {"corrected"}:
+      return _difference(study, one, 1 if one["rows"][1] == pair[0] else -1)
+  return None
+
+
+def _difference(study: dict[str, Any], one: dict[str, Any], sign: int) -> str:
+  """A difference in words: of the second row to the first, or the other way round where `sign` is -1."""
+  first, second = _pair_words(study, one)[::sign]
+
+  def limits(values: Sequence[float | None] | None) -> str:
+    return _points_text([None if v is None else sign * v for v in (values or ())][::sign])
+
+  over_runs = one.get("interval_over_runs")
+  also = f"; over runs too {limits(over_runs)}" if over_runs else ""
+  larger = "larger" if one["p_holm"] < _LEVEL else "not larger"
+  return (
+    f"{second} against {first}: {100 * sign * one['difference']:+.1f} points (95 % interval "
+    f"{limits(one['interval'])}{also}), p {one['p']:.4f}, by Holm {one['p_holm']:.4f}: {larger} than chance."
+  )
 
 
 def _notes(study: dict[str, Any]) -> list[str]:

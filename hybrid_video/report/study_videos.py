@@ -15,7 +15,9 @@ from hybrid_video.report import film_strips, looking, run_report, study_report
 from hybrid_video.report.film_strips import Section, Tested
 
 # Of each model; more would make the page too large to send.
-_VIDEOS, _LATENTS, _MODELS = 2, 4, 10
+_VIDEOS, _MODELS = 2, 10
+# Of the best row, and of each other one.
+_LATENTS, _FEW_LATENTS = 4, 2
 
 
 def values(workdir: pathlib.Path, study: dict[str, Any], pipeline: Pipeline) -> dict[str, Any]:
@@ -88,5 +90,6 @@ def _looks(
     names = predictions.names.tolist()
     rows = [names.index(video) for video in videos if video in names and video in tested.ids]
     rows = rows or looking.rows(tested, _VIDEOS)
-    made += looking.sections(tested, rows, pipeline, latents=_LATENTS, title=title, name=name)
+    latents = _LATENTS if row is study_report.best_row(study) else _FEW_LATENTS
+    made += looking.sections(tested, rows, pipeline, latents=latents, title=title, name=name)
   return made

@@ -70,6 +70,8 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
   return {
     "title": study.title,
     "question": study.question,
+    "published_elsewhere": _published_elsewhere(study),
+    "asks": [list(pair) for pair in study.asks],
     "seeds": study.seeds,
     "splits": study.splits,
     "forms": study.forms,
@@ -80,6 +82,14 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     "table": rows,
     "comparisons": _comparisons(study, answers),
   }
+
+
+def _published_elsewhere(study: Study) -> str:
+  """The data sets of published numbers that are others than those measured here, otherwise nothing."""
+  measured = {run.experiment.dataset for run in study.runs}
+  on = {row.published_on for row in study.rows} - {""}
+  # Of a set under another layout, the name begins alike.
+  return ", ".join(sorted(one for one in on if not all(name.startswith(one) for name in measured)))
 
 
 def _refuse_other(run: Run, outcome: dict[str, Any], workdir: epath.Path) -> None:

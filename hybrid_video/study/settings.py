@@ -37,6 +37,7 @@ class Row:
     settings: values by the path of the setting, such as `model.cnn_blocks`; over the base's.
     published: numbers by the names of `results.json`'s, such as `video_top1`; what was published.
     source: where they were published.
+    published_on: the data set that they were measured on.
     axes: where the row stands on a plot's axes, such as `gap_seconds`.
     forms: those that make sense for it; of these it is trained with the ones that a study asks for.
   """
@@ -46,6 +47,7 @@ class Row:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   published: Mapping[str, float] = dataclasses.field(default_factory=dict)
   source: str = ""
+  published_on: str = ""
   axes: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
   forms: tuple[str, ...] = FORMS
 
@@ -122,6 +124,8 @@ class Study:
   Attributes:
     title, question: for people.
     rows: those that are chosen, in the table's order.
+    asks: pairs of rows that the question is about: each has a sentence of its own in the report, "is the
+      first better than the second?", whichever way it falls.
     seeds, splits, forms: those that each row is trained with.
     part: this machine's share; None is all.
     at_once: how many runs train at the same time on CPUs, each on its share of the cores.
@@ -131,6 +135,7 @@ class Study:
   title: str
   question: str
   rows: tuple[Row, ...]
+  asks: tuple[tuple[str, str], ...]
   seeds: tuple[int, ...]
   splits: tuple[int, ...]
   forms: tuple[str, ...]
@@ -170,6 +175,23 @@ def checked_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
         "a name of its own."
       )
   return rows
+
+
+def checked_pairs(
+  pairs: Iterable[tuple[str, str]], rows: Iterable[Row]
+) -> tuple[tuple[str, str], ...]:
+  """Pairs of names of rows.
+
+  Raises:
+    SettingError: a name that no row has.
+  """
+  known, pairs = [row.name for row in rows], tuple(pairs)
+  for name in (name for pair in pairs for name in pair):
+    if name not in known:
+      raise SettingError(
+        f"The study asks about a row {name!r} that it does not have.{errors.nearest(name, known)}"
+      )
+  return pairs
 
 
 def chosen_rows(rows: tuple[Row, ...], names: Iterable[str]) -> tuple[Row, ...]:

@@ -12,6 +12,7 @@ from hybrid_video.study.settings import CORRECTED, NEVER_TRAINED, Row
 
 BASELINE = "baseline"
 SOURCE = "kietngt00/hmdb51-recognition on GitHub, HMDB51 split 1, best epoch of its test list"
+_PUBLISHED_ON = "hmdb51"
 # Training loss, loss and accuracy of the list that chose the epoch.
 PUBLISHED: Mapping[str, tuple[float, float, float]] = {
   "cnn8_cross1_self6": (0.00676, 1.585, 0.6673),
@@ -58,9 +59,10 @@ def row(name: str, *, own_recipe: bool) -> Row:
     # What both recipes have is left to flags.
     own = {path: value for path, value in recipe.items() if RECIPES["study"].get(path) != value}
     settings = {"model.name": "r2plus1d_18", **(own if own_recipe else {})}
-    return Row(name, "R(2+1)D-18", settings, published, SOURCE)
+    return Row(name, "R(2+1)D-18", settings, published, SOURCE, _PUBLISHED_ON)
   options = {f"model.{option}": value for option, value in hybrid_options(name).items()}
-  return Row(name, _label(name), {"model.name": "hybrid", **options}, published, SOURCE)
+  settings = {"model.name": "hybrid", **options}
+  return Row(name, _label(name), settings, published, SOURCE, _PUBLISHED_ON)
 
 
 def frozen(trained: Row) -> Row:

@@ -23,8 +23,9 @@ def markdown(gathered: Mapping[str, Any]) -> str:
 
 
 def _rows(gathered: Mapping[str, Any]) -> str:
+  elsewhere = gathered.get("published_elsewhere")
   lines = [
-    "| row | form | published top-1 | measured top-1 | 95 % interval | sd of runs | runs | parameters "
+    f"| row | form | published top-1{f' ({elsewhere})' if elsewhere else ''} | measured top-1 | 95 % interval | sd of runs | runs | parameters "
     "| multiply-accumulates | clips/s |",
     "|---|---|---|---|---|---|---|---|---|---|",
   ]
