@@ -142,7 +142,7 @@ def test_a_runs_page_has_its_numbers_and_needs_nothing_else(tmp_path):
 def test_a_studys_page_has_rows_forms_and_tests(tmp_path):
   page, parsed = report_of(make_study(tmp_path / "study"))
   text = "".join(parsed.words)
-  for words in ("45.7 %", "70.0 %", "72.0 %", "1,234,567", "4.200 G", "64.0 to 79.0 %", "0.0080",
+  for words in ("45.7 %", "70.0 %", "72.0 %", "1,234,567", "4.200", "64.0 to 79.0 %", "0.0080",
                 "predictions of 3 videos are missing", "1 of its runs failed", "optimistic",
                 "Of all 2 differences 1 is larger than chance"):  # fmt: skip
     assert words in text, words
@@ -158,12 +158,12 @@ def test_what_a_study_asks_is_answered_first_whichever_way_it_falls(tmp_path):
   said = study_report.answers(study)
   label = study["table"][0]["label"]
   assert said[1] == (
-    f"2 CNN blocks  (corrected) against {label} (corrected): +20.0 points (95 % interval +1.0 to +40.0), "
+    f"2 CNN blocks  against {label}: +20.0 points (95 % interval +1.0 to +40.0), "
     "p 0.0040, by Holm 0.2000: not larger than chance."
   )
   # The other way round; a pair that was not compared has no sentence.
   assert said[2] == (
-    f"{label} (corrected) against 1 CNN blocks  (corrected): -10.0 points (95 % interval -20.0 to -1.0; "
+    f"{label} against 1 CNN blocks : -10.0 points (95 % interval -20.0 to -1.0; "
     "over runs too -30.0 to +2.0), p 0.0040, by Holm 0.0080: larger than chance."
   )
   assert said[3].startswith("Of all 2 differences 1 is larger than chance")

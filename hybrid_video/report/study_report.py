@@ -158,7 +158,7 @@ def table(study: dict[str, Any]) -> pages.Table:
         "–" if sd is None else f"{100 * sd:.1f}",
         runs,
         "–" if total is None else f"{total:,}",
-        "–" if cost is None else f"{cost / 1e9:,.3f} G",
+        "–" if cost is None else f"{cost / 1e9:,.3f}",
       )
     )
   elsewhere = study.get("published_elsewhere")
@@ -171,7 +171,7 @@ def table(study: dict[str, Any]) -> pages.Table:
     "sd (points)",
     "runs",
     "parameters",
-    "multiply-accumulates",
+    "GMACs",
   )
   return pages.Table("Video top-1 of the test list, by row and form", heads, rows)
 
@@ -179,6 +179,8 @@ def table(study: dict[str, Any]) -> pages.Table:
 def _pair_words(study: dict[str, Any], one: dict[str, Any]) -> tuple[str, str]:
   labels = {row["row"]: row["label"] for row in study["table"]}
   names = [labels.get(name, name) for name in one["rows"]]
+  if {*one["forms"]} == {"corrected"}:
+    return names[0], names[1]
   forms = [_FORMS.get(form, form) for form in one["forms"]]
   return f"{names[0]} ({forms[0]})", f"{names[1]} ({forms[1]})"
 
