@@ -1,4 +1,4 @@
-"""The README's table of models, made anew.
+"""The table of models in docs/models.md, made anew.
 
   python benchmarks/model_table.py
 
