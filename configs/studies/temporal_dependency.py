@@ -65,5 +65,11 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     seeds=(0,) if scale.is_demo else (0, 1, 2),
     forms=("corrected",),
     at_once=scale.at_once,
+    # At each gap and length, whether attention helps.
+    asks=[
+      (row.name, row.name.replace(architectures.HYBRID, architectures.CNN, 1))
+      for row in rows
+      if row.name.startswith(architectures.HYBRID)
+    ],
   )
   return config.lock()

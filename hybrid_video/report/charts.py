@@ -343,6 +343,7 @@ def against(
       axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.3g}"))
       axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.margins(0.15)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 104))
     axes.set_xlabel(words)
     axes.set_ylabel("video top-1 (%)")
     figure.legend(loc="outside lower left", frameon=False, fontsize=9.5)

@@ -291,6 +291,13 @@ def _notes(study: dict[str, Any]) -> list[str]:
       notes.append(f"{name}: {failed} of its runs failed, and are in no number.")
     if row.get("missing_predictions"):
       notes.append(f"{name}: predictions of {row['missing_predictions']:,} videos are missing.")
+  if study["comparisons"] and not any(
+    one.get("interval_over_runs") for one in study["comparisons"]
+  ):
+    notes.append(
+      "Each row is one run: intervals and tests speak of these trained models on other videos, not of "
+      "what another seed would give."
+    )
   waiting = sum(run.get("state") != "done" for run in study["runs"])
   if waiting:
     notes.append(f"{waiting} of {len(study['runs'])} runs are not finished.")
