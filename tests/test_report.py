@@ -190,6 +190,11 @@ def test_a_study_along_an_axis_is_drawn_as_curves(tmp_path):
   assert "Accuracy against gap between the two events (s), 16 frames a clip" in text
   assert "Accuracy against frames a clip, gap between the two events 4 s" in text
   assert "A constant answer, the most frequent class, is right on 25.0 %." in text
+  heads = study_report.table(study).heads
+  assert "measured" in heads and "published" in heads
+  for row in study["table"]:
+    row["published"] = {}
+  assert "published" not in study_report.table(study).heads
   charts = {chart.name: chart for chart in study_report.values(folder, study)["against"]}
   assert "by_frames" in charts and "accuracy" not in charts
   svg = str(study_report.values(folder, study)["main"].svg)

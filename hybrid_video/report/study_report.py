@@ -173,7 +173,13 @@ def table(study: dict[str, Any]) -> pages.Table:
     "parameters",
     "GMACs",
   )
-  return pages.Table("Video top-1 of the test list, by row and form", heads, rows)
+  # Nothing is said by a column that is empty.
+  told = [i for i in range(len(heads)) if i < 2 or any(row[i] != "–" for row in rows)]
+  return pages.Table(
+    "Video top-1 of the test list, by row and form",
+    tuple(heads[i] for i in told),
+    [tuple(row[i] for i in told) for row in rows],
+  )
 
 
 def _pair_words(study: dict[str, Any], one: dict[str, Any]) -> tuple[str, str]:
