@@ -196,12 +196,11 @@ def comparisons(study: dict[str, Any]) -> pages.Table:
   rows = []
   for one in study["comparisons"]:
     first, second = _pair_words(study, one)
-    low, high = one["interval"]
     rows.append(
       (
         f"{second} against {first}",
         f"{100 * one['difference']:+.1f}",
-        _points_text((low, high)),
+        _points_text(one["interval"]),
         _points_text(one.get("interval_over_runs")),
         f"{one['p']:.4f}",
         f"{one['p_holm']:.4f}",
@@ -260,7 +259,7 @@ def answers(study: dict[str, Any]) -> list[str]:
   ]
   if not asked:
     largest = sorted(larger, key=lambda one: -abs(one["difference"]))[:5]
-    sentences += [_difference(study, one, 1) for one in largest]
+    sentences += [_difference(study, one) for one in largest]
   return sentences
 
 
@@ -268,23 +267,35 @@ def _asked(study: dict[str, Any], pair: Sequence[str]) -> str | None:
   """What was found of a pair that the study's question is about, in the form that chooses nothing on the test list."""
   for one in study["comparisons"]:
     if {*one["rows"]} == {*pair} and {*one["forms"]} == {"corrected"}:
-      return _difference(study, one, 1 if one["rows"][1] == pair[0] else -1)
+      return _difference(study, one if one["rows"][1] == pair[0] else _turned(one))
   return None
 
 
-def _difference(study: dict[str, Any], one: dict[str, Any], sign: int) -> str:
-  """A difference in words: of the second row to the first, or the other way round where `sign` is -1."""
-  first, second = _pair_words(study, one)[::sign]
+def _turned(one: dict[str, Any]) -> dict[str, Any]:
+  """A comparison the other way round."""
 
-  def limits(values: Sequence[float | None] | None) -> str:
-    return _points_text([None if v is None else sign * v for v in (values or ())][::sign])
+  def limits(values: Sequence[float | None] | None) -> list[float | None]:
+    return [None if value is None else -value for value in reversed(values or ())]
 
+  return {
+    **one,
+    "rows": one["rows"][::-1],
+    "forms": one["forms"][::-1],
+    "difference": -one["difference"],
+    "interval": limits(one["interval"]),
+    "interval_over_runs": limits(one.get("interval_over_runs")),
+  }
+
+
+def _difference(study: dict[str, Any], one: dict[str, Any]) -> str:
+  """A comparison in words: the second row against the first."""
+  first, second = _pair_words(study, one)
   over_runs = one.get("interval_over_runs")
-  also = f"; over runs too {limits(over_runs)}" if over_runs else ""
+  also = f"; over runs too {_points_text(over_runs)}" if over_runs else ""
   larger = "larger" if one["p_holm"] < _LEVEL else "not larger"
   return (
-    f"{second} against {first}: {100 * sign * one['difference']:+.1f} points (95 % interval "
-    f"{limits(one['interval'])}{also}), p {one['p']:.4f}, by Holm {one['p_holm']:.4f}: {larger} than chance."
+    f"{second} against {first}: {100 * one['difference']:+.1f} points (95 % interval "
+    f"{_points_text(one['interval'])}{also}), p {one['p']:.4f}, by Holm {one['p_holm']:.4f}: {larger} than chance."
   )
 
 

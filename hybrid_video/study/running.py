@@ -66,7 +66,7 @@ def train(
   """
   if several:
     raise StudyError(
-      "A study trains one run at a time, in a process of its own: start one process, without --coordinator, "
+      "A study trains each run in a process of its own: start one process, without --coordinator, "
       "and share its runs out to machines with --config.study.part=1/2 and so on."
     )
   states = {run.folder: state_of(workdir, run) for run in study.own_runs}

@@ -24,8 +24,9 @@ def markdown(gathered: Mapping[str, Any]) -> str:
 
 def _rows(gathered: Mapping[str, Any]) -> str:
   elsewhere = gathered.get("published_elsewhere")
+  published = f"published top-1 ({elsewhere})" if elsewhere else "published top-1"
   lines = [
-    f"| row | form | published top-1{f' ({elsewhere})' if elsewhere else ''} | measured top-1 | 95 % interval | sd of runs | runs | parameters "
+    f"| row | form | {published} | measured top-1 | 95 % interval | sd of runs | runs | parameters "
     "| multiply-accumulates | clips/s |",
     "|---|---|---|---|---|---|---|---|---|---|",
   ]
