@@ -131,14 +131,17 @@ class Server:
         connection, _ = self._socket.accept()
       except OSError:
         return
-      threading.Thread(target=self._serve, args=(_Lines(connection),), daemon=True).start()
+      threading.Thread(target=self._serve_and_close, args=(connection,), daemon=True).start()
+
+  def _serve_and_close(self, connection: socket.socket) -> None:
+    with contextlib.closing(_Lines(connection)) as lines:
+      self._serve(lines)
 
   def _serve(self, lines: _Lines) -> None:
     """Reads what one process says, until it leaves."""
     hello = lines.receive(_HELLO_SECONDS)
     # Whoever else tries the port is none of this run's.
     if hello is None or hello.get("protocol") != _PROTOCOL:
-      lines.close()
       return
     process = int(hello["process"])
     with self._changed:

@@ -2,6 +2,7 @@
 
 from concurrent import futures
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -125,6 +126,22 @@ def test_a_number_given_twice_and_another_count_end_all(process, count, expected
     run.link(process, count=count)
   with pytest.raises(HostError, match=expected):
     first.result(5)
+
+
+def test_a_connection_that_belongs_to_no_process_is_closed(make_run):
+  run = make_run(2)
+  address = ("127.0.0.1", run.port)
+  with (
+    socket.create_connection(address, 5) as first,
+    socket.create_connection(address, 5) as second,
+  ):
+    for connection in (first, second):
+      connection.sendall(json.dumps(host_link._hello(1, 2)).encode() + b"\n")
+      while 1 not in run.server._hellos:
+        time.sleep(0.01)
+    # Told why, then closed.
+    while second.recv(4096):
+      pass
 
 
 @pytest.mark.parametrize("failing", [0, 1])
