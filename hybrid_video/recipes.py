@@ -83,7 +83,7 @@ RECIPES: dict[str, Mapping[str, Any]] = {
     "batch_size": 32,
   },
   # From scratch, for attention models: decoupled decay, warm-up, clipped gradients. Attention learns at
-  # 0.3 of the rate: at the CNN's it changes faster than the features that it reads, see docs/models.md.
+  # 0.3 of the CNN's rate; what other shares gave stands in docs/models.md.
   "scratch": {
     "optimizer.name": "adamw",
     "optimizer.learning_rate": 2e-3,
