@@ -123,7 +123,9 @@ def _before(experiment: Experiment, length: lengths.Length) -> dict[str, Any]:
   clip = experiment.clip
   training = None
   if length.videos:
-    training = meter.Length(length.videos, experiment.batch_size, experiment.epochs)
+    training = meter.Length(
+      length.videos * experiment.clip.repeats, experiment.batch_size, experiment.epochs
+    )
   return {
     "model": experiment.model.name,
     "dtype": experiment.model.dtype,

@@ -85,7 +85,8 @@ def run(
     video_ids = _training_list(experiment, records)
     task = registry.create(experiment, len(records.class_names), mesh)
     evaluator = evaluate.Evaluator(records, task, experiment, pipeline, mesh)
-    length = Length(len(video_ids), experiment.batch_size, experiment.epochs)
+    clips = len(video_ids) * experiment.clip.repeats
+    length = Length(clips, experiment.batch_size, experiment.epochs)
     training = Run(
       experiment=experiment,
       workdir=workdir,
@@ -160,7 +161,7 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
   if jax.process_index() == 0:
     files.write_json(run.workdir / "config.json", experiment.to_json())
   schedule = optimizers.make_schedule(
-    experiment.optimizer,
+    experiment.optimizer.for_batch(experiment.batch_size),
     steps=run.length.scheduled_steps,
     steps_per_epoch=run.length.steps_per_epoch,
   )

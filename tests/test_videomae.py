@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hybrid_video import models
-from hybrid_video.models import videomae, videomae_pretraining
+from hybrid_video.models import masking, videomae, videomae_pretraining
 from hybrid_video.models.model_error import ModelError
 
 SHALLOW = {**TINY, "depth": 1}
@@ -47,7 +47,7 @@ def _clips(batch: int = 2) -> jax.Array:
 
 def _tokens(batch: int = 2, seed: int = 0) -> tuple[jax.Array, jax.Array]:
   """Visible and masked tokens."""
-  return videomae_pretraining.tube_mask(jax.random.key(seed), batch, GRID, 0.75)
+  return masking.tube_mask(jax.random.key(seed), batch, GRID, 0.75)
 
 
 def _mask(visible: jax.Array, masked: jax.Array) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_patches_come_in_the_order_time_row_column_with_channels_fastest():
   [((8, 14, 14), 0.9, 176), ((8, 7, 7), 0.9, 44), ((8, 14, 14), 0.75, 147), ((8, 7, 7), 0.75, 36)],
 )
 def test_a_tube_mask_hides_the_published_number_of_cells_at_all_times(grid, ratio, cells):
-  visible, masked = videomae_pretraining.tube_mask(jax.random.key(0), 5, grid, ratio)
+  visible, masked = masking.tube_mask(jax.random.key(0), 5, grid, ratio)
   assert visible.dtype == masked.dtype == jnp.int32
   assert (jnp.diff(visible, axis=1) > 0).all() and (jnp.diff(masked, axis=1) > 0).all()
   tubes = _mask(visible, masked).reshape(5, *grid)
@@ -156,10 +156,7 @@ def test_a_tube_mask_hides_the_published_number_of_cells_at_all_times(grid, rati
 
 
 def test_tube_masks_follow_their_key_and_hide_every_cell_alike():
-  masks = [
-    _mask(*videomae_pretraining.tube_mask(jax.random.key(k), 2000, (1, 3, 3), 0.5))
-    for k in (0, 0, 1)
-  ]
+  masks = [_mask(*masking.tube_mask(jax.random.key(k), 2000, (1, 3, 3), 0.5)) for k in (0, 0, 1)]
   np.testing.assert_array_equal(masks[0], masks[1])
   assert (masks[0] != masks[2]).any()
   np.testing.assert_allclose(masks[0].mean(0), 4 / 9, atol=0.05)
@@ -167,35 +164,35 @@ def test_tube_masks_follow_their_key_and_hide_every_cell_alike():
 
 def test_predicting_zero_costs_511_of_512_and_predicting_the_target_nothing():
   _, masked = _tokens()
-  targets = videomae_pretraining.patch_targets(_clips(), masked)
+  targets = masking.patch_targets(_clips(), masked)
   assert targets.shape == (2, 6, 1536)
-  zero = videomae_pretraining.clip_losses(jnp.zeros_like(targets), targets)
+  zero = masking.clip_losses(jnp.zeros_like(targets), targets)
   assert zero.shape == (2,)
   np.testing.assert_allclose(zero, 511 / 512, rtol=1e-5)
-  assert (videomae_pretraining.clip_losses(targets, targets) == 0.0).all()
+  assert (masking.clip_losses(targets, targets) == 0.0).all()
 
 
 def test_each_clips_loss_is_its_own():
   _, masked = _tokens()
-  targets = videomae_pretraining.patch_targets(_clips(), masked)
-  losses = videomae_pretraining.clip_losses(targets.at[1].add(2.0), targets)
+  targets = masking.patch_targets(_clips(), masked)
+  losses = masking.clip_losses(targets.at[1].add(2.0), targets)
   np.testing.assert_allclose(losses, [0.0, 4.0], rtol=1e-5)
 
 
 def test_targets_are_the_masked_patches_normalized_by_channel_in_pixels():
   pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
   masked = jnp.full((2, 1), 5)
-  targets = videomae_pretraining.patch_targets(jnp.asarray(pixels), masked).reshape(2, 512, 3)
+  targets = masking.patch_targets(jnp.asarray(pixels), masked).reshape(2, 512, 3)
   # Token 5 is the second time slot, first row, second column.
   patch = pixels[:, 2:4, :16, 16:].reshape(2, 512, 3) / 255.0
   expected = (patch - patch.mean(1, keepdims=True)) / patch.std(1, ddof=1, keepdims=True)
   np.testing.assert_allclose(targets, expected, atol=1e-4)
-  floats = videomae_pretraining.patch_targets(jnp.asarray(pixels / 255.0, jnp.float32), masked)
+  floats = masking.patch_targets(jnp.asarray(pixels / 255.0, jnp.float32), masked)
   np.testing.assert_allclose(floats.reshape(2, 512, 3), targets, atol=1e-4)
 
 
 def test_a_flat_patch_has_a_finite_target():
-  targets = videomae_pretraining.patch_targets(jnp.zeros((1, 4, 32, 32, 3)), _tokens(1)[1])
+  targets = masking.patch_targets(jnp.zeros((1, 4, 32, 32, 3)), _tokens(1)[1])
   assert bool(jnp.isfinite(targets).all())
 
 
@@ -229,8 +226,8 @@ def test_every_parameter_takes_part_in_the_pretraining_loss():
   def gradients(params, visible, masked):
     def loss(params):
       predictions = nnx.merge(graphdef, params)(clips, visible, masked)
-      targets = videomae_pretraining.patch_targets(_pixels(clips), masked)
-      return videomae_pretraining.clip_losses(predictions, targets).mean()
+      targets = masking.patch_targets(_pixels(clips), masked)
+      return masking.clip_losses(predictions, targets).mean()
 
     return jax.grad(loss)(params)
 
@@ -345,14 +342,14 @@ def test_masks_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match="at least one of them visible and one masked"):
     model(_clips(), jnp.zeros((2, 0), jnp.int32), jnp.tile(jnp.arange(8), (2, 1)))
   with pytest.raises(ValueError, match=r"Masked tokens \(1, 6\) came with 2 clips"):
-    videomae_pretraining.patch_targets(_clips(), masked[:1])
+    masking.patch_targets(_clips(), masked[:1])
   with pytest.raises(ValueError, match="Pixels of type int32: uint8 or floats"):
-    videomae_pretraining.patch_targets(_clips().astype(jnp.int32), masked)
+    masking.patch_targets(_clips().astype(jnp.int32), masked)
   with pytest.raises(ValueError, match="both take the same mask"):
-    videomae_pretraining.clip_losses(jnp.zeros((1, 2, 3)), jnp.zeros((1, 3, 3)))
+    masking.clip_losses(jnp.zeros((1, 2, 3)), jnp.zeros((1, 3, 3)))
   for ratio in (0.1, 1.0, -1.0, float("nan")):
     with pytest.raises(ModelError, match="at least one must be hidden"):
-      videomae_pretraining.tube_mask(jax.random.key(0), 1, GRID, ratio)
+      masking.tube_mask(jax.random.key(0), 1, GRID, ratio)
     with pytest.raises(ModelError, match="at least one must be hidden"):
       videomae_pretraining.VideoMAEForPreTraining(
         **TINY, **TINY_DECODER, mask_ratio=ratio, rng=_rng()

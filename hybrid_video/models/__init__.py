@@ -20,6 +20,7 @@ from hybrid_video.models import video_resnet as video_resnet
 from hybrid_video.models import videomae
 from hybrid_video.models.bert_pooling import BertClassifier
 from hybrid_video.models.hybrid import Hybrid
+from hybrid_video.models.hybrid_pretraining import HybridForPreTraining
 from hybrid_video.models.model_error import ModelError as ModelError
 from hybrid_video.models.video_resnet import VideoResNet
 from hybrid_video.models.videomae import VideoMAE as VideoMAE
@@ -57,6 +58,7 @@ class Entry:
 
 MODELS: dict[str, Entry] = {
   "hybrid": Entry(Hybrid, {}),
+  "hybrid_pretraining": Entry(HybridForPreTraining, {}, PRETRAINING),
   "r2plus1d_18": Entry(VideoResNet, {"architecture": "r2plus1d_18"}),
   "r2plus1d_34": Entry(VideoResNet, {"architecture": "r2plus1d_34"}),
   "r2plus1d_18_hara": Entry(

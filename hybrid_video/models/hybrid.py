@@ -110,12 +110,12 @@ class AttentionStack(nnx.Module):
     return self.attend(tokens, None, rngs)
 
   def attend(self, tokens: Array, positions: Array | None, rngs: nnx.Rngs | None = None) -> Array:
-    """Tokens `[B, M, C]` with their positions `[M, P]`, in any order, to `[B, N, D]`."""
+    """Tokens `[B, M, C]` with their positions `[M, P]` or `[B, M, P]`, in any order, to `[B, N, D]`."""
     batch = tokens.shape[0]
     if positions is None:
       x = tokens
     else:
-      spread = jnp.broadcast_to(positions, (batch, *positions.shape)).astype(self.dtype)
+      spread = jnp.broadcast_to(positions, (batch, *positions.shape[-2:])).astype(self.dtype)
       tokens = jnp.concatenate([tokens, spread], axis=-1)
       x = self._for_each_clip(self.latents[...], batch)
     for group in range(self.groups):

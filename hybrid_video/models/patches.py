@@ -29,6 +29,7 @@ class Patches(nnx.Module):
 
   Attributes:
     out_channels: values of a token.
+    strides: frames, rows and columns of a clip that a token stands for.
   """
 
   def __init__(self, patch: tuple[int, int, int], *, dtype: DType):
@@ -44,7 +45,7 @@ class Patches(nnx.Module):
     """
     if len(patch) != 3 or min(patch) < 1:
       raise ModelError(f"patch={patch}: expected frames, rows and columns, each at least 1.")
-    self.patch = patch
+    self.strides = self.patch = patch
     self.out_channels = 3 * patch[0] * patch[1] * patch[2]
     self.dtype = dtype
 

@@ -9,6 +9,7 @@ network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561), 
 al. as theirs do (arXiv:2004.04968, github.com/kenshohara/3D-ResNets-PyTorch).
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -332,6 +333,7 @@ class Trunk(nnx.Module):
   Attributes:
     out_channels: channels of the feature map, width x 1, 2, 4 or 8.
     temporal_halvings: how many times the trunk halves the number of frames.
+    spatial_halvings: how many times it halves height and width.
   """
 
   def __init__(
@@ -375,12 +377,14 @@ class Trunk(nnx.Module):
     }
     self.stem = Stem(plan, width, **shared)
     channels, left, halvings = width, blocks, int(plan.stem_pool)
+    in_space = 1 + int(plan.stem_pool)
     for stage, (count, kind) in enumerate(zip(plan.blocks, plan.kinds, strict=True)):
       layers = {}
       for i in range(min(left, count)):
         out = width * 2**stage
         stride = 2 if stage > 0 and i == 0 else 1
         halvings += stride == 2 and kind != SPATIAL
+        in_space += stride == 2
         layers[str(i)] = Block(plan, kind, channels, out, stride, **shared)
         channels = out
       left -= len(layers)
@@ -389,6 +393,7 @@ class Trunk(nnx.Module):
     self.architecture = architecture
     self.out_channels = channels
     self.temporal_halvings = halvings
+    self.spatial_halvings = in_space
     self.remat = numerics.remat
 
   def blocks(self) -> list[tuple[str, Block]]:
@@ -408,8 +413,17 @@ class Trunk(nnx.Module):
     """`[B, T, H, W, 3]` to the feature map `[B, T', H', W', out_channels]`."""
     return self.outputs(clips)[-1]
 
-  def outputs(self, clips: Array) -> list[Array]:
+  @property
+  def strides(self) -> tuple[int, int, int]:
+    """Frames, rows and columns of a clip that a cell of the feature map stands for."""
+    return 2**self.temporal_halvings, 2**self.spatial_halvings, 2**self.spatial_halvings
+
+  def outputs(self, clips: Array, keep: Callable[[Array], Array] | None = None) -> list[Array]:
     """The outputs of the stem and of each block; the last one is the feature map.
+
+    Args:
+      clips: `[B, T, H, W, 3]`, normalized.
+      keep: what becomes of each output `[B, T', H', W', C]` before the next block reads it.
 
     Raises:
       ModelError: not RGB clips `[B, T, H, W, 3]`, or clips without a frame or pixel.
@@ -422,10 +436,12 @@ class Trunk(nnx.Module):
     # Profiles and the compiler's cost reports show these names.
     with jax.named_scope("stem"):
       x = self.stem(clips)
+    x = x if keep is None else keep(convolution.unfold(x))
     maps = [x]
     for name, block in self.blocks():
       with jax.named_scope(name):
         x = _rematerialized(block, x) if self.remat else block(x)
+      x = x if keep is None else keep(convolution.unfold(x))
       maps.append(x)
     return [convolution.unfold(x) for x in maps]
 

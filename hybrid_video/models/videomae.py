@@ -4,8 +4,8 @@ In: clips `[B, T, H, W, 3]` normalized with ImageNet's mean and standard deviati
 `[B, N, D]` (the encoder) or logits `[B, classes]` (the classifier). Its masked pretraining is in
 `videomae_pretraining`.
 
-Tokens are patches of 2 frames by 16 by 16 pixels, in the order (time, row, column); a patch is
-flattened to 1,536 numbers in the order (frame, row, column, channel), here and in the targets.
+Tokens are patches, of 2 frames by 16 by 16 pixels in the published models, in the order (time, row, column); a
+patch is flattened to 1,536 numbers in the order (frame, row, column, channel), here and in the targets.
 
 Source: Tong et al. 2022 (arXiv:2203.12602) and its code, github.com/MCG-NJU/VideoMAE.
 """
@@ -27,9 +27,8 @@ from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.patches import cut
 
-TUBE = 2  # frames a patch
-PATCH = 16  # pixels a patch's side
-PATCH_VALUES = TUBE * PATCH * PATCH * 3
+# Frames, rows and columns of a patch of the published models.
+PATCH = (2, 16, 16)
 # Clips of the published models.
 FRAMES = 16
 IMAGE_SIZE = 224
@@ -87,36 +86,44 @@ def sized(size: str, **overrides: int | None) -> Size:
   return resized
 
 
-def token_grid(frames: int, height: int, width: int) -> tuple[int, int, int]:
+def token_grid(
+  frames: int, height: int, width: int, patch: tuple[int, int, int] = PATCH
+) -> tuple[int, int, int]:
   """Patches along (time, height, width) of a clip of `frames` frames, `height` x `width` pixels.
 
   Raises:
-    ModelError: a length that patches do not divide.
+    ModelError: a length that patches do not divide, or no patch.
   """
-  for name, length, patch, unit in (
-    ("frames", frames, TUBE, "frames"),
-    ("height", height, PATCH, "pixels"),
-    ("width", width, PATCH, "pixels"),
+  if len(patch) != 3 or min(patch) < 1:
+    raise ModelError(f"patch={patch}: expected frames, rows and columns, each at least 1.")
+  counts = []
+  for name, length, size, unit in zip(
+    ("frames", "height", "width"),
+    (frames, height, width),
+    patch,
+    ("frames", "pixels", "pixels"),
+    strict=True,
   ):
-    if length < patch or length % patch:
+    if length < size or length % size:
       raise ModelError(
-        f"A clip's {name} of {length} is not a multiple of a patch's {patch} {unit}: sample or crop "
-        f"the clip to {max(length // patch, 1) * patch}."
+        f"A clip's {name} of {length} is not a multiple of a patch's {size} {unit}: sample or crop "
+        f"the clip to {max(length // size, 1) * size}."
       )
-  return frames // TUBE, height // PATCH, width // PATCH
+    counts.append(length // size)
+  slots, rows, columns = counts
+  return slots, rows, columns
 
 
-def patches(clips: Array) -> Array:
-  """Clips `[B, T, H, W, 3]` to their patches `[B, N, 1536]`.
+def patches(clips: Array, patch: tuple[int, int, int] = PATCH) -> Array:
+  """Clips `[B, T, H, W, 3]` to their patches `[B, N, values]`, values as in `patches.cut`.
 
   Raises:
     ModelError: clips of another shape, or a length that patches do not divide.
   """
   if clips.ndim != 5 or clips.shape[-1] != 3:
     raise ModelError(f"Clips of shape {clips.shape}; expected [B, T, H, W, 3].")
-  slots, rows, columns = token_grid(*clips.shape[1:4])
-  grid = cut(clips, (TUBE, PATCH, PATCH))
-  return grid.reshape(-1, slots * rows * columns, PATCH_VALUES)
+  slots, rows, columns = token_grid(*clips.shape[1:4], patch)
+  return cut(clips, patch).reshape(-1, slots * rows * columns, 3 * math.prod(patch))
 
 
 def sinusoid_positions(count: int, width: int) -> np.ndarray:
@@ -269,6 +276,7 @@ class Encoder(nnx.Module):
 
   Attributes:
     grid: patches along (time, height, width) of the clips that it takes.
+    patch: frames, rows and columns of one.
   """
 
   def __init__(
@@ -277,6 +285,7 @@ class Encoder(nnx.Module):
     *,
     frames: int | None,
     image_size: int | None,
+    patch: tuple[int, int, int],
     drop_path: float,
     final_norm: bool,
     epsilon: float,
@@ -287,10 +296,11 @@ class Encoder(nnx.Module):
   ):
     frames = FRAMES if frames is None else frames
     image_size = IMAGE_SIZE if image_size is None else image_size
-    self.grid = token_grid(frames, image_size, image_size)
+    self.grid = token_grid(frames, image_size, image_size, patch)
+    self.patch = patch
     self.clip_shape = (frames, image_size, image_size, 3)
     # The original leaves its patch convolution with PyTorch's initial values; so does Linear.
-    self.patch_embed = Linear(PATCH_VALUES, size.width, dtype=dtype, rng=rng)
+    self.patch_embed = Linear(3 * math.prod(patch), size.width, dtype=dtype, rng=rng)
     self.blocks = transformer_blocks(
       size.width,
       size.depth,
@@ -323,7 +333,7 @@ class Encoder(nnx.Module):
         f"Clips of shape [T, H, W, 3] = {list(clips.shape[1:])} came to a VideoMAE whose positions "
         f"belong to {list(self.clip_shape)}: build it with frames and image_size of the clips."
       )
-    x = patches(clips.astype(self.dtype))
+    x = patches(clips.astype(self.dtype), self.patch)
     positions = jnp.asarray(sinusoid_positions(x.shape[1], self.width), self.dtype)[None]
     if visible is not None:
       x = jnp.take_along_axis(x, visible[..., None], axis=1)
@@ -372,6 +382,7 @@ class VideoMAE(nnx.Module):
     size: one of `SIZES`.
     frames: of a clip; 16 unless given.
     image_size: height and width of a clip in pixels; 224 unless given.
+    patch: frames, rows and columns of a patch; the published weights' are 2 x 16 x 16.
     width, depth, heads: channels, blocks and attention heads, in place of the preset's.
     pool: what the head reads: "mean" of the tokens, or the "first".
     drop_path: rate at which the last block's branches are dropped; earlier ones less.
@@ -394,6 +405,7 @@ class VideoMAE(nnx.Module):
     size: str = "base",
     frames: int | None = None,
     image_size: int | None = None,
+    patch: tuple[int, int, int] = PATCH,
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
@@ -414,6 +426,7 @@ class VideoMAE(nnx.Module):
       preset,
       frames=frames,
       image_size=image_size,
+      patch=patch,
       drop_path=drop_path,
       final_norm=pool == FIRST,
       epsilon=layer_norm_epsilon,

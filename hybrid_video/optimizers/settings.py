@@ -41,6 +41,8 @@ class OptimizerSettings(Settings):
   Attributes:
     name: "adam" or "sgd" (weight decay as L2, added to the gradient), or "adamw" (decoupled).
     learning_rate: at its highest.
+    rate_for_batch: clips a step that `learning_rate` and `final_rate` are meant for; those of another
+      `batch_size` are as many times as large (Goyal et al. 2017, arXiv:1706.02677). 0 takes them as they are.
     weight_decay: on every parameter but those of `no_decay`.
     no_decay: kinds of parameters without weight decay: norms (their scales and biases), biases (all
       others), positions, latents, tokens (the CLS and the mask token).
@@ -70,6 +72,7 @@ class OptimizerSettings(Settings):
 
   name: str = setting("adam", choices=("adam", "adamw", "sgd"))
   learning_rate: float = setting(1e-3, at_least=0)
+  rate_for_batch: int = setting(0, at_least=0)
   weight_decay: float = setting(0.0, at_least=0)
   no_decay: tuple[str, ...] = setting((), choices=KINDS)
   momentum: float = setting(0.9, at_least=0, below=1)
@@ -91,6 +94,18 @@ class OptimizerSettings(Settings):
   layer_decay: float = setting(1.0, above=0, at_most=1)
   part_rates: PartRates = setting(PartRates)
   freeze: tuple[str, ...] = setting(())
+
+  def for_batch(self, batch_size: int) -> "OptimizerSettings":
+    """The same with the rates of a batch of so many clips."""
+    if not self.rate_for_batch:
+      return self
+    factor = batch_size / self.rate_for_batch
+    return dataclasses.replace(
+      self,
+      learning_rate=factor * self.learning_rate,
+      final_rate=factor * self.final_rate,
+      rate_for_batch=0,
+    )
 
   def validate(self) -> None:
     """Checks what holds between settings, of the optimizer and the schedule that are chosen."""

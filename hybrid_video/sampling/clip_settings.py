@@ -59,6 +59,8 @@ class ClipSettings(Sampling):
     area: of "random_resized", least and most share of the frame.
     aspect: of "random_resized", least and most width / height.
     flip: whether half of the clips are mirrored. That is done on the device.
+    repeats: clips of each video, one after the other, each with a window, crop and mirroring of its own;
+      an epoch is so many times as long (repeated augmentation: Hoffer et al. 2020, arXiv:1901.09335).
   """
 
   PATH: ClassVar[str] = "clip"
@@ -68,6 +70,7 @@ class ClipSettings(Sampling):
   area: tuple[float, float] = setting((0.5, 1.0), above=0, at_most=1)
   aspect: tuple[float, float] = setting((3 / 4, 4 / 3), above=0, at_most=100)
   flip: bool = setting(True)
+  repeats: int = setting(1, at_least=1)
 
   def validate(self) -> None:
     """Checks that ranges ascend and that there is a scale."""

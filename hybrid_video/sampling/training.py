@@ -22,7 +22,7 @@ class TrainingPlans:
   """Plans of the batches of a training.
 
   Every epoch is a new order of the whole list; batches run on across the end of an epoch, so that
-  no video is left out and none comes twice in one epoch.
+  no video is left out and none comes twice in one epoch, or as often as a clip's settings say.
 
   Attributes:
     videos: lengths, rates and sizes of all videos.
@@ -47,7 +47,9 @@ class TrainingPlans:
     first_row, count = self.rows
     first_clip = step * self.batch_size + self.offset + first_row
     clip_indices = first_clip + tf.range(count, dtype=tf.int64)
-    order = draws.shuffled(self.seed, clip_indices, len(self.video_ids))
+    order = draws.shuffled(
+      self.seed, clip_indices // self.settings.repeats, len(self.video_ids)
+    )
     video_ids = tf.gather(tf.constant(self.video_ids, tf.int64), order)
     mirrored = draws.integers(self.seed, Purpose.FLIP, clip_indices, 2) == 1
     return {

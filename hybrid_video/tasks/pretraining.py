@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import models, tasks
-from hybrid_video.models import videomae_pretraining as videomae
+from hybrid_video.models import masking
 from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
 
 NAME = "pretraining"
@@ -21,7 +21,7 @@ _EVALUATION_SEED = 0
 
 
 def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[float]) -> Task:
-  """The task of a masked autoencoder, see `models.VideoMAEForPreTraining`.
+  """The task of a masked autoencoder: a model with `grid`, `patch` and `mask_ratio`, see `models`.
 
   Args:
     build: gives a fresh model, the same at every call.
@@ -29,7 +29,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
   """
   normalize = pixels.normalizer(mean, std)
   training, evaluation, abstract = tasks.definitions(build)
-  grid, ratio = abstract.attention.grid, abstract.mask_ratio
+  grid, ratio, patch = abstract.grid, abstract.mask_ratio, abstract.patch
 
   def initial_variables() -> tuple[Tree, Tree]:
     _, params, batch_stats = models.split(build())
@@ -37,11 +37,11 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
 
   def prepare(batch: Mapping[str, Array], key: Array) -> tuple[Array, Array, Array]:
     clips = pixels.mirror(batch["clips"], batch["mirrored"])
-    return clips, *videomae.tube_mask(key, len(clips), grid, ratio)
+    return clips, *masking.tube_mask(key, len(clips), grid, ratio)
 
   def losses(model: nnx.Module, clips: Array, visible: Array, masked: Array) -> Array:
     predictions = model(normalize(clips), visible, masked)
-    return videomae.clip_losses(predictions, videomae.patch_targets(clips, masked))
+    return masking.clip_losses(predictions, masking.patch_targets(clips, masked, patch))
 
   def loss(
     params: Tree, batch_stats: Tree, prepared: tuple[Array, Array, Array], key: Array
@@ -57,7 +57,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
     root = jax.random.key(_EVALUATION_SEED)
 
     def own_mask(index: Array) -> tuple[Array, Array]:
-      visible, masked = videomae.tube_mask(jax.random.fold_in(root, index), 1, grid, ratio)
+      visible, masked = masking.tube_mask(jax.random.fold_in(root, index), 1, grid, ratio)
       return visible[0], masked[0]
 
     visible, masked = jax.vmap(own_mask)(batch["clip_indices"])

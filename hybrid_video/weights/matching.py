@@ -258,13 +258,16 @@ def _own(
   targets += [row.target for row in _trunk_rows(architecture) if row.target not in targets]
   theirs = {key: array.shape for key, array in state_dict.items() if key.startswith("attention.")}
   if theirs == _attention_shapes(params):
+    if "decoder" in parts and "decoder" not in params:
+      optional = (("cnn",), ("decoder",))
+      return Match(_own_table(targets, state_dict, (("decoder",),)), ("head",), optional)
     return Match(own_names.table(targets), optional=(("cnn",),))
   if theirs and not replace_head:
     table = dataclasses.replace(own_names.table(targets), advice=_TRUNK_ADVICE)
     return Match(table, optional=(("cnn",),))
   if theirs:
     log.warning("%s has another attention than the model: only its trunk is taken", source)
-  optional = (("attention",), ("head",))
+  optional = (("attention",), ("head",), ("decoder",))
   table = _own_table(targets, state_dict, optional)
   return Match(table, ("attention", "head"), (("cnn",), *optional))
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 import re
 from typing import NamedTuple
 
-from hybrid_video.models.videomae import FIRST, MEAN, PATCH, TUBE
+from hybrid_video.models.videomae import FIRST, MEAN, PATCH
 from hybrid_video.weights import porting
 from hybrid_video.weights.porting import LINEAR, TOKEN, Path, Row, Table
 
@@ -17,7 +17,7 @@ KINDS = ("classifier", "pretraining")
 # What a pretraining file has beyond the encoder's blocks.
 PRETRAINING_ONLY: tuple[Path, ...] = (("attention", "norm"), ("decoder",))
 
-_PATCH_EMBEDDING = porting.patch_embedding((TUBE, PATCH, PATCH))
+_PATCH_EMBEDDING = porting.patch_embedding(PATCH)
 _OF_PRETRAINING = "These are a pretraining file's keys, and the file has a classifier besides."
 _OF_CLASSIFIER = "These are a fine-tuned classifier's keys: load the file into a classifier."
 _OF_POOL = (

@@ -12,7 +12,7 @@ import numpy as np
 from golden import reference_weights
 from golden.comparison import relative_error
 from hybrid_video import models
-from hybrid_video.models import videomae, videomae_pretraining
+from hybrid_video.models import masking, videomae, videomae_pretraining
 from hybrid_video.weights import porting, videomae_names
 
 GOLDEN = pathlib.Path(__file__).parent / "videomae.npz"
@@ -181,8 +181,8 @@ def pretraining_errors(name: str) -> dict[str, float]:
     predictions = model(clips, visible, masked)
     # The reference undoes ImageNet's normalization.
     pixels = clips * jnp.array(videomae.IMAGENET_STD) + jnp.array(videomae.IMAGENET_MEAN)
-    targets = videomae_pretraining.patch_targets(pixels, masked)
-    return predictions, videomae_pretraining.clip_losses(predictions, targets).mean()
+    targets = masking.patch_targets(pixels, masked)
+    return predictions, masking.clip_losses(predictions, targets).mean()
 
   predictions, loss = run(clips, visible, masked)
   norms = jnp.linalg.norm(predictions, axis=-1)

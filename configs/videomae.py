@@ -1,0 +1,68 @@
+"""VideoMAE's recipe: masked pretraining without labels, then fine-tuning. For VideoMAE and for the hybrid.
+
+python main.py --config=configs/videomae.py:pretrain --config.dataset=folder --config.data_dir=DIR --workdir=runs/pretrained
+python main.py --config=configs/videomae.py:finetune --config.data_dir=DIR --config.init_from=runs/pretrained --workdir=runs/finetuned
+
+After the colon: pretrain, finetune, pretrain_demo or finetune_demo; then model=NAME, a classifier of models
+whose pretraining has the name NAME_pretraining. `_demo` is narrow, on made videos, for two CPU cores. Without
+`init_from`, `finetune` starts from scratch; with videomae_base/kinetics400, from published weights.
+"""
+
+import ml_collections
+
+from hybrid_video import errors, experiment, narrow, recipes
+from hybrid_video.settings import SettingError
+
+STAGES = ("pretrain", "finetune", "pretrain_demo", "finetune_demo")
+
+
+def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
+  """A stage of the recipe, for a model.
+
+  Raises:
+    SettingError: there is no such stage or model; the message has the nearest.
+  """
+  chosen = experiment.arguments(options, "stage", {"stage": "pretrain", "model": ""})
+  stage, _, demo = chosen["stage"].partition("_")
+  if chosen["stage"] not in STAGES:
+    raise SettingError(
+      f"There is no stage {chosen['stage']!r}.{errors.nearest(chosen['stage'], STAGES)} Stages: "
+      f"{', '.join(STAGES)}."
+    )
+  model = chosen["model"] or ("videomae_small" if demo else "videomae_base")
+  config = experiment.default_config()
+  if demo:
+    narrow.made_videos(config, films=120)
+    narrow.models(config)
+  else:
+    config.dataset = "hmdb51"
+    config.stored.height, config.stored.width = 240, 0
+    config.clip.crop = 224
+    config.clip.mode, config.clip.stride = "stride", 4
+  name = f"{model}_pretraining" if stage == "pretrain" else model
+  experiment.use_model(config, name, **config.presets.get(name, {}))
+  _pretrain(config, bool(demo)) if stage == "pretrain" else _finetune(config, bool(demo))
+  return config.lock()
+
+
+def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:
+  recipes.apply(config, "masked_pretraining")
+  # A mask has no class: nothing is learnt of the other lists' videos but how well patches are predicted.
+  config.evaluation.clips = 1
+  if demo:
+    config.epochs, config.batch_size = 40.0, 32
+    config.optimizer.warmup_epochs = 4.0
+    # As many steps as the demo's batches have need a higher rate.
+    config.optimizer.learning_rate, config.optimizer.rate_for_batch = 1e-3, 0
+    config.optimizer.final_rate = 1e-5
+    config.clip.repeats = 2
+    config.checkpoint_every_epochs = 10.0
+
+
+def _finetune(config: ml_collections.ConfigDict, demo: bool) -> None:
+  recipes.apply(config, "videomae_fine_tuning")
+  config.clip.crop_mode, config.clip.area = "random_resized", (0.08, 1.0)
+  config.clip.repeats = 2
+  config.evaluation.clips, config.evaluation.crops = 5, 3
+  if demo:
+    raise NotImplementedError
