@@ -23,6 +23,7 @@ _DECODER = {"decoder_width": 48, "decoder_depth": 2, "decoder_heads": 4, "mask_r
 def models(config: ml_collections.ConfigDict) -> None:
   """Presets of an eighth of the published widths, for every model."""
   experiment.preset_model(config, "hybrid", **_HYBRID)
+  experiment.preset_model(config, "hybrid_pretraining", **_HYBRID, **_DECODER)
   for name in ("r2plus1d_18", "r2plus1d_34", "r3d_18", "mc3_18"):
     experiment.preset_model(config, name, width=8)
   for name in ("r2plus1d_18_bert", "r2plus1d_34_bert"):

@@ -29,6 +29,21 @@ def test_the_first_folder_is_the_class_and_the_next_the_group(tmp_path):
   assert len({video.group for video in videos.values()}) == 41
 
 
+def test_pretraining_needs_no_classes(tmp_path):
+  _touch(tmp_path, [*(f"{i}.mp4" for i in range(20)), "film1/a.mp4", "film1/day2/b.mp4"])
+  with pytest.raises(listing.ListingError, match="found the one class film1"):
+    own_folder.read(tmp_path)
+  found = own_folder.read(tmp_path, needs_classes=False)
+  videos = {video.name: video for video in found.videos}
+  assert len(videos) == 22 and not found.ignored
+  assert videos["3.mp4"].label == own_folder.UNLABELLED and videos["3.mp4"].group == "3"
+  # The same groups are held out as from a folder with classes.
+  assert videos["film1/day2/b.mp4"].group == "day2"
+  flat = _touch(tmp_path / "flat", ["a.mp4", "b.mp4", "c.mp4"])
+  labels = {video.label for video in own_folder.read(flat, needs_classes=False, test_share=0).videos}
+  assert labels == {own_folder.UNLABELLED}
+
+
 def test_adding_and_removing_videos_moves_no_other(tmp_path):
   before = _lists(_touch(tmp_path, _names(40)))
   (tmp_path / "run" / "0.mp4").unlink()

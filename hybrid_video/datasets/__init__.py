@@ -50,6 +50,7 @@ def read(
   test_share: float = 0.2,
   folds: int = 0,
   replace_prefix: str = "",
+  needs_classes: bool = True,
 ) -> listing.Listing:
   """Reads the folder of a data set, whose archives are unpacked first.
 
@@ -61,6 +62,7 @@ def read(
     folds: of a `folder`, see its `read`.
     replace_prefix: of `kinetics` and `folder`: OLD=NEW, what listed paths begin with and what that is
       here.
+    needs_classes: of a `folder`, see its `read`.
 
   Raises:
     ListingError: there is no such data set (the message has the nearest), it has no paths in its
@@ -80,7 +82,7 @@ def read(
     path = archives.unpacked(path)
   options: dict[str, Any] = {}
   if dataset == "folder":
-    options = {"test_share": test_share, "folds": folds}
+    options = {"test_share": test_share, "folds": folds, "needs_classes": needs_classes}
   if dataset in _LISTED_BY_PATH:
     options["replace_prefix"] = replace_prefix
   return dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)

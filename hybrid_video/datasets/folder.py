@@ -42,6 +42,8 @@ from hybrid_video.datasets.video_files import VideoFiles, beside_videos
 log = logging.getLogger("hybrid_video")
 
 LIST_FILE = "videos.csv"
+# The class of a video that has none, where none is needed.
+UNLABELLED = "unlabelled"
 _ADVICE = (
   "Add videos (of other groups), set another --config.test_share, or give a videos.csv with a "
   "column `list`."
@@ -171,7 +173,9 @@ def _list_folders(folder: pathlib.Path, names: set[str]) -> dict[str, int]:
   return given
 
 
-def _from_folders(folder: pathlib.Path, files: Sequence[pathlib.Path], there: VideoFiles) -> _Found:
+def _from_folders(
+  folder: pathlib.Path, files: Sequence[pathlib.Path], there: VideoFiles, needs_classes: bool
+) -> _Found:
   root = _root(folder, there)
   inside = {path: path.relative_to(root) for path in there.paths if path.is_relative_to(root)}
   given_lists = _list_folders(folder, {p.parts[0] for p in inside.values() if len(p.parts) > 1})
@@ -181,6 +185,10 @@ def _from_folders(folder: pathlib.Path, files: Sequence[pathlib.Path], there: Vi
   for path, below in inside.items():
     above = below.parts[skipped:-1]
     # A video beside the class folders has no class: it is reported as ignored.
+    if not above and not needs_classes:
+      group, given = _own_group(below.as_posix()), given_lists.get(below.parts[0])
+      name = path.relative_to(folder).as_posix()
+      entries.append(_Entry(listing.Video(name, UNLABELLED, group, (), path), given))
     if above:
       given = given_lists.get(below.parts[0])
       group = above[1] if len(above) > 1 else _own_group(below.as_posix())
@@ -209,14 +217,16 @@ def _renamed(entry: _Entry, label: str) -> _Entry:
   return dataclasses.replace(entry, video=dataclasses.replace(entry.video, label=label))
 
 
-def _check_entries(entries: Sequence[_Entry], folder: pathlib.Path, there: VideoFiles) -> None:
+def _check_entries(
+  entries: Sequence[_Entry], folder: pathlib.Path, there: VideoFiles, needs_classes: bool
+) -> None:
   if not entries:
     raise listing.ListingError(
       f"{folder}: no video in a class folder ({len(there.paths)} videos found in all). Put "
       "them into one folder a class, such as walk/clip.mp4, or list them in videos.csv."
     )
   labels = {entry.video.label for entry in entries}
-  if len(labels) < 2:
+  if len(labels) < 2 and needs_classes:
     raise listing.ListingError(
       f"{folder}: found the one class {', '.join(labels)}, expected two or more. Set "
       "--config.data_dir to the folder that holds the class folders."
@@ -294,7 +304,12 @@ def _in_folds(entries: Sequence[_Entry], folder: pathlib.Path, folds: int) -> li
 
 
 def read(
-  folder: pathlib.Path, *, test_share: float = 0.2, folds: int = 0, replace_prefix: str = ""
+  folder: pathlib.Path,
+  *,
+  test_share: float = 0.2,
+  folds: int = 0,
+  replace_prefix: str = "",
+  needs_classes: bool = True,
 ) -> listing.Listing:
   """Reads a user's own folder of videos.
 
@@ -304,6 +319,8 @@ def read(
     folds: how many splits of whole groups, each of which tests one fold, in place of the one by
       `test_share`; see `_in_folds`. 0 is none.
     replace_prefix: what listed paths begin with and what that is here, see `listed_paths.Finder`.
+    needs_classes: whether there must be two classes or more; if not, as for pretraining, videos beside
+      class folders count too, in the class `UNLABELLED`.
 
   Raises:
     ListingError: the folder is missing or empty, a list has a line of another form, a video is
@@ -335,13 +352,14 @@ def read(
         f"{folder}: there is no {LIST_FILE}, so no listed path has a prefix. Leave out "
         "--config.replace_prefix."
       )
-    found = _from_folders(folder, files, there)
-  _check_entries(found.entries, folder, there)
+    found = _from_folders(folder, files, there, needs_classes)
+  _check_entries(found.entries, folder, there, needs_classes)
   if folds:
     videos = _in_folds(found.entries, folder, folds)
   else:
     videos = _with_codes(found.entries, folder, test_share)
-  splits.check_training(videos, folder, _ADVICE)
+  if needs_classes:
+    splits.check_training(videos, folder, _ADVICE)
   if not folds and test_share > 0 and not any(video.codes == (splits.TEST,) for video in videos):
     raise listing.ListingError(
       f"{folder}: none of the {len(videos)} videos falls into the test list. {_ADVICE} To train "

@@ -83,5 +83,6 @@ def _listing(experiment: Experiment, folder: pathlib.Path, mirrors_file: str) ->
     folder,
     test_share=experiment.test_share,
     folds=experiment.folds,
+    needs_classes=experiment.task != "pretraining",
     replace_prefix=experiment.replace_prefix,
   )

@@ -248,4 +248,6 @@ def _spread(seen: Array, like: Array) -> Array:
   """What is seen, `[B, rows, columns]`, over the finer map `like` `[B, T, H, W, C]`: `[B, 1, H, W, 1]`."""
   _, rows, columns = seen.shape
   taller = jnp.repeat(seen, like.shape[2] // rows, axis=1)
-  return jnp.repeat(taller, like.shape[3] // columns, axis=2)[:, None, :, :, None].astype(like.dtype)
+  return jnp.repeat(taller, like.shape[3] // columns, axis=2)[:, None, :, :, None].astype(
+    like.dtype
+  )

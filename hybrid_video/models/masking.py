@@ -72,9 +72,7 @@ def tube_mask(
   return at_all_times(order[:, :visible]), at_all_times(order[:, visible:])
 
 
-def check(
-  batch: int, grid: tuple[int, int, int], visible: jax.Array, masked: jax.Array
-) -> None:
+def check(batch: int, grid: tuple[int, int, int], visible: jax.Array, masked: jax.Array) -> None:
   """Checks that a mask is one of a batch of clips.
 
   Args:
@@ -99,9 +97,7 @@ def check(
     )
 
 
-def patch_targets(
-  pixels: Array, masked: Array, patch: tuple[int, int, int] = (2, 16, 16)
-) -> Array:
+def patch_targets(pixels: Array, masked: Array, patch: tuple[int, int, int] = (2, 16, 16)) -> Array:
   """What pretraining predicts: pixels of masked patches, normalized by patch and channel.
 
   Each channel of a patch, in 0 to 1, loses its mean and is divided by its standard

@@ -26,6 +26,7 @@ from hybrid_video.models.videomae import (
   transformer_blocks,
 )
 
+
 def _initial_mask_token(rng: np.random.Generator, width: int) -> np.ndarray:
   """Normal values with std 0.02 truncated at ±0.02, as the original draws them."""
   gauss = statistics.NormalDist()

@@ -107,6 +107,7 @@ def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length
     folder,
     test_share=experiment.test_share,
     folds=experiment.folds,
+    needs_classes=experiment.task != "pretraining",
     replace_prefix=experiment.replace_prefix,
   )
   split = experiment.split - 1

@@ -47,9 +47,7 @@ class TrainingPlans:
     first_row, count = self.rows
     first_clip = step * self.batch_size + self.offset + first_row
     clip_indices = first_clip + tf.range(count, dtype=tf.int64)
-    order = draws.shuffled(
-      self.seed, clip_indices // self.settings.repeats, len(self.video_ids)
-    )
+    order = draws.shuffled(self.seed, clip_indices // self.settings.repeats, len(self.video_ids))
     video_ids = tf.gather(tf.constant(self.video_ids, tf.int64), order)
     mirrored = draws.integers(self.seed, Purpose.FLIP, clip_indices, 2) == 1
     return {
