@@ -17,6 +17,7 @@ from hybrid_video.report import (
   film_strips,
   looking,
   pages,
+  reconstructions,
   results,
   run_report,
   study_report,
@@ -74,7 +75,7 @@ def _write_plots(folder: pathlib.Path, plots: Sequence[charts.Chart | None]) -> 
 def _run_values(workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:
   outcome, predictions, history = run_report.load(workdir)
   shown = run_report.values(workdir, outcome, predictions, history)
-  sections: list[film_strips.Section] = []
+  sections = reconstructions.sections(workdir / FIGURES / reconstructions.FILE)
   if predictions is not None:
     try:
       experiment = Experiment.from_json(outcome["config"])

@@ -40,7 +40,9 @@ def test_pretraining_needs_no_classes(tmp_path):
   # The same groups are held out as from a folder with classes.
   assert videos["film1/day2/b.mp4"].group == "day2"
   flat = _touch(tmp_path / "flat", ["a.mp4", "b.mp4", "c.mp4"])
-  labels = {video.label for video in own_folder.read(flat, needs_classes=False, test_share=0).videos}
+  labels = {
+    video.label for video in own_folder.read(flat, needs_classes=False, test_share=0).videos
+  }
   assert labels == {own_folder.UNLABELLED}
 
 

@@ -8,30 +8,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import experiment, sharding
+from hybrid_video import experiment, reporting, sharding
+from hybrid_video.models import masking
 from hybrid_video.report import writers
 from hybrid_video.tasks import registry
+import input_pipeline
+
+MODELS = ("videomae_small_pretraining", "hybrid_pretraining")
 
 
-def _config(videos, records):
+def _config(videos, records, model=MODELS[0]):
   config = small_demo(videos, records)
-  config.model.cnn_blocks = config.model.cnn_width = config.model.latents = None
-  config.model.name = "videomae_small_pretraining"
-  config.model.width, config.model.depth, config.model.heads = 16, 2, 2
+  config.model.name = model
+  if model == "hybrid_pretraining":
+    config.model.mask_patch, config.model.mask_ratio = (2, 8, 8), 0.75
+  else:
+    config.model.cnn_blocks = config.model.cnn_width = config.model.latents = None
+    config.model.width, config.model.depth, config.model.heads = 16, 2, 2
   config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads = 8, 1, 2
   config.clip.crop, config.clip.frames = 32, 4
   return config
 
 
-@pytest.fixture(scope="module")
-def task():
-  chosen = experiment.from_config(_config("", ""))
+@pytest.fixture(scope="module", params=MODELS)
+def task(request):
+  chosen = experiment.from_config(_config("", "", request.param))
   return registry.create(chosen, 8, sharding.make_mesh())
 
 
-def test_a_run_pretrains_and_evaluates(made_folder, finished, tmp_path):
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_pretrains_and_evaluates(made_folder, finished, tmp_path, model):
   _, workdir, _ = finished
-  config = _config(made_folder, workdir / "records")
+  config = _config(made_folder, workdir / "records", model)
   outcome = run_training(config, tmp_path / "straight")
   assert outcome["step"] == 6
   assert set(outcome["test"]) == {"loss", "videos", "clips", "shuffled_loss"}
@@ -45,6 +53,9 @@ def test_a_run_pretrains_and_evaluates(made_folder, finished, tmp_path):
     assert predictions["view_loss"].shape == (outcome["test"]["clips"],)
     assert predictions["view_loss"].mean() == pytest.approx(outcome["test"]["loss"], rel=1e-5)
   assert json.loads((tmp_path / "straight" / "results.json").read_text()) == outcome
+  # Its page shows what was hidden and what is predicted.
+  page = reporting.run(tmp_path / "straight", input_pipeline).read_text()
+  assert "Reconstructions" in page and "data:image/png;base64," in page
 
 
 def _batch(size=3):
@@ -64,13 +75,15 @@ def test_no_masked_pixel_reaches_a_prediction(task):
   clips = jnp.asarray(batch["clips"], jnp.float32) / 255
   squares = jax.jit(jax.grad(lambda clips: jnp.square(model(clips, visible, masked)).sum()))
   gradient = squares(clips)
-  # Patches of 2 frames by 16 by 16 pixels, in the order (time, row, column).
-  moved = np.abs(gradient).reshape(3, 2, 2, 2, 16, 2, 16, 3).sum((2, 4, 6, 7)).reshape(3, 8)
+  moved = masking.cut(jnp.abs(gradient), model.patch)
+  moved = np.asarray(moved.reshape(3, -1, moved.shape[-1]).sum(-1))
   for clip in range(3):
     assert not moved[clip, masked[clip]].any()
     assert moved[clip, visible[clip]].all()
 
 
+# Statistics of half a batch are others, so that the hybrid's loss is no such sum.
+@pytest.mark.parametrize("task", MODELS[:1], indirect=True)
 def test_the_loss_is_a_sum_that_is_divided_once(task):
   params, batch_stats = task.initial_variables()
   batch = _batch(4)
@@ -95,3 +108,16 @@ def test_evaluations_masks_follow_from_the_clip_and_not_from_the_batch(task):
     params, batch_stats, {"clips": batch["clips"][::-1], "clip_indices": indices[::-1]}
   )["loss"]
   np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5)
+
+
+def test_a_reconstruction_of_the_truth_is_the_clip():
+  clips = jnp.asarray(_batch(2)["clips"])
+  _, masked = masking.tube_mask(jax.random.key(0), 2, (2, 4, 4), 0.5)
+  targets = masking.patch_targets(clips, masked, (2, 8, 8))
+  seen, drawn = masking.reconstruct(clips, targets, masked, (2, 8, 8))
+  np.testing.assert_allclose(drawn.astype(int), clips.astype(int), atol=1)
+  # What is hidden is grey, and nothing else.
+  changed = masking.cut((seen != clips).astype(jnp.float32), (2, 8, 8)).reshape(2, 32, -1).mean(-1)
+  hidden = np.zeros((2, 32), bool)
+  np.put_along_axis(hidden, np.asarray(masked), True, axis=1)
+  assert (np.asarray(changed)[hidden] > 0.9).all() and not np.asarray(changed)[~hidden].any()

@@ -233,8 +233,8 @@ class HybridForPreTraining(nnx.Module):
     """The tokens `[B, M, C]` of a feature map that lie in cells `[B, K]`, and their positions `[B, M, P]`."""
     batch, slots, height, width, channels = features.shape
     rows, columns = self.grid[1:]
-    of_cells = np.arange(height * width).reshape(rows, height // rows, columns, width // columns)
-    of_cells = of_cells.transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+    places = np.arange(height * width).reshape(rows, height // rows, columns, width // columns)
+    of_cells = places.transpose(0, 2, 1, 3).reshape(rows * columns, -1)
     chosen = jnp.asarray(of_cells)[cells].reshape(batch, 1, -1)
     chosen = (chosen + height * width * jnp.arange(slots)[:, None]).reshape(batch, -1)
     tokens = features.reshape(batch, -1, channels)

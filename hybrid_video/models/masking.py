@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hybrid_video.models.layers import Array
 from hybrid_video.models.model_error import ModelError
-from hybrid_video.models.patches import cut
+from hybrid_video.models.patches import cut, join
 
 MASK_RATIO = 0.9
 
@@ -150,3 +150,36 @@ def clip_losses(predictions: Array, targets: Array) -> Array:
     )
   difference = predictions.astype(jnp.float32) - targets.astype(jnp.float32)
   return jnp.square(difference).mean((1, 2))
+
+
+def reconstruct(
+  pixels: Array, predictions: Array, masked: Array, patch: tuple[int, int, int]
+) -> tuple[Array, Array]:
+  """What a model saw of clips, and what it makes of the rest.
+
+  A prediction is normalized by patch and channel; mean and deviation, which it does not say, are those of
+  the hidden patch, as in the original's figures.
+
+  Args:
+    pixels: clips `[B, T, H, W, 3]`, uint8.
+    predictions: `[B, M, values]` of the masked patches.
+    masked: their indices `[B, M]`.
+    patch: frames, rows and columns of one.
+
+  Returns:
+    Clips uint8 `[B, T, H, W, 3]` with hidden patches in grey, and with predictions in their place.
+  """
+  grid = cut(pixels.astype(jnp.float32) / 255.0, patch)
+  tokens = grid.reshape(len(pixels), -1, grid.shape[-1])
+  hidden = jnp.take_along_axis(tokens, masked[..., None], axis=1)
+  hidden = hidden.reshape(*hidden.shape[:2], -1, 3)
+  normal = predictions.reshape(hidden.shape)
+  drawn = normal * hidden.std(2, keepdims=True, ddof=1) + hidden.mean(2, keepdims=True)
+
+  def with_patches(values: Array) -> Array:
+    rows = jnp.arange(len(pixels))[:, None]
+    filled = tokens.at[rows, masked].set(values.reshape(predictions.shape))
+    clips = join(filled.reshape(grid.shape), patch)
+    return (255.0 * jnp.clip(clips, 0.0, 1.0)).round().astype(jnp.uint8)
+
+  return with_patches(jnp.full_like(drawn, 0.5)), with_patches(drawn)

@@ -24,6 +24,13 @@ def cut(clips: Array, patch: tuple[int, int, int]) -> Array:
   return x.reshape(batch, slots, rows, columns, -1)
 
 
+def join(grid: Array, patch: tuple[int, int, int]) -> Array:
+  """The way back of `cut`: `[B, T', H', W', values]` to clips `[B, T, H, W, C]`."""
+  batch, slots, rows, columns, _ = grid.shape
+  x = grid.reshape(batch, slots, rows, columns, *patch, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+  return x.reshape(batch, slots * patch[0], rows * patch[1], columns * patch[2], -1)
+
+
 class Patches(nnx.Module):
   """What stands in the CNN's place where there is none: patches of pixels as tokens, nothing learned.
 

@@ -122,7 +122,8 @@ def patches(clips: Array, patch: tuple[int, int, int] = PATCH) -> Array:
   """
   if clips.ndim != 5 or clips.shape[-1] != 3:
     raise ModelError(f"Clips of shape {clips.shape}; expected [B, T, H, W, 3].")
-  slots, rows, columns = token_grid(*clips.shape[1:4], patch)
+  _, frames, height, width, _ = clips.shape
+  slots, rows, columns = token_grid(frames, height, width, patch)
   return cut(clips, patch).reshape(-1, slots * rows * columns, 3 * math.prod(patch))
 
 

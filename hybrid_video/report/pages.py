@@ -60,6 +60,7 @@ class FrameStrip:
     file: PNG, relative to the page.
     title, detail, labels: see `figures.Strip`.
     width, height: of the PNG, pixels.
+    words: what is seen, for those who do not see it; by default the labels say it.
   """
 
   file: str
@@ -68,10 +69,13 @@ class FrameStrip:
   labels: Sequence[str]
   width: int
   height: int
+  words: str = ""
 
   @property
   def alt(self) -> str:
     """What is seen, for those who do not see it."""
+    if self.words:
+      return self.words
     frames = data_summary.amount(len(self.labels), "frame")
     return f"{frames} of {self.title}, {self.labels[0]} to {self.labels[-1]}"
 

@@ -18,7 +18,7 @@ from hybrid_video.analysis import accuracy
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch
-from hybrid_video.report import figures, results, writers
+from hybrid_video.report import figures, reconstructions, results, writers
 from hybrid_video.sampling.plans import Views
 from hybrid_video.tasks import Evaluation, pixels
 
@@ -29,6 +29,7 @@ CURVES, CONFUSION, CLIPS = "learning_curves.png", "confusion.png", "clips.png"
 LOOKS = "where_the_model_looks.png"
 _SHEET_CLIPS = 8
 _LOOKS_CLIPS, _LOOKS_WRONG = 6, 2
+_RECONSTRUCTED = 4
 
 
 class ClipBatches(Protocol):
@@ -69,7 +70,8 @@ def draw(
     model: with these parameters.
   """
   folder, names = workdir / FOLDER, records.class_names
-  few = views.take(_spread_over_classes(records.labels[views.video_ids[views.rows]]))
+  chosen = _spread_over_classes(records.labels[views.video_ids[views.rows]])
+  few = views.take(chosen)
   predicted = [""] * len(few)
   if "probabilities" in tested.arrays:
     best = tested.arrays["probabilities"].argmax(-1)
@@ -96,6 +98,14 @@ def draw(
     if jax.process_index() == 0:
       titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
       figures.contact_sheet(folder / CLIPS, clips, titles, predicted)
+  if "view_loss" in tested.arrays and jax.process_count() == 1:
+    path = folder / reconstructions.FILE
+    with parts.making(path):
+      chosen = chosen[:_RECONSTRUCTED]
+      clips = _gathered(evaluator, views.take(chosen))
+      normalized = pixels.normalizer(experiment.mean, experiment.std)(jnp.asarray(clips))
+      titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
+      reconstructions.draw(path, model, clips, normalized, chosen, titles[: len(chosen)])
   # Of several processes none has all of the parameters.
   if "probabilities" in tested.arrays and jax.process_count() == 1:
     with parts.making(folder / LOOKS):

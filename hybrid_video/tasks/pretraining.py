@@ -54,13 +54,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
 
   def outputs(params: Tree, batch_stats: Tree, batch: Mapping[str, Array]) -> dict[str, Array]:
     model = nnx.merge(evaluation, params, batch_stats)
-    root = jax.random.key(_EVALUATION_SEED)
-
-    def own_mask(index: Array) -> tuple[Array, Array]:
-      visible, masked = masking.tube_mask(jax.random.fold_in(root, index), 1, grid, ratio)
-      return visible[0], masked[0]
-
-    visible, masked = jax.vmap(own_mask)(batch["clip_indices"])
+    visible, masked = evaluation_masks(batch["clip_indices"], grid, ratio)
     return {"loss": losses(model, batch["clips"], visible, masked)}
 
   return Task(
@@ -73,6 +67,19 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
     merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
     protocol=PROTOCOL,
   )
+
+
+def evaluation_masks(
+  clip_indices: Array, grid: tuple[int, int, int], ratio: float
+) -> tuple[Array, Array]:
+  """The mask of each clip `[B]` of an evaluation, the same at every one; see `masking.tube_mask`."""
+  root = jax.random.key(_EVALUATION_SEED)
+
+  def own_mask(index: Array) -> tuple[Array, Array]:
+    visible, masked = masking.tube_mask(jax.random.fold_in(root, index), 1, grid, ratio)
+    return visible[0], masked[0]
+
+  return jax.vmap(own_mask)(clip_indices)
 
 
 def summarize(

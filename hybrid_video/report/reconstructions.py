@@ -1,0 +1,78 @@
+"""What masked pretraining has learnt, as a picture: clips, what a mask leaves of them, what is predicted.
+
+In: a pretrained model and a few clips. Out: a PNG file of film strips, three rows a clip.
+"""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from hybrid_video.models import masking
+from hybrid_video.report import figures, pages
+from hybrid_video.report.film_strips import Section, data_uri
+from hybrid_video.tasks import pretraining
+
+FILE = "reconstructions.png"
+WORDS = (
+  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. Mean and contrast "
+  "of a patch, which it does not predict, are the hidden patch's own."
+)
+_FRAMES = 8
+
+
+def draw(
+  path: pathlib.Path,
+  model: Any,
+  clips: np.ndarray,
+  normalized: Any,
+  clip_indices: Sequence[int],
+  titles: Sequence[str],
+) -> None:
+  """Draws clips, masked as in their evaluation.
+
+  Args:
+    path: PNG to write.
+    model: a pretraining model in evaluation mode.
+    clips: uint8 `[N, T, H, W, 3]`.
+    normalized: the same as the model takes them.
+    clip_indices: places of the clips in the evaluation.
+    titles: of each clip.
+  """
+  visible, masked = pretraining.evaluation_masks(
+    jnp.asarray(clip_indices, jnp.int32), model.grid, model.mask_ratio
+  )
+  predictions = model(normalized, visible, masked)
+  pixels = jnp.asarray(clips)
+  seen, drawn = masking.reconstruct(pixels, predictions, masked, model.patch)
+  losses = masking.clip_losses(predictions, masking.patch_targets(pixels, masked, model.patch))
+  indices = figures.even_frames(clips.shape[1], _FRAMES)
+  labels = [f"frame {index}" for index in indices]
+  strips = []
+  for i, title in enumerate(titles):
+    for what, frames in (
+      (title, clips[i]),
+      ("what the mask leaves", np.asarray(seen[i])),
+      (f"prediction, error {float(losses[i]):.2f}", np.asarray(drawn[i])),
+    ):
+      strips.append(figures.Strip(what, frames[indices], labels))
+  figures.sheet(path, strips)
+
+
+def sections(path: pathlib.Path) -> list[Section]:
+  """The picture as a section of a page; none where it was not drawn.
+
+  Args:
+    path: of the PNG that `draw` wrote.
+  """
+  if not path.exists():
+    return []
+  with Image.open(path) as opened:
+    width, height = opened.size
+  picture = pages.FrameStrip(
+    data_uri(path.read_bytes(), "png"), "Clips of the test list", "", (), width, height, WORDS
+  )
+  return [Section("reconstructions", "Reconstructions", WORDS, [picture])]
