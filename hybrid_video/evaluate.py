@@ -17,7 +17,16 @@ from flax import nnx
 import jax
 import numpy as np
 
-from hybrid_video import class_identity, compilation, loading, models, progress, scoring, sharding
+from hybrid_video import (
+  class_identity,
+  compilation,
+  loading,
+  models,
+  probing,
+  progress,
+  scoring,
+  sharding,
+)
 from hybrid_video.analysis import summary
 from hybrid_video.analysis.predictions import Predictions
 from hybrid_video.checkpoint_description import CheckpointError, Description, check_same_model
@@ -113,7 +122,8 @@ class Evaluator:
     self._task = task
     self._experiment = experiment
     self._pipeline = pipeline
-    self._scorer = scoring.Scorer(task, mesh)
+    self._scorer = scoring.Scorer(task.outputs, mesh)
+    self._features = scoring.Scorer(task.features, mesh) if task.features else None
     # Of the last `run`, without its first batch, which may compile; None where there was no other.
     self.clips_per_second: float | None = None
 
@@ -223,14 +233,29 @@ class Evaluator:
       check: called after each batch; what it raises ends the evaluation.
     """
     views = self.views(which)
+    return self._summarized(views, _checked(self._outputs(variables, views), check)).numbers
 
-    def checked() -> Iterator[scoring.Outputs]:
-      for output in self._outputs(variables, views):
-        if check:
-          check()
-        yield output
+  def features(
+    self,
+    variables: Mapping[str, Any],
+    videos: np.ndarray,
+    check: Callable[[], None] | None = None,
+  ) -> np.ndarray:
+    """What videos are to the model: the mean over each one's views, float32 `[V, D]`.
 
-    return self._summarized(views, checked()).numbers
+    Args:
+      variables: `params` and `batch_stats`, of a task that has features.
+      videos: ids, `[V]`.
+      check: as of `numbers`.
+    """
+    assert self._features is not None
+    views = self.views(videos)
+    batches = self._numbered(self.batches(views))
+    outputs = self._features.outputs(variables["params"], variables["batch_stats"], batches)
+    found = scoring.gather(_checked(outputs, check), len(views))["features"]
+    sums = np.zeros((len(videos), found.shape[1]), np.float32)
+    np.add.at(sums, views.rows, found)
+    return sums / np.bincount(views.rows, minlength=len(videos))[:, None]
 
   def _outputs(self, variables: Mapping[str, Any], views: plans.Views) -> Iterator[scoring.Outputs]:
     return self._scorer.outputs(
@@ -252,6 +277,15 @@ class Evaluator:
         "clip_indices": np.arange(offset, offset + rows, dtype=np.int32),
       }
       first += rows * jax.process_count()
+
+
+def _checked(
+  outputs: Iterator[scoring.Outputs], check: Callable[[], None] | None
+) -> Iterator[scoring.Outputs]:
+  for output in outputs:
+    if check:
+      check()
+    yield output
 
 
 def _with_progress(outputs: Iterator[scoring.Outputs], total: int) -> Iterator[scoring.Outputs]:
@@ -335,6 +369,7 @@ def report(
         results.write(workdir, outcome)
     _log(outcome, compiled, [path for path in (results_file, predictions) if not parts.lacks(path)])
   model = evaluator.model(chosen.variables)
+  tested = dataclasses.replace(tested, numbers=outcome["test"])
   run_figures.draw(
     workdir, records, evaluator, views, tested, experiment, chosen.step, parts, model
   )
@@ -401,6 +436,12 @@ def _numbers(
     yield "test_raw", evaluator.run(chosen.raw, "test").numbers
   if splits.has_validation(records, experiment.split, experiment.validation_share):
     yield "validation", evaluator.run(chosen.variables, "validation").numbers
+  if experiment.validation.probe_every_epochs:
+    shares = (experiment.validation_share, experiment.training_share)
+    trained = splits.select(records, experiment.split, "train", *shares)
+    if probe := probing.Probe.of(evaluator, records, experiment, trained):
+      of_test["probe_top1"] = probe.accuracy(chosen.variables, evaluator.views("test").video_ids)
+      yield "test", of_test
   if experiment.evaluate_shuffled:
     shuffled = evaluator.run(chosen.variables, "test", shuffled=True).numbers
     metric = "video_top1" if "video_top1" in shuffled else "loss"

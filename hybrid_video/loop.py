@@ -23,6 +23,7 @@ from hybrid_video import (
   evaluate,
   guards,
   optimizers,
+  probing,
   resuming,
   sharding,
   steps,
@@ -108,6 +109,11 @@ class Run:
   def check_stop(self) -> Callable[[], None] | None:
     """What ends a long wait within a step where the run is asked to stop; several processes stop together."""
     return self.stop.check if jax.process_count() == 1 else None
+
+  @functools.cached_property
+  def probe(self) -> probing.Probe | None:
+    """What tells, by labels, how far pretraining is; None of a task that has labels."""
+    return probing.Probe.of(self.evaluator, self.records, self.experiment, self.video_ids)
 
   @functools.cached_property
   def validates(self) -> bool:
@@ -270,7 +276,16 @@ def _is_due(run: Run, step: int) -> bool:
 
 def _validates_at(run: Run, step: int) -> bool:
   every = run.experiment.validation.every(run.length.steps_per_epoch)
-  return run.validates and (step % every == 0 or step == run.length.total_steps)
+  due = step % every == 0 or step == run.length.total_steps or _probes_at(run, step)
+  return run.validates and due
+
+
+def _probes_at(run: Run, step: int) -> bool:
+  settings, per_epoch = run.experiment.validation, run.length.steps_per_epoch
+  if not settings.probe_every_epochs or run.probe is None:
+    return False
+  every = max(1, round(settings.probe_every_epochs * per_epoch))
+  return step % every == 0 or step == run.length.total_steps
 
 
 def _finish(
@@ -296,7 +311,7 @@ def _finish(
     if (peak := device_memory.peak_bytes()) is not None:
       scalars["device_memory_bytes"] = peak
     if _validates_at(run, at.step):
-      validated = _validated(run, at.state)
+      validated = _validated(run, at.state, probes=_probes_at(run, at.step))
       scalars |= {
         f"{group}/{name}": float(value)
         for group, numbers in validated.items()
@@ -311,8 +326,8 @@ def _finish(
   return tracker.step == at.step
 
 
-def _validated(run: Run, state: State) -> dict[str, dict[str, float | int]]:
-  """Numbers of the validation list and of a sample of the training list, by list."""
+def _validated(run: Run, state: State, *, probes: bool) -> dict[str, dict[str, float | int]]:
+  """Numbers of the validation list and of a sample of the training list, by list; with a probe's, if due."""
   experiment = run.experiment
   chosen = evaluate.Parameters.of(state)
   sample = validation.train_sample(
@@ -324,6 +339,9 @@ def _validated(run: Run, state: State) -> dict[str, dict[str, float | int]]:
     numbers["validation_raw"] = run.evaluator.numbers(chosen.raw, which, check)
   if len(sample):
     numbers["train_sample"] = run.evaluator.numbers(chosen.variables, sample, check)
+  if probes and run.probe:
+    videos = run.evaluator.views(which).video_ids
+    numbers["validation"]["probe_top1"] = run.probe.accuracy(chosen.variables, videos, check)
   return numbers
 
 

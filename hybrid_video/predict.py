@@ -143,7 +143,7 @@ class Predictor:
     self._params, self._batch_stats = jax.tree.map(
       lambda leaf: sharding.place(leaf, place), (saved.params, saved.batch_stats)
     )
-    self._scorer = scoring.Scorer(task, mesh)
+    self._scorer = scoring.Scorer(task.outputs, mesh)
 
   def predict(self, videos: Sequence[os.PathLike | str]) -> Generator[Prediction, None, None]:
     """The predictions of video files, in order, each as soon as its views are scored.

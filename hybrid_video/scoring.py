@@ -4,13 +4,14 @@ In: batches of clips and a compiled function. Out: host arrays, streamed. No lab
 evaluation and prediction share all of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from hybrid_video import sharding
-from hybrid_video.tasks import Task, Tree
+from hybrid_video.tasks import Tree
 
 Outputs = dict[str, np.ndarray]
 
@@ -18,15 +19,15 @@ Outputs = dict[str, np.ndarray]
 class Scorer:
   """A task's evaluation outputs on a mesh, compiled once for all lists and orders of frames."""
 
-  def __init__(self, task: Task, mesh: jax.sharding.Mesh):
+  def __init__(self, function: Callable[..., Any], mesh: jax.sharding.Mesh):
     """Compiles nothing yet; the first batch does.
 
     Args:
-      task: what the model is for.
+      function: a task's `outputs` or `features`.
       mesh: the devices.
     """
     self._mesh = mesh
-    self._outputs = jax.jit(task.outputs, out_shardings=sharding.replicated(mesh))
+    self._outputs = jax.jit(function, out_shardings=sharding.replicated(mesh))
 
   def outputs(
     self, params: Tree, batch_stats: Tree, batches: Iterable[Mapping[str, np.ndarray]]

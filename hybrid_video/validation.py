@@ -23,6 +23,9 @@ class ValidationSettings(Settings):
     train_videos: videos of the training list, always the same, that are evaluated beside it.
     metric: of the validation list, that tells the best checkpoint: `video_top1`, `video_top5`,
       `clip_top1`, `clip_top5` or `loss`; "" is `video_top1`, or `loss` where there is none.
+    probe_every_epochs: of pretraining: epochs from one linear probe to the next, a classifier on frozen
+      features that is fitted to the training list's labels and judged by the validation list's; 0 is
+      never.
     patience: validations without a better one after which training stops; 0 is never.
     on: the list that is validated on. "test" repeats published numbers whose best epoch was chosen on the
       test list; they are optimistic, and everything that is made of them says so.
@@ -36,6 +39,7 @@ class ValidationSettings(Settings):
   metric: str = setting(
     "", choices=("", "video_top1", "video_top5", "clip_top1", "clip_top5", "loss")
   )
+  probe_every_epochs: float = setting(0.0, at_least=0)
   patience: int = setting(0, at_least=0)
   on: str = setting("validation", choices=("validation", "test"))
 

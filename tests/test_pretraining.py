@@ -40,15 +40,19 @@ def task(request):
 def test_a_run_pretrains_and_evaluates(made_folder, finished, tmp_path, model):
   _, workdir, _ = finished
   config = _config(made_folder, workdir / "records", model)
+  config.validation_share, config.validation.probe_every_epochs = 0.5, 1.0
   outcome = run_training(config, tmp_path / "straight")
-  assert outcome["step"] == 6
-  assert set(outcome["test"]) == {"loss", "videos", "clips", "shuffled_loss"}
+  steps = outcome["step"]
+  assert set(outcome["test"]) == {"loss", "videos", "clips", "shuffled_loss", "probe_top1"}
   # Predicting zero costs 511/512 a value where no patch is flat.
   assert 0.3 < outcome["test"]["loss"] < 1.5
   assert "masked patches" in outcome["protocol"]
   history = writers.read_history(tmp_path / "straight")
-  assert [line["step"] for line in history] == [2, 4, 6]
   assert all("train/top1" not in line for line in history)
+  # Labels tell how far it is, and do nothing else.
+  probed = [line["validation/probe_top1"] for line in history if "validation/loss" in line]
+  assert len(probed) == 2 and history[-1]["step"] == steps
+  assert all(0 <= accuracy <= 1 for accuracy in (*probed, outcome["test"]["probe_top1"]))
   with np.load(tmp_path / "straight" / "predictions.npz") as predictions:
     assert predictions["view_loss"].shape == (outcome["test"]["clips"],)
     assert predictions["view_loss"].mean() == pytest.approx(outcome["test"]["loss"], rel=1e-5)

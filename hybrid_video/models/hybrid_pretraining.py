@@ -204,6 +204,10 @@ class HybridForPreTraining(nnx.Module):
     positions = perceiver.fourier_positions(self.grid, self.decoder.bands, None)
     return self.decoder(self.encode(clips, visible), jnp.asarray(positions)[masked])
 
+  def features(self, clips: Array) -> Array:
+    """Whole clips `[B, T, H, W, 3]` (normalized) to the mean of their latents, float32 `[B, D]`."""
+    return self.attention(self.cnn(clips)).astype(jnp.float32).mean(1)
+
   def encode(self, clips: Array, visible: Array) -> Array:
     """Clips and the indices `[B, V]` of the patches that are read to latents `[B, N, D]`.
 

@@ -181,3 +181,7 @@ class VideoMAEForPreTraining(nnx.Module):
     """
     masking.check(len(clips), self.grid, visible, masked)
     return self.decoder(self.attention(clips, visible), visible, masked)
+
+  def features(self, clips: Array) -> Array:
+    """Whole clips `[B, T, H, W, 3]` (normalized) to the mean of their tokens, float32 `[B, D]`."""
+    return self.attention(clips).astype(jnp.float32).mean(1)

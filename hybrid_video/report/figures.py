@@ -146,9 +146,11 @@ def learning_curves(
   end = history[-1]["epoch"] if history else 1.0
   tested = next((line["epoch"] for line in history if line.get("step") == step), end)
   is_classifier = "video_top1" in test
+  # Of pretraining, a linear probe tells the accuracy.
+  probe = not is_classifier and "probe_top1" in test
   has_rates = any("learning_rate" in line for line in history)
   with _drawing():
-    columns = 2 if is_classifier else 1
+    columns = 2 if is_classifier or probe else 1
     figure = _figure(4.4 * columns, 5 if has_rates else 3.8)
     rows = figure.add_gridspec(1 + has_rates, columns, height_ratios=[3, 1][: 1 + has_rates])
     loss = figure.add_subplot(rows[0, 0])
@@ -166,6 +168,10 @@ def learning_curves(
       accuracy.set_title(title, loc="left", fontsize=9)
       accuracy.set_ylabel("top-1 (%)")
       accuracy.set_ylim(0, 102)
+    if probe:
+      _probe(
+        figure.add_subplot(rows[0, 1]), history, tested, 100 * test["probe_top1"], 100 * chance
+      )
     if best is not None:
       for axes in figure.axes:
         label = f"best validation: step {best['step']:.0f}"
@@ -180,6 +186,25 @@ def learning_curves(
     if note:
       figure.supxlabel(note, color=ORANGE, fontsize=9)
     _save(figure, path)
+
+
+def _probe(
+  axes: matplotlib.axes.Axes, history: History, tested: float, accuracy: float, chance: float
+) -> None:
+  """A linear probe's accuracy while pretraining, per cent."""
+  points = [
+    (line["epoch"], 100 * line["validation/probe_top1"])
+    for line in history
+    if "validation/probe_top1" in line
+  ]
+  if points:
+    axes.plot(*zip(*points, strict=True), color=ORANGE, marker="o", markersize=3)
+  _test_point(axes, tested, accuracy)
+  axes.axhline(chance, color=MUTED, linestyle=(0, (1, 3)))
+  title = f"linear probe; of the test videos {accuracy:.1f} %, by chance {chance:.1f} %"
+  axes.set_title(title, loc="left", fontsize=9)
+  axes.set_ylabel("top-1 (%)")
+  axes.set_ylim(0, 102)
 
 
 def _legend(figure: matplotlib.figure.Figure, axes: matplotlib.axes.Axes, columns: int) -> None:

@@ -223,6 +223,8 @@ def summary(results: dict[str, Any]) -> str:
         f"({numbers['clips']} clips); {scores}"
       )
     lines.append(f"{words}, split {results['split']}: {scores}")
+    if "probe_top1" in numbers:
+      lines.append(f"  linear probe on frozen features: {100 * numbers['probe_top1']:.2f} %")
     if "shuffled_video_top1" in numbers:
       lines.append(
         "  with each clip's frames in random order: video top-1 "

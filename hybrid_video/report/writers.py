@@ -114,7 +114,9 @@ class ConsoleWriter(ScalarsWriter):
 def _score(values: dict[str, float], group: str) -> str:
   accuracy = f"{group}/video_top1"
   top1 = f"  top-1 {100 * values[accuracy]:5.1f} %" if accuracy in values else ""
-  return f"{top1}  loss {values[f'{group}/loss']:7.4f}"
+  probe = f"{group}/probe_top1"
+  probed = f"  linear probe {100 * values[probe]:5.1f} %" if probe in values else ""
+  return f"{top1}  loss {values[f'{group}/loss']:7.4f}{probed}"
 
 
 class EventsWriter(metric_writers.SummaryWriter):

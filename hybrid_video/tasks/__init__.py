@@ -50,6 +50,7 @@ class Task:
       each clip's video, `labels` `[V]` the videos' class ids.
     merge: (params, batch_stats) to the model in evaluation mode.
     protocol: how a video's score comes about, in words.
+    features: as `outputs`, to what a clip is to the model: `features` `[B, D]`. None where outputs say it.
   """
 
   name: str
@@ -60,6 +61,7 @@ class Task:
   summarize: Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray, int], Evaluation]
   merge: Callable[[Tree, Tree], nnx.Module]
   protocol: str
+  features: Callable[[Tree, Tree, Mapping[str, Array]], dict[str, Array]] | None = None
 
 
 def definitions(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.GraphDef, Any]:

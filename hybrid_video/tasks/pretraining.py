@@ -21,7 +21,7 @@ _EVALUATION_SEED = 0
 
 
 def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[float]) -> Task:
-  """The task of a masked autoencoder: a model with `grid`, `patch` and `mask_ratio`, see `models`.
+  """The task of a masked autoencoder: a model with `grid`, `patch`, `mask_ratio` and `features`, see `models`.
 
   Args:
     build: gives a fresh model, the same at every call.
@@ -57,6 +57,10 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
     visible, masked = evaluation_masks(batch["clip_indices"], grid, ratio)
     return {"loss": losses(model, batch["clips"], visible, masked)}
 
+  def features(params: Tree, batch_stats: Tree, batch: Mapping[str, Array]) -> dict[str, Array]:
+    model = nnx.merge(evaluation, params, batch_stats)
+    return {"features": model.features(normalize(batch["clips"]))}
+
   return Task(
     name=NAME,
     initial_variables=initial_variables,
@@ -66,6 +70,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
     summarize=summarize,
     merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
     protocol=PROTOCOL,
+    features=features,
   )
 
 

@@ -1,0 +1,75 @@
+"""What pretraining has learnt so far, told by labels that it does not see: a linear probe, nearest videos.
+
+In: an evaluator, parameters, and the lists of an experiment. Out: the probe's accuracy; features of videos.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+
+from hybrid_video import validation
+from hybrid_video.analysis import probe
+from hybrid_video.datasets.records import Records
+from hybrid_video.experiment import Experiment
+
+# Of a longer list, so many videos are enough to tell one epoch from another.
+MOST_VIDEOS = 2000
+
+
+class Features(Protocol):
+  """What makes features of videos, such as `evaluate.Evaluator`."""
+
+  def features(
+    self,
+    variables: Mapping[str, Any],
+    videos: np.ndarray,
+    check: Callable[[], None] | None = None,
+  ) -> np.ndarray:
+    """Of the videos `[V]`, float32 `[V, D]`."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """Videos whose features are compared.
+
+  Attributes:
+    evaluator: makes the features.
+    records: the stored videos, for their labels.
+    trained: ids of the videos that a classifier is fitted to, `[V]`.
+  """
+
+  evaluator: Features
+  records: Records
+  trained: np.ndarray
+
+  @classmethod
+  def of(
+    cls, evaluator: Features, records: Records, experiment: Experiment, video_ids: np.ndarray
+  ) -> "Probe | None":
+    """The probe of a training; None where it has classes of its own, or the data has no two.
+
+    Args:
+      evaluator: of the run.
+      records: its stored videos.
+      experiment: every setting.
+      video_ids: the training list, `[V]`.
+    """
+    if experiment.task == "classification" or len(np.unique(records.labels[video_ids])) < 2:
+      return None
+    return cls(evaluator, records, validation.train_sample(video_ids, MOST_VIDEOS, experiment.seed))
+
+  def accuracy(
+    self,
+    variables: Mapping[str, Any],
+    video_ids: np.ndarray,
+    check: Callable[[], None] | None = None,
+  ) -> float:
+    """The share of videos `[V]` that a linear classifier on frozen features recognizes."""
+    fitted, tested = (
+      self.evaluator.features(variables, videos, check) for videos in (self.trained, video_ids)
+    )
+    labels = self.records.labels
+    return probe.linear(fitted, labels[self.trained], tested, labels[video_ids])

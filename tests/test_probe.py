@@ -1,0 +1,42 @@
+"""A linear probe and nearest neighbours: against scikit-learn's own, and on features that tell classes apart."""
+
+import numpy as np
+import pytest
+from sklearn import linear_model, neighbors, preprocessing
+
+from hybrid_video.analysis import probe
+
+
+def _features(rng, labels, apart):
+  return apart * np.eye(8)[labels] + rng.normal(size=(len(labels), 8)) + 5
+
+
+def test_a_probe_is_a_logistic_regression_on_standardized_features():
+  rng = np.random.default_rng(0)
+  labels, tested = rng.integers(0, 4, 120), rng.integers(0, 4, 80)
+  x, y = _features(rng, labels, 2.0), _features(rng, tested, 2.0)
+  scaler = preprocessing.StandardScaler().fit(x)
+  reference = linear_model.LogisticRegression(max_iter=1000).fit(scaler.transform(x), labels)
+  expected = reference.score(scaler.transform(y), tested)
+  assert probe.linear(x, labels, y, tested) == pytest.approx(expected)
+  assert 0.5 < expected < 1
+  # Features without classes are worth chance, far apart ones everything.
+  noise = probe.linear(_features(rng, labels, 0.0), labels, _features(rng, tested, 0.0), tested)
+  assert noise < 0.5
+  assert (
+    probe.linear(_features(rng, labels, 20.0), labels, _features(rng, tested, 20.0), tested) == 1
+  )
+
+
+def test_one_class_needs_no_classifier():
+  x = np.zeros((3, 2))
+  assert probe.linear(x, np.array([1, 1, 1]), x, np.array([1, 0, 1])) == pytest.approx(2 / 3)
+
+
+def test_neighbours_are_the_nearest_by_cosine():
+  rng = np.random.default_rng(1)
+  features, of = rng.normal(size=(50, 6)) + 3, rng.normal(size=(7, 6)) + 3
+  centre = features.mean(0)
+  search = neighbors.NearestNeighbors(n_neighbors=4, metric="cosine").fit(features - centre)
+  expected = search.kneighbors(of - centre, return_distance=False)
+  np.testing.assert_array_equal(probe.neighbours(features, of, 4), expected)
