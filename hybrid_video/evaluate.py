@@ -368,11 +368,11 @@ def report(
         outcome["analysis"] = summary.summarize(Predictions.read(predictions))
         results.write(workdir, outcome)
     _log(outcome, compiled, [path for path in (results_file, predictions) if not parts.lacks(path)])
-  model = evaluator.model(chosen.variables)
   tested = dataclasses.replace(tested, numbers=outcome["test"])
-  run_figures.draw(
-    workdir, records, evaluator, views, tested, experiment, chosen.step, parts, model
+  drawn = run_figures.RunFigures(
+    workdir, records, evaluator, views, tested, experiment, chosen.step, chosen.variables
   )
+  drawn.draw(parts)
   parts.finish()
   return outcome
 

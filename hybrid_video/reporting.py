@@ -75,7 +75,7 @@ def _write_plots(folder: pathlib.Path, plots: Sequence[charts.Chart | None]) -> 
 def _run_values(workdir: pathlib.Path, pipeline: Pipeline) -> dict[str, Any]:
   outcome, predictions, history = run_report.load(workdir)
   shown = run_report.values(workdir, outcome, predictions, history)
-  sections = reconstructions.sections(workdir / FIGURES / reconstructions.FILE)
+  sections = reconstructions.sections(workdir / FIGURES)
   if predictions is not None:
     try:
       experiment = Experiment.from_json(outcome["config"])

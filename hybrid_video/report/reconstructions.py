@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hybrid_video.models import masking
-from hybrid_video.report import figures, pages
+from hybrid_video.report import figures, neighbours, pages
 from hybrid_video.report.film_strips import Section, data_uri
 from hybrid_video.tasks import pretraining
 
@@ -62,17 +62,22 @@ def draw(
   figures.sheet(path, strips)
 
 
-def sections(path: pathlib.Path) -> list[Section]:
-  """The picture as a section of a page; none where it was not drawn.
+def sections(folder: pathlib.Path) -> list[Section]:
+  """What pretraining has learnt as sections of a page; none where nothing was drawn.
 
   Args:
-    path: of the PNG that `draw` wrote.
+    folder: of the run's figures.
   """
-  if not path.exists():
-    return []
-  with Image.open(path) as opened:
-    width, height = opened.size
-  picture = pages.FrameStrip(
-    data_uri(path.read_bytes(), "png"), "Clips of the test list", "", (), width, height, WORDS
+  drawn = (
+    ("reconstructions", "Reconstructions", WORDS, "Clips of the test list", FILE),
+    ("neighbours", "Nearest videos", neighbours.WORDS, "Videos of the test list", neighbours.FILE),
   )
-  return [Section("reconstructions", "Reconstructions", WORDS, [picture])]
+  found = []
+  for name, title, words, what, file in drawn:
+    if (folder / file).exists():
+      with Image.open(folder / file) as opened:
+        width, height = opened.size
+      data = data_uri((folder / file).read_bytes(), "png")
+      picture = pages.FrameStrip(data, what, "", (), width, height, words)
+      found.append(Section(name, title, words, [picture]))
+  return found

@@ -3,9 +3,12 @@
 In: an evaluation and the clips behind it. Out: PNG files in `figures/` of the work directory.
 """
 
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
 import logging
 import pathlib
-from typing import Protocol
+from typing import Any, Protocol
 
 from flax import nnx
 import jax
@@ -13,14 +16,16 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video import attribution
+from hybrid_video import attribution, probing
 from hybrid_video.analysis import accuracy
+from hybrid_video.datasets import splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.pipeline import Batch
-from hybrid_video.report import figures, reconstructions, results, writers
+from hybrid_video.report import figures, neighbours, reconstructions, results, writers
 from hybrid_video.sampling.plans import Views
 from hybrid_video.tasks import Evaluation, pixels
+from hybrid_video.validation import train_sample
 
 log = logging.getLogger("hybrid_video")
 
@@ -32,33 +37,30 @@ _LOOKS_CLIPS, _LOOKS_WRONG = 6, 2
 _RECONSTRUCTED = 4
 
 
-class ClipBatches(Protocol):
-  """What makes the clips of views, such as `evaluate.Evaluator`."""
+class Clips(Protocol):
+  """What makes the clips of views and the features of videos, such as `evaluate.Evaluator`."""
 
-  def batches(self, views: Views) -> "object":
+  def batches(self, views: Views) -> Iterator[Batch]:
     """Batches with `clips`, every view once, in order."""
+    ...
+
+  def model(self, variables: Mapping[str, Any]) -> nnx.Module:
+    """The model with these parameters, in evaluation mode."""
+    ...
+
+  def features(self, variables: Mapping[str, Any], videos: np.ndarray) -> np.ndarray:
+    """What videos `[V]` are to a pretraining model, `[V, D]`."""
     ...
 
 
 _ON_TEST = "Validated on the test list, not on videos of its own: optimistic"
 
 
-def draw(
-  workdir: pathlib.Path,
-  records: Records,
-  evaluator: ClipBatches,
-  views: Views,
-  tested: Evaluation,
-  experiment: Experiment,
-  step: int,
-  parts: results.Parts,
-  model: nnx.Module,
-) -> None:
-  """Draws the run's figures; every process has to call it, the first one writes.
+@dataclasses.dataclass(frozen=True)
+class RunFigures:
+  """The figures of one run.
 
-  One that cannot be drawn is named in a warning: what it shows is in the results, which are written.
-
-  Args:
+  Attributes:
     workdir: of the run.
     records: the index of the stored videos.
     evaluator: makes the clips that are shown.
@@ -66,85 +68,133 @@ def draw(
     tested: its evaluation.
     experiment: by what the best step is told.
     step: the one whose parameters were tested.
-    parts: what of the report could not be made.
-    model: with these parameters.
+    variables: these parameters.
   """
-  folder, names = workdir / FOLDER, records.class_names
-  chosen = _spread_over_classes(records.labels[views.video_ids[views.rows]])
-  few = views.take(chosen)
-  predicted = [""] * len(few)
-  if "probabilities" in tested.arrays:
-    best = tested.arrays["probabilities"].argmax(-1)
-    predicted = [names[best[row]] for row in few.rows]
-  if jax.process_index() == 0:
-    with parts.making(folder / CURVES):
-      results.make_folder(folder)
-      history = writers.read_history(workdir)
-      figures.learning_curves(
-        folder / CURVES,
-        history,
-        tested.numbers,
-        1 / len(names),
-        step=step,
-        best=writers.best_step(history, experiment.validation.metric_of(experiment.task)),
-        note=_ON_TEST if experiment.validation.is_on_test else "",
-      )
-    if "probabilities" in tested.arrays:
-      with parts.making(folder / CONFUSION):
-        counts = accuracy.confusion(tested.arrays["probabilities"], tested.arrays["labels"])
-        figures.confusion_matrix(folder / CONFUSION, counts, names)
-  with parts.making(folder / CLIPS):
-    clips = _gathered(evaluator, few)
-    if jax.process_index() == 0:
-      titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
-      figures.contact_sheet(folder / CLIPS, clips, titles, predicted)
-  if "view_loss" in tested.arrays and jax.process_count() == 1:
-    path = folder / reconstructions.FILE
-    with parts.making(path):
-      chosen = chosen[:_RECONSTRUCTED]
-      clips = _gathered(evaluator, views.take(chosen))
-      normalized = pixels.normalizer(experiment.mean, experiment.std)(jnp.asarray(clips))
-      titles = [names[records.labels[video_id]] for video_id in few.video_ids[few.rows]]
-      reconstructions.draw(path, model, clips, normalized, chosen, titles[: len(chosen)])
-  # Of several processes none has all of the parameters.
-  if "probabilities" in tested.arrays and jax.process_count() == 1:
-    with parts.making(folder / LOOKS):
-      best = tested.arrays["probabilities"].argmax(-1)
-      _where_the_model_looks(folder / LOOKS, records, evaluator, views, best, experiment, model)
-  log.info("Figures: %s", folder)
+
+  workdir: pathlib.Path
+  records: Records
+  evaluator: Clips
+  views: Views
+  tested: Evaluation
+  experiment: Experiment
+  step: int
+  variables: Mapping[str, Any]
+
+  def draw(self, parts: results.Parts) -> None:
+    """Draws them; every process has to call it, the first one writes.
+
+    One that cannot be drawn is named in a warning: what it shows is in the results, which are written.
+
+    Args:
+      parts: what of the report could not be made.
+    """
+    folder, first = self.workdir / FOLDER, jax.process_index() == 0
+    # Of several processes none has all of the parameters.
+    alone = jax.process_count() == 1
+    drawings = (
+      (CURVES, self._curves, first),
+      (CONFUSION, self._confusion, first and self._is_classifier),
+      # Each process makes its share of the clips.
+      (CLIPS, self._clips, True),
+      (LOOKS, self._looks, alone and self._is_classifier),
+      (reconstructions.FILE, self._reconstructions, alone and not self._is_classifier),
+      (neighbours.FILE, self._neighbours, alone and not self._is_classifier),
+    )
+    for name, drawing, wanted in drawings:
+      if wanted:
+        with parts.making(folder / name):
+          if first:
+            results.make_folder(folder)
+          drawing(folder / name)
+    log.info("Figures: %s", folder)
+
+  @property
+  def _is_classifier(self) -> bool:
+    return "probabilities" in self.tested.arrays
+
+  @functools.cached_property
+  def _labels(self) -> np.ndarray:
+    """Of each view."""
+    return self.records.labels[self.views.video_ids[self.views.rows]]
+
+  @functools.cached_property
+  def _predicted(self) -> np.ndarray:
+    """Of each video."""
+    return self.tested.arrays["probabilities"].argmax(-1)
+
+  def _normalized(self, clips: np.ndarray) -> jax.Array:
+    return pixels.normalizer(self.experiment.mean, self.experiment.std)(jnp.asarray(clips))
+
+  def _curves(self, path: pathlib.Path) -> None:
+    history = writers.read_history(self.workdir)
+    validation = self.experiment.validation
+    figures.learning_curves(
+      path,
+      history,
+      self.tested.numbers,
+      1 / len(self.records.class_names),
+      step=self.step,
+      best=writers.best_step(history, validation.metric_of(self.experiment.task)),
+      note=_ON_TEST if validation.is_on_test else "",
+    )
+
+  def _confusion(self, path: pathlib.Path) -> None:
+    arrays = self.tested.arrays
+    counts = accuracy.confusion(arrays["probabilities"], arrays["labels"])
+    figures.confusion_matrix(path, counts, self.records.class_names)
+
+  def _clips(self, path: pathlib.Path) -> None:
+    chosen = _spread_over_classes(self._labels)
+    clips = _gathered(self.evaluator, self.views.take(chosen))
+    if jax.process_index() != 0:
+      return
+    names = self.records.class_names
+    predicted = [""] * len(chosen)
+    if self._is_classifier:
+      predicted = [names[self._predicted[row]] for row in self.views.rows[chosen]]
+    figures.contact_sheet(path, clips, [names[label] for label in self._labels[chosen]], predicted)
+
+  def _looks(self, path: pathlib.Path) -> None:
+    """Where the model looks in a few test clips, for what it predicts for their videos."""
+    true, of_clips = self._labels, self._predicted[self.views.rows]
+    wrong = _some(true, true != of_clips)[:_LOOKS_WRONG]
+    right = _some(true, true == of_clips)[: _LOOKS_CLIPS - len(wrong)]
+    chosen = right + wrong
+    clips = _gathered(self.evaluator, self.views.take(chosen))
+    model = self.evaluator.model(self.variables)
+    drawn = attribution.maps(model, self._normalized(clips), of_clips[chosen])[0]
+    names = self.records.class_names
+    titles = [
+      f"{names[true[i]]}, predicted {names[of_clips[i]]}"
+      if true[i] != of_clips[i]
+      else f"{names[true[i]]}, recognized"
+      for i in chosen
+    ]
+    attribution.sheet(path, drawn, clips, titles, [bool(true[i] != of_clips[i]) for i in chosen])
+
+  def _reconstructions(self, path: pathlib.Path) -> None:
+    chosen = _spread_over_classes(self._labels)[:_RECONSTRUCTED]
+    clips = _gathered(self.evaluator, self.views.take(chosen))
+    titles = [self.records.class_names[label] for label in self._labels[chosen]]
+    model = self.evaluator.model(self.variables)
+    reconstructions.draw(path, model, clips, self._normalized(clips), chosen, titles)
+
+  def _neighbours(self, path: pathlib.Path) -> None:
+    experiment = self.experiment
+    shares = (experiment.validation_share, experiment.training_share)
+    trained = splits.select(self.records, experiment.split, "train", *shares)
+    trained = train_sample(trained, probing.MOST_VIDEOS, experiment.seed)
+    rows = self.views.rows[_spread_over_classes(self._labels)]
+    videos = self.views.video_ids[rows]
+    features, of_trained = (
+      self.evaluator.features(self.variables, ids) for ids in (videos, trained)
+    )
+    neighbours.draw(path, self.records, videos.tolist(), features, trained, of_trained)
 
 
-def _where_the_model_looks(
-  path: pathlib.Path,
-  records: Records,
-  evaluator: ClipBatches,
-  views: Views,
-  predicted: np.ndarray,
-  experiment: Experiment,
-  model: nnx.Module,
-) -> None:
-  """Draws where the model looks in a few test clips, for what it predicts for their videos `[V]`."""
-  true = records.labels[views.video_ids[views.rows]]
-  of_clips = predicted[views.rows]
-  wrong = _some(true, true != of_clips)[:_LOOKS_WRONG]
-  right = _some(true, true == of_clips)[: _LOOKS_CLIPS - len(wrong)]
-  chosen = right + wrong
-  clips = _gathered(evaluator, views.take(chosen))
-  normalize = pixels.normalizer(experiment.mean, experiment.std)
-  drawn = attribution.maps(model, normalize(jnp.asarray(clips)), of_clips[chosen])[0]
-  names = records.class_names
-  titles = [
-    f"{names[true[i]]}, predicted {names[of_clips[i]]}"
-    if true[i] != of_clips[i]
-    else f"{names[true[i]]}, recognized"
-    for i in chosen
-  ]
-  attribution.sheet(path, drawn, clips, titles, [bool(true[i] != of_clips[i]) for i in chosen])
-
-
-def _gathered(evaluator: ClipBatches, views: Views) -> np.ndarray:
+def _gathered(evaluator: Clips, views: Views) -> np.ndarray:
   """The clips of views, uint8 `[N, T, H, W, 3]`; each process has its share of a batch's rows."""
-  batches: list[Batch] = list(evaluator.batches(views))  # type: ignore[call-overload]
+  batches: list[Batch] = list(evaluator.batches(views))
   shares = [multihost_utils.process_allgather(batch["clips"], tiled=True) for batch in batches]
   return np.concatenate(shares)[: len(views)]
 
