@@ -16,7 +16,7 @@ import numpy as np
 
 from hybrid_video.models import relevance
 from hybrid_video.models.attention import attend
-from hybrid_video.models.layers import Array, DType, Linear, normal, xavier_uniform
+from hybrid_video.models.layers import Array, DType, Linear, normal, resampled, xavier_uniform
 from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.video_resnet import FULL_WIDTH, Numerics, Trunk
 
@@ -141,7 +141,7 @@ class BertPooling(nnx.Module):
     """Tokens `[B, T', D]` in the order of time to pooled features `[B, D]`.
 
     Raises:
-      ModelError: more tokens than positions, another width, or training without a dropout key.
+      ModelError: another width, or training without a dropout key.
     """
     visible = None
     if not self.deterministic and self.key_keep < 1.0:
@@ -157,24 +157,23 @@ class BertPooling(nnx.Module):
     """The block's output for [CLS, tokens], `[B, 1 + T', D]`, under an explicit mask.
 
     Args:
-      tokens: `[B, T', D]`, at most `max_tokens` of them.
+      tokens: `[B, T', D]`; their positions are the learned ones, or lie between these where there are
+        more or fewer than `max_tokens`.
       visible: bool `[B, T']`, false where no query may attend; None to see all.
       rngs: source of dropout's keys, in training.
 
     Raises:
-      ModelError: more tokens than positions, or another width.
+      ModelError: another width.
     """
     batch, count, channels = tokens.shape
     width = self.cls[...].shape[-1]
-    if count > self.max_tokens or channels != width:
-      raise ModelError(
-        f"BERT pooling got {count} tokens of {channels} channels and has learned positions for up "
-        f"to {self.max_tokens} of {width}: give it clips of the length it was built for, or build "
-        "it for these."
-      )
+    if channels != width:
+      raise ModelError(f"BERT pooling got tokens of {channels} channels and was built for {width}.")
     cls = jnp.broadcast_to(self.cls[...].astype(self.dtype), (batch, 1, width))
     x = jnp.concatenate([cls, tokens.astype(self.dtype)], axis=1)
-    x = self.dropout(x + self.positions[: 1 + count].astype(self.dtype), rngs=rngs)
+    of_cls, of_tokens = self.positions[:1], resampled(self.positions[1:], count)
+    positions = jnp.concatenate([of_cls, of_tokens]).astype(self.dtype)
+    x = self.dropout(x + positions, rngs=rngs)
     if visible is not None:
       visible = jnp.concatenate([jnp.ones((batch, 1), bool), visible], axis=1)
     x = x + self.dropout(self.self_attention(self.norm1(x), visible, rngs), rngs=rngs)
@@ -189,7 +188,7 @@ class BertClassifier(nnx.Module):
   Args:
     num_classes: width of the logits.
     architecture, blocks, width: of the trunk, see `video_resnet.Trunk`.
-    frames: frames of a clip; they fix the number of tokens. None is 16.
+    frames: frames of a clip; they fix the number of positions that are learned. None is 16.
     dropout: rate before the head; 0.8 is the published one.
     heads, multiplier, attention_dropout, key_keep: see `BertPooling`.
     remat, freeze_statistics: of the trunk, see `video_resnet.Numerics`.
@@ -242,17 +241,9 @@ class BertClassifier(nnx.Module):
   def __call__(self, clips: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Clips `[B, T, H, W, 3]` (normalized) to float32 logits `[B, classes]`.
 
-    Raises:
-      ModelError: clips that give another number of tokens than `frames` do.
+    Clips of another length than `frames` take positions between the learned ones.
     """
-    features = self.cnn(clips)
-    if features.shape[1] != self.attention.max_tokens:
-      raise ModelError(
-        f"Clips of {clips.shape[1]} frames give {features.shape[1]} tokens, the model has learned "
-        f"{self.attention.max_tokens} positions for clips of {self.frames} frames: sample clips of "
-        f"{self.frames} frames or build the model with frames={clips.shape[1]}."
-      )
-    return self.from_features(features, rngs)
+    return self.from_features(self.cnn(clips), rngs)
 
   def from_features(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
     """The trunk's feature map `[B, T', H', W', C]` to float32 logits `[B, classes]`."""

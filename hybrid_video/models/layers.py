@@ -7,6 +7,7 @@ Parameters are float32; arithmetic runs in the `dtype` a layer is given, statist
 from collections.abc import Sequence
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -44,6 +45,26 @@ def uniform_fan_in(rng: np.random.Generator, shape: Sequence[int], fan_in: int) 
   """Uniform values in ±1/sqrt(fan_in): what PyTorch gives a Linear layer's weight and bias."""
   bound = 1.0 / math.sqrt(fan_in)
   return np.float32(bound) * (2.0 * rng.random(tuple(shape), np.float32) - 1.0)
+
+
+def resampled(table: Any, count: int, axis: int = 0) -> Any:
+  """A table with `count` entries along an axis, linearly between its own; the first and last stay.
+
+  Args:
+    table: an array; its entries along the axis lie evenly over a clip.
+    count: at least 1; a single entry is the first.
+    axis: which.
+  """
+  length = table.shape[axis]
+  if count == length:
+    return table
+  at = np.linspace(0.0, length - 1.0, count) if count > 1 else np.zeros(1)
+  below = np.minimum(at.astype(int), max(length - 2, 0))
+  share = (at - below).astype(np.float32)
+  weights = np.zeros((count, length), np.float32)
+  np.add.at(weights, (np.arange(count), below), 1.0 - share)
+  np.add.at(weights, (np.arange(count), np.minimum(below + 1, length - 1)), share)
+  return jnp.moveaxis(jnp.tensordot(weights, table, (1, axis)), 0, axis).astype(table.dtype)
 
 
 def xavier_uniform(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 from hybrid_video import errors
 from hybrid_video.models import relevance
 from hybrid_video.models.attention import attend
-from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
+from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal, resampled
 from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.patches import cut
 
@@ -324,24 +324,29 @@ class Encoder(nnx.Module):
   ) -> Array:
     """Clips `[B, T, H, W, 3]` and the indices `[B, V]` of visible tokens to `[B, V, D]`.
 
-    Without indices all tokens are visible. Only visible patches are read.
+    Without indices all tokens are visible. Only visible patches are read. Clips of other lengths than the
+    encoder was built for have positions between those of its own.
 
     Raises:
-      ModelError: clips of another size than the encoder was built for.
+      ModelError: lengths that patches do not divide.
     """
-    if clips.shape[1:] != self.clip_shape:
-      raise ModelError(
-        f"Clips of shape [T, H, W, 3] = {list(clips.shape[1:])} came to a VideoMAE whose positions "
-        f"belong to {list(self.clip_shape)}: build it with frames and image_size of the clips."
-      )
     x = patches(clips.astype(self.dtype), self.patch)
-    positions = jnp.asarray(sinusoid_positions(x.shape[1], self.width), self.dtype)[None]
+    positions = self._positions(clips)
     if visible is not None:
       x = jnp.take_along_axis(x, visible[..., None], axis=1)
       positions = positions[0][visible]
     x = self.patch_embed(x) + positions
     x = through_blocks(self.blocks, x, rngs, remat=self.remat)
     return self.norm(x) if self.final_norm else x
+
+  def _positions(self, clips: Array) -> Array:
+    """The table of the encoder's own grid, `[1, N, D]`, over that of the clips."""
+    _, frames, height, width, _ = clips.shape
+    grid = token_grid(frames, height, width, self.patch)
+    table: Any = sinusoid_positions(math.prod(self.grid), self.width).reshape(*self.grid, -1)
+    for axis, count in enumerate(grid):
+      table = resampled(table, count, axis)
+    return jnp.asarray(table, self.dtype).reshape(1, -1, self.width)
 
 
 class Head(nnx.Module):
@@ -459,9 +464,11 @@ class VideoMAE(nnx.Module):
     """Where it looks in clips, for `classes` `[B]`, in evaluation mode; see `attribution.maps`."""
     seen = relevance.explain(self, clips, classes)
     found = []
+    _, frames, height, width, _ = clips.shape
+    grid = token_grid(frames, height, width, self.attention.patch)
     for shares, mixed in (seen.shares(), seen.shares_for_the_class()):
-      flow = relevance.from_themselves(len(clips), math.prod(self.attention.grid))
+      flow = relevance.from_themselves(len(clips), math.prod(grid))
       for share in shares:
         flow = mixed(flow, share @ flow)
-      found.append(relevance.of_tokens(self._pooled(flow), self.attention.grid))
+      found.append(relevance.of_tokens(self._pooled(flow), grid))
     return relevance.rollout(found[0]), relevance.for_the_class(found[1])
