@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from hybrid_video import models, weights
-from hybrid_video.models import hybrid_pretraining, masking
+from hybrid_video.models import hybrid_pretraining, layers, masking, sparse, video_resnet
 from hybrid_video.models.model_error import ModelError
 
 ENCODER = {
   "cnn_width": 4, "latents": 4, "width": 16, "self_heads": 2, "head_dim": 8, "multiplier": 2, "bands": 2,
 }  # fmt: skip
-CLIP = {"frames": 4, "image_size": 32, "decoder_width": 12, "decoder_depth": 1}
+CLIP = {"frames": 4, "image_size": 32, "decoder_width": 12, "decoder_heads": 3}
 RATIO = 0.5
 
 
@@ -58,6 +58,82 @@ def test_no_masked_pixel_reaches_a_prediction(hidden, options):
   reach = np.asarray(reach.reshape(2, -1, reach.shape[-1]).sum(-1))
   assert not np.take_along_axis(reach, np.asarray(masked), 1).any()
   assert np.take_along_axis(reach, np.asarray(visible), 1).all()
+
+
+def _trunk(**options):
+  options = {"blocks": 4, "width": 4, **options}
+  return video_resnet.Trunk(rng=np.random.default_rng(0), **options)
+
+
+def _seen(*shape, share=0.5):
+  return jnp.asarray(np.random.default_rng(3).random(shape) < share, jnp.float32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_where_all_is_seen_a_sparse_trunk_is_the_ordinary_one(training):
+  trunk = _trunk()
+  trunk.train() if training else trunk.eval()
+  graphdef, params, batch_stats = models.split(trunk)
+
+  def run(seen):
+    model = nnx.merge(graphdef, params, batch_stats)
+    with sparse.only(seen):
+      return model(clips()), models.split(model)[2]
+
+  (features, stats), (expected, plain) = (
+    jax.jit(run)(jnp.ones((2, 4, 4))),
+    jax.jit(lambda: run(None))(),
+  )
+  np.testing.assert_allclose(features, expected, atol=1e-3 if training else 1e-5)
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-4), stats, plain
+  )
+
+
+@pytest.mark.parametrize("name", ["r2plus1d_18", "r3d_18", "r2plus1d_18_hara"])
+def test_every_map_is_zero_where_nothing_is_seen(name):
+  trunk = _trunk(architecture=name, blocks=2)
+  for norm in (
+    module for _, module in nnx.iter_modules(trunk) if isinstance(module, layers.BatchNorm)
+  ):
+    norm.bias[...] = jnp.full(norm.bias[...].shape, 0.3)
+  trunk.train()
+  seen = _seen(2, 4, 4)
+  with sparse.only(seen):
+    maps = trunk.outputs(clips() * sparse.spread(seen, clips()))
+  for of_block in maps:
+    hidden = np.broadcast_to(1 - np.asarray(sparse.spread(seen, of_block)), of_block.shape) == 1
+    assert not np.asarray(of_block)[hidden].any()
+    assert np.asarray(of_block)[~hidden].any()
+
+
+def test_statistics_are_of_what_is_seen_alone():
+  x = np.random.default_rng(0).normal(2, 3, (3, 5, 8, 8, 6)).astype(np.float32)
+  seen = np.array(_seen(3, 4, 4))
+  # A clip of which nothing is seen has no part in it.
+  seen[2] = 0
+  norm = layers.BatchNorm(6)
+  with sparse.only(jnp.asarray(seen)):
+    y = norm(jnp.asarray(x))
+  active = np.broadcast_to(seen.repeat(2, 1).repeat(2, 2)[:, None] == 1, x.shape[:-1])
+  mean, var = x[active].mean(0), x[active].var(0)
+  expected = np.where(active[..., None], (x - mean) / np.sqrt(var + 1e-5), 0)
+  np.testing.assert_allclose(y, expected, atol=1e-4)
+  np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-4)
+  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x[active].var(0, ddof=1), rtol=1e-4)
+
+
+def test_a_decoder_and_masks_at_published_width_have_their_counts():
+  model = nnx.eval_shape(lambda: models.create("hybrid_pretraining"))
+  counts = models.parameter_counts(models.split(model)[1])
+  assert (counts["cnn"], counts["attention"], counts["decoder"]) == (
+    31_300_125,
+    7_623_118,
+    4_992_000,
+  )
+  assert model.grid == (8, 7, 7)
+  visible, masked = masking.tube_mask(jax.random.key(0), 1, model.grid, model.mask_ratio)
+  assert (visible.shape, masked.shape) == ((1, 104), (1, 288))
 
 
 def test_predictions_follow_the_positions_that_are_asked_for():
@@ -106,7 +182,7 @@ def test_a_classifier_takes_trunk_and_attention():
   ("options", "message"),
   [
     ({"cnn_blocks": 8, "mask_patch": (2, 8, 8)}, "no multiple of the 16 x 16 pixels"),
-    ({"hidden": "zeros"}, "hidden='zeros' is none of replaced, sparse"),
+    ({"hidden": "zeros"}, "hidden='zeros' is none of sparse, replaced"),
     ({"decoder_heads": 5}, "decoder_width=12 does not divide among decoder_heads=5"),
     ({"mask_patch": (2, 16, 16), "mask_ratio": 0.1}, "does not split a grid of 2 x 2 cells"),
     ({"mask_patch": (3, 16, 16)}, "frames of 4 is not a multiple"),

@@ -1,5 +1,3 @@
-import re
-
 from flax import nnx
 from golden import reference_weights
 from golden import videomae as golden
@@ -9,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import interpolate
 
 from hybrid_video import models
 from hybrid_video.models import masking, videomae, videomae_pretraining
@@ -314,11 +313,29 @@ def test_a_decoder_whose_heads_do_not_divide_its_width_is_refused():
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 32, 32, 3), (1, 4, 32, 48, 3), (1, 3, 32, 32, 3)])
-def test_clips_of_another_size_than_the_positions_are_refused(shape):
+@pytest.mark.parametrize("shape", [(8, 32, 32), (4, 32, 48), (2, 64, 32)])
+def test_clips_of_another_size_have_positions_between_those_of_the_own(shape):
+  """Each axis by itself, as SciPy interpolates the table of the grid."""
   model = videomae.VideoMAE(3, **TINY, rng=_rng())
-  with pytest.raises(ValueError, match=re.escape(str(list(shape[1:])))):
-    model(jnp.zeros(shape))
+  encoder = model.attention
+  clips = jnp.zeros((1, *shape, 3))
+  grid = videomae.token_grid(*shape)
+  table = videomae.sinusoid_positions(8, encoder.width).reshape(2, 2, 2, -1)
+  ends = [
+    np.linspace(0, own - 1, count) if count > 1 else [0.0]
+    for own, count in zip((2, 2, 2), grid, strict=True)
+  ]
+  between = interpolate.RegularGridInterpolator([np.arange(2)] * 3, table)
+  expected = between(np.stack(np.meshgrid(*ends, indexing="ij"), -1)).reshape(1, -1, encoder.width)
+  np.testing.assert_allclose(encoder._positions(clips), expected, atol=1e-6)
+  model.eval()
+  assert model(clips).shape == (1, 3)
+
+
+def test_clips_that_patches_do_not_divide_are_refused():
+  model = videomae.VideoMAE(3, **TINY, rng=_rng())
+  with pytest.raises(ModelError, match="frames of 3 is not a multiple of a patch's 2 frames"):
+    model(jnp.zeros((1, 3, 32, 32, 3)))
 
 
 def test_patches_of_clips_that_do_not_divide_are_refused():
@@ -366,6 +383,7 @@ def test_the_registry_builds_pretraining_models_and_says_what_models_are_for():
   tasks = {name: models.task_of(name) for name in models.MODELS}
   assert tasks.pop("videomae_small_pretraining") == tasks.pop("videomae_base_pretraining")
   assert tasks.pop("videomae_large_pretraining") == "pretraining"
+  assert tasks.pop("hybrid_pretraining") == "pretraining"
   assert set(tasks.values()) == {"classification"}
 
 

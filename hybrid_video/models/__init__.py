@@ -58,7 +58,6 @@ class Entry:
 
 MODELS: dict[str, Entry] = {
   "hybrid": Entry(Hybrid, {}),
-  "hybrid_pretraining": Entry(HybridForPreTraining, {}, PRETRAINING),
   "r2plus1d_18": Entry(VideoResNet, {"architecture": "r2plus1d_18"}),
   "r2plus1d_34": Entry(VideoResNet, {"architecture": "r2plus1d_34"}),
   "r2plus1d_18_hara": Entry(
@@ -78,6 +77,7 @@ MODELS: dict[str, Entry] = {
     )
     for size in ("small", "base", "large")
   },
+  "hybrid_pretraining": Entry(HybridForPreTraining, {}, PRETRAINING),
 }
 # float64 needs jax_enable_x64; it serves comparisons with references.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}

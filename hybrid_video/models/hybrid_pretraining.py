@@ -3,10 +3,10 @@
 In: clips `[B, T, H, W, 3]` normalized for the model, and a mask, see `masking`. Out: the pixels predicted for
 masked patches.
 
-A convolution reads across the edge of a mask, so hidden pixels are taken away before the first one: they
-become zeros, the mean colour. Latents then read the feature map's cells that lie over visible patches, and a
-decoder asks the latents for each hidden patch by its position, as Perceiver IO does (Jaegle et al. 2021,
-arXiv:2107.14795, section 3.2).
+A convolution reads across the edge of a mask, and after 8 blocks it has read all of the clip: masks behind the
+CNN would hide nothing. So hidden pixels are taken away before the first convolution. Latents then read the
+feature map's cells that lie over visible patches, and a decoder asks the latents for each hidden patch by its
+position, as Perceiver IO does (Jaegle et al. 2021, arXiv:2107.14795, section 3.2).
 """
 
 import math
@@ -16,19 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import masking, perceiver
+from hybrid_video.models import masking, perceiver, sparse
 from hybrid_video.models.hybrid import Hybrid
-from hybrid_video.models.layers import Array, DType, LayerNorm, Linear
+from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, truncated_normal_002
 from hybrid_video.models.model_error import ModelError
-from hybrid_video.models.video_resnet import Trunk
-from hybrid_video.models.videomae import token_grid
+from hybrid_video.models.videomae import sinusoid_positions, token_grid
 
-HIDDEN = REPLACED, SPARSE = "replaced", "sparse"
+HIDDEN = SPARSE, REPLACED = "sparse", "replaced"
 _FRAMES, _SIZE = 16, 112
 
 
 class PositionDecoder(nnx.Module):
-  """Pixels of patches, asked for by position: queries attend to latents, then a linear map."""
+  """Pixels of patches, asked for by position: a learned query and the place's sines attend to latents."""
 
   def __init__(
     self,
@@ -38,7 +37,6 @@ class PositionDecoder(nnx.Module):
     width: int,
     depth: int,
     heads: int,
-    bands: int,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -46,7 +44,7 @@ class PositionDecoder(nnx.Module):
       raise ModelError(
         f"decoder_width={width} does not divide among decoder_heads={heads}: choose a multiple of {heads}."
       )
-    self.query = Linear(perceiver.fourier_channels(bands), width, dtype=dtype, rng=rng)
+    self.mask_token = nnx.Param(truncated_normal_002(rng, width))
     self.blocks = nnx.Dict(
       {
         str(i): perceiver.CrossBlock(
@@ -54,7 +52,7 @@ class PositionDecoder(nnx.Module):
           latent_width,
           heads=heads,
           head_dim=width // heads,
-          multiplier=2,
+          multiplier=4,
           dropout=0.0,
           dtype=dtype,
           rng=rng,
@@ -64,12 +62,13 @@ class PositionDecoder(nnx.Module):
     )
     self.norm = LayerNorm(width, dtype=dtype)
     self.head = Linear(width, values, dtype=dtype, rng=rng)
-    self.bands = bands
+    self.width = width
     self.dtype = dtype
 
-  def __call__(self, latents: Array, positions: Array) -> Array:
-    """Latents `[B, N, D]` and Fourier positions `[B, Q, P]` to float32 `[B, Q, values]`."""
-    x = self.query(positions.astype(self.dtype))
+  def __call__(self, latents: Array, places: Array, count: int) -> Array:
+    """Latents `[B, N, D]` and indices `[B, Q]` of `count` patches to float32 `[B, Q, values]`."""
+    table = jnp.asarray(sinusoid_positions(count, self.width), self.dtype)
+    x = self.mask_token[...].astype(self.dtype) + table[places]
     for i in range(len(self.blocks)):
       x = self.blocks[str(i)](x, latents)
     return self.head(self.norm(x)).astype(jnp.float32)
@@ -89,8 +88,8 @@ class HybridForPreTraining(nnx.Module):
     mask_patch: frames, rows and columns of a patch that is hidden and predicted. Its sides are multiples
       of the trunk's stride in space.
     mask_ratio: share of the cells of the picture that a mask hides, see `masking.tube_mask`.
-    hidden: what the trunk gives over hidden patches. "replaced": what it makes of zeros in their place;
-      "sparse": zeros after every block, as in sparse convolutions (Tian et al. 2023, arXiv:2301.03580).
+    hidden: what the trunk makes of hidden patches. "sparse": zeros after every convolution, which enter no
+      statistic of BatchNorm, see `sparse`; "replaced": what it makes of zeros in their place.
     decoder_width, decoder_depth, decoder_heads: of the decoder's cross attention.
     dtype: of the arithmetic; parameters stay float32.
     rng: source of the initial values.
@@ -129,11 +128,11 @@ class HybridForPreTraining(nnx.Module):
     frames: int | None = None,
     image_size: int | None = None,
     mask_patch: tuple[int, int, int] = (2, 16, 16),
-    mask_ratio: float = masking.MASK_RATIO,
-    hidden: str = REPLACED,
-    decoder_width: int = 192,
-    decoder_depth: int = 2,
-    decoder_heads: int = 3,
+    mask_ratio: float = 0.75,
+    hidden: str = SPARSE,
+    decoder_width: int = 512,
+    decoder_depth: int = 1,
+    decoder_heads: int = 8,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):
@@ -168,7 +167,6 @@ class HybridForPreTraining(nnx.Module):
       width=decoder_width,
       depth=decoder_depth,
       heads=decoder_heads,
-      bands=bands,
       dtype=dtype,
       rng=rng,
     )
@@ -201,8 +199,7 @@ class HybridForPreTraining(nnx.Module):
       ValueError: indices of another shape than the clips need.
     """
     masking.check(len(clips), self.grid, visible, masked)
-    positions = perceiver.fourier_positions(self.grid, self.decoder.bands, None)
-    return self.decoder(self.encode(clips, visible), jnp.asarray(positions)[masked])
+    return self.decoder(self.encode(clips, visible), masked, math.prod(self.grid))
 
   def features(self, clips: Array) -> Array:
     """Whole clips `[B, T, H, W, 3]` (normalized) to the mean of their latents, float32 `[B, D]`."""
@@ -224,14 +221,15 @@ class HybridForPreTraining(nnx.Module):
     rows, columns = self.grid[1:]
     is_seen = jax.nn.one_hot(cells, rows * columns, dtype=clips.dtype).sum(1)
     seen = is_seen.reshape(-1, rows, columns)
-    features = self._features(clips * _spread(seen, clips), seen)
+    # What is hidden does not even come to the first convolution.
+    clips = clips * sparse.spread(seen, clips)
+    if self.hidden == SPARSE:
+      with sparse.only(seen):
+        features = self.cnn(clips)
+    else:
+      features = self.cnn(clips)
     tokens, positions = self._read(features, cells)
     return self.attention.attend(tokens, positions if len(self.attention.cross) else None)
-
-  def _features(self, clips: Array, seen: Array) -> Array:
-    if self.hidden == REPLACED or not isinstance(self.cnn, Trunk):
-      return self.cnn(clips)
-    return self.cnn.outputs(clips, lambda x: x * _spread(seen, x))[-1]
 
   def _read(self, features: Array, cells: Array) -> tuple[Array, Array]:
     """The tokens `[B, M, C]` of a feature map that lie in cells `[B, K]`, and their positions `[B, M, P]`."""
@@ -246,12 +244,3 @@ class HybridForPreTraining(nnx.Module):
       (slots, height, width), self.attention.bands, self.attention.max_freq
     )
     return jnp.take_along_axis(tokens, chosen[..., None], axis=1), jnp.asarray(positions)[chosen]
-
-
-def _spread(seen: Array, like: Array) -> Array:
-  """What is seen, `[B, rows, columns]`, over the finer map `like` `[B, T, H, W, C]`: `[B, 1, H, W, 1]`."""
-  _, rows, columns = seen.shape
-  taller = jnp.repeat(seen, like.shape[2] // rows, axis=1)
-  return jnp.repeat(taller, like.shape[3] // columns, axis=2)[:, None, :, :, None].astype(
-    like.dtype
-  )

@@ -7,6 +7,7 @@ Parameters are float32; arithmetic runs in the `dtype` a layer is given, statist
 from collections.abc import Sequence
 import functools
 import math
+import statistics
 from typing import Any
 
 from flax import nnx
@@ -15,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import convolution, target
+from hybrid_video.models import convolution, sparse, target
 from hybrid_video.models.convolution import Map, folded
 from hybrid_video.models.convolution.folded import Folded
 
@@ -76,6 +77,14 @@ def xavier_uniform(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray
   return np.float32(bound) * (2.0 * rng.random(tuple(shape), np.float32) - 1.0)
 
 
+def truncated_normal_002(rng: np.random.Generator, width: int) -> np.ndarray:
+  """Normal values with std 0.02 truncated at ±0.02, as the original draws them."""
+  gauss = statistics.NormalDist()
+  low, high = gauss.cdf(-1.0), gauss.cdf(1.0)
+  draws = low + (high - low) * rng.random(width)
+  return np.array([0.02 * gauss.inv_cdf(draw) for draw in draws], np.float32)
+
+
 class Conv3D(nnx.Module):
   """A bias-free convolution over (time, height, width); kernel `[kt, kh, kw, in, out]`."""
 
@@ -113,7 +122,8 @@ class Conv3D(nnx.Module):
       filling: channels of zeros that the result ends in.
     """
     kernel, shift = self.kernel[...], None
-    if norm is not None and norm.is_fixed and convolution.folds_scale():
+    folds = convolution.folds_scale() and not sparse.is_on()
+    if norm is not None and norm.is_fixed and folds:
       scale, shift = norm.fixed_scale_and_shift()
       kernel, norm = kernel * scale, None
     kernel = convolution.cast_kernel(kernel, self.dtype)
@@ -274,12 +284,24 @@ class BatchNorm(nnx.Module):
     """`[C]` each, float32: with the running statistics, the layer is `x * scale + shift`."""
     return self._scale_and_shift(self.mean[...], self.var[...])
 
-  def _update(self, mean: Array, var: Array, count: int) -> None:
+  def _update(self, mean: Array, var: Array, count: int | Array) -> None:
     """Takes a batch's mean and biased variance `[C]`, of `count` positions, into the running ones."""
-    unbiased = var * (count / max(count - 1, 1))
+    others = max(count - 1, 1) if isinstance(count, int) else jnp.maximum(count - 1, 1)
+    unbiased = var * (count / others)
     # Not `[...] =`, which would write into the host array that a fresh model holds.
     self.mean.set_value(self.momentum * self.mean[...] + (1 - self.momentum) * mean)
     self.var.set_value(self.momentum * self.var[...] + (1 - self.momentum) * unbiased)
+
+  def _of_what_is_seen(self, x: Array) -> Array:
+    """The layer on a map `[B, T, H, W, C]` of which a part is hidden: zeros there, which no statistic has."""
+    own = x[..., : self.channels]
+    if self.is_fixed:
+      scale, shift = self.fixed_scale_and_shift()
+    else:
+      mean, var, count = sparse.moments(widen(own))
+      self._update(mean, var, count)
+      scale, shift = self._scale_and_shift(mean, var)
+    return _apply(x.astype(self.dtype), scale, shift) * sparse.weights(x).astype(self.dtype)
 
   def __call__(self, x: Map, *, activate: bool = False) -> Map:
     """Normalizes `[..., C]`; updates the running statistics unless frozen or in `model.eval()`.
@@ -288,6 +310,9 @@ class BatchNorm(nnx.Module):
       x: feature map. A plain one that ends in channels of zeros beyond the layer's own keeps them.
       activate: whether a ReLU follows.
     """
+    if sparse.is_on():
+      seen = self._of_what_is_seen(convolution.unfold(x))
+      return relu(seen) if activate else seen
     if self.is_fixed:
       scale, shift = self.fixed_scale_and_shift()
     elif target.platform() == "gpu" and not isinstance(x, Folded):

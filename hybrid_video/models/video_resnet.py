@@ -9,7 +9,6 @@ network as IG-65M's weights need it (Ghadiyaram et al. 2019, arXiv:1905.00561), 
 al. as theirs do (arXiv:2004.04968, github.com/kenshohara/3D-ResNets-PyTorch).
 """
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.models import convolution, relevance
+from hybrid_video.models import convolution, relevance, sparse
 from hybrid_video.models.convolution import Map
 from hybrid_video.models.convolution.folded import Folded
 from hybrid_video.models.layers import (
@@ -169,7 +168,7 @@ class Conv2Plus1D(nnx.Module):
   def __call__(self, x: Map, norm: BatchNorm, *, activate: bool = False) -> Map:
     """`[B, T, H, W, in]` to `[B, T', H', W', out]`, normalized by `norm`; then a ReLU if wanted."""
     # Only in evaluation: in training the backward pass needs the map between the two.
-    if self.norm.use_running_average and not isinstance(x, Folded):
+    if self.norm.use_running_average and not isinstance(x, Folded) and not sparse.is_on():
       x = x.astype(self.spatial.dtype)
       spatial, temporal = (
         conv.kernel[...].astype(x.dtype) for conv in (self.spatial, self.temporal)
@@ -231,7 +230,10 @@ class Stem(nnx.Module):
   def __call__(self, clips: Array) -> Map:
     """`[B, T, H, W, 3]` to `[B, T, H/2, W/2, width]`, or to half of each with a pool."""
     x = self.conv(clips, self.norm, activate=True)
-    return max_pool(x) if self.pools else x
+    if not self.pools:
+      return x
+    pooled = max_pool(x)
+    return pooled * sparse.weights(pooled) if sparse.is_on() else pooled
 
 
 class Downsample(nnx.Module):
@@ -320,7 +322,13 @@ class Block(nnx.Module):
     return relu(add(y, x))
 
 
-_rematerialized: Any = nnx.remat(Block.__call__)
+def _block(block: Block, x: Map, seen: Array | None) -> Map:
+  with sparse.only(seen):
+    return block(x)
+
+
+# What is seen is an argument: one program is kept for all calls of the same arguments.
+_rematerialized: Any = nnx.remat(_block)
 
 
 class Trunk(nnx.Module):
@@ -418,12 +426,8 @@ class Trunk(nnx.Module):
     """Frames, rows and columns of a clip that a cell of the feature map stands for."""
     return 2**self.temporal_halvings, 2**self.spatial_halvings, 2**self.spatial_halvings
 
-  def outputs(self, clips: Array, keep: Callable[[Array], Array] | None = None) -> list[Array]:
+  def outputs(self, clips: Array) -> list[Array]:
     """The outputs of the stem and of each block; the last one is the feature map.
-
-    Args:
-      clips: `[B, T, H, W, 3]`, normalized.
-      keep: what becomes of each output `[B, T', H', W', C]` before the next block reads it.
 
     Raises:
       ModelError: not RGB clips `[B, T, H, W, 3]`, or clips without a frame or pixel.
@@ -436,12 +440,10 @@ class Trunk(nnx.Module):
     # Profiles and the compiler's cost reports show these names.
     with jax.named_scope("stem"):
       x = self.stem(clips)
-    x = x if keep is None else keep(convolution.unfold(x))
     maps = [x]
     for name, block in self.blocks():
       with jax.named_scope(name):
-        x = _rematerialized(block, x) if self.remat else block(x)
-      x = x if keep is None else keep(convolution.unfold(x))
+        x = _rematerialized(block, x, sparse.current()) if self.remat else block(x)
       maps.append(x)
     return [convolution.unfold(x) for x in maps]
 

@@ -7,14 +7,20 @@ Source: Tong et al. 2022 (arXiv:2203.12602) and its code, github.com/MCG-NJU/Vid
 """
 
 import math
-import statistics
 
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video.models import masking
-from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, xavier_uniform
+from hybrid_video.models.layers import (
+  Array,
+  DType,
+  LayerNorm,
+  Linear,
+  truncated_normal_002,
+  xavier_uniform,
+)
 from hybrid_video.models.videomae import (
   PATCH,
   Encoder,
@@ -25,14 +31,6 @@ from hybrid_video.models.videomae import (
   through_blocks,
   transformer_blocks,
 )
-
-
-def _initial_mask_token(rng: np.random.Generator, width: int) -> np.ndarray:
-  """Normal values with std 0.02 truncated at ±0.02, as the original draws them."""
-  gauss = statistics.NormalDist()
-  low, high = gauss.cdf(-1.0), gauss.cdf(1.0)
-  draws = low + (high - low) * rng.random(width)
-  return np.array([0.02 * gauss.inv_cdf(draw) for draw in draws], np.float32)
 
 
 class Decoder(nnx.Module):
@@ -52,7 +50,7 @@ class Decoder(nnx.Module):
     width = size.decoder_width
     # The original initializes this one map by PyTorch's default; so does Linear.
     self.embed = Linear(size.width, width, use_bias=False, dtype=dtype, rng=rng)
-    self.mask_token = nnx.Param(_initial_mask_token(rng, width))
+    self.mask_token = nnx.Param(truncated_normal_002(rng, width))
     self.blocks = transformer_blocks(
       width,
       size.decoder_depth,
