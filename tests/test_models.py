@@ -276,6 +276,27 @@ def test_a_fresh_batch_norm_trains_inside_a_compiled_function():
   assert not np.any(fresh.mean[...])
 
 
+def test_positions_mean_a_share_of_the_clip_or_a_time():
+  options = {
+    "cnn_blocks": 1,
+    "cnn_width": 4,
+    "latents": 2,
+    "width": 8,
+    "self_heads": 1,
+    "head_dim": 4,
+    "bands": 3,
+  }
+  own, absolute = (
+    models.create("hybrid", num_classes=2, time_cells=cells, **options).attention
+    for cells in (0, 8)
+  )
+  of_8, of_16 = own.positions((8, 2, 2)), absolute.positions((16, 2, 2))
+  np.testing.assert_array_equal(absolute.positions((8, 2, 2)), of_8)
+  # A longer clip begins as a shorter one does, and goes on beyond.
+  np.testing.assert_array_equal(of_16[: 8 * 4], of_8)
+  assert of_16.max() > 1.5 and own.positions((16, 2, 2)).max() <= 1
+
+
 def test_fourier_positions_are_sines_cosines_and_the_position_on_each_axis():
   positions = perceiver.fourier_positions((2, 1, 3), bands=2, max_freq=10.0)
   assert positions.shape == (6, perceiver.fourier_channels(2)) == (6, 15)

@@ -65,6 +65,7 @@ class AttentionStack(nnx.Module):
     multiplier: int,
     bands: int,
     max_freq: float | tuple[float, float, float] | None,
+    time_cells: int = 0,
     dropout: float,
     use_cls: bool,
     tie_groups: bool = False,
@@ -98,6 +99,7 @@ class AttentionStack(nnx.Module):
     self.use_cls = use_cls
     self.bands = bands
     self.max_freq = max_freq
+    self.time_cells = time_cells
     self.dtype = dtype
 
   def __call__(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
@@ -105,9 +107,12 @@ class AttentionStack(nnx.Module):
     batch, *sizes, channels = features.shape
     tokens = features.reshape(batch, -1, channels)
     if len(self.cross):
-      positions = perceiver.fourier_positions(tuple(sizes), self.bands, self.max_freq)
-      return self.attend(tokens, jnp.asarray(positions), rngs)
+      return self.attend(tokens, jnp.asarray(self.positions(tuple(sizes))), rngs)
     return self.attend(tokens, None, rngs)
+
+  def positions(self, sizes: tuple[int, ...]) -> np.ndarray:
+    """Fourier positions of a feature map's cells `[T' H' W', P]`, see `perceiver.fourier_positions`."""
+    return perceiver.fourier_positions(sizes, self.bands, self.max_freq, self.time_cells)
 
   def attend(self, tokens: Array, positions: Array | None, rngs: nnx.Rngs | None = None) -> Array:
     """Tokens `[B, M, C]` with their positions `[M, P]` or `[B, M, P]`, in any order, to `[B, N, D]`."""
@@ -208,6 +213,9 @@ class Hybrid(nnx.Module):
     cross_heads, self_heads, head_dim: attention heads, and channels of one.
     multiplier: the feed-forward's widening.
     bands, max_freq: see `perceiver.fourier_positions`.
+    time_cells: moments of the feature map that positions in time span, whatever the clip's length, so that
+      a position means a time and a longer clip goes on beyond; 0 spans each clip, so that it means a share
+      of the clip.
     tie_groups: whether the groups after the first share one set of weights, which makes a
       difference from three groups on.
     latent_std: standard deviation of the initial latents and CLS token. The source study has 1, which
@@ -242,6 +250,7 @@ class Hybrid(nnx.Module):
     multiplier: int = 4,
     bands: int = 6,
     max_freq: float | tuple[float, float, float] | None = 10.0,
+    time_cells: int = 0,
     tie_groups: bool = False,
     latent_std: float = 0.02,
     dropout: float = 0.0,
@@ -271,6 +280,7 @@ class Hybrid(nnx.Module):
       multiplier=multiplier,
       bands=bands,
       max_freq=max_freq,
+      time_cells=time_cells,
       dropout=dropout,
       use_cls=use_cls,
       tie_groups=tie_groups,

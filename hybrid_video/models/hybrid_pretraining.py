@@ -81,7 +81,7 @@ class HybridForPreTraining(nnx.Module):
 
   Args:
     cnn, cnn_blocks, cnn_width, patch, remat, cross_blocks, self_blocks, pool, use_cls, latents, width,
-      cross_heads, self_heads, head_dim, multiplier, bands, max_freq, tie_groups, latent_std: see
+      cross_heads, self_heads, head_dim, multiplier, bands, max_freq, time_cells, tie_groups, latent_std: see
       `Hybrid`. The decoder reads the CLS token, if there is one, like a latent.
     frames: of a clip; 16 unless given.
     image_size: height and width of a clip in pixels; 112 unless given.
@@ -123,6 +123,7 @@ class HybridForPreTraining(nnx.Module):
     multiplier: int = 4,
     bands: int = 6,
     max_freq: float | tuple[float, float, float] | None = 10.0,
+    time_cells: int = 0,
     tie_groups: bool = False,
     latent_std: float = 0.02,
     frames: int | None = None,
@@ -155,6 +156,7 @@ class HybridForPreTraining(nnx.Module):
       multiplier=multiplier,
       bands=bands,
       max_freq=max_freq,
+      time_cells=time_cells,
       tie_groups=tie_groups,
       latent_std=latent_std,
       dtype=dtype,
@@ -240,7 +242,5 @@ class HybridForPreTraining(nnx.Module):
     chosen = jnp.asarray(of_cells)[cells].reshape(batch, 1, -1)
     chosen = (chosen + height * width * jnp.arange(slots)[:, None]).reshape(batch, -1)
     tokens = features.reshape(batch, -1, channels)
-    positions = perceiver.fourier_positions(
-      (slots, height, width), self.attention.bands, self.attention.max_freq
-    )
+    positions = self.attention.positions((slots, height, width))
     return jnp.take_along_axis(tokens, chosen[..., None], axis=1), jnp.asarray(positions)[chosen]

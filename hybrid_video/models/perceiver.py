@@ -24,7 +24,10 @@ def fourier_channels(bands: int, axes: int = 3) -> int:
 
 
 def fourier_positions(
-  sizes: tuple[int, ...], bands: int, max_freq: float | Sequence[float] | None
+  sizes: tuple[int, ...],
+  bands: int,
+  max_freq: float | Sequence[float] | None,
+  first_span: int = 0,
 ) -> np.ndarray:
   """Fourier features of every cell of a grid, row-major.
 
@@ -36,6 +39,8 @@ def fourier_positions(
     bands: frequencies an axis.
     max_freq: twice the highest frequency, in cycles over an axis: the cells that resolve it. One
       for all axes, or one an axis; None takes each axis's own number of cells, at least 2.
+    first_span: cells of the first axis from -1 to 1, whatever its number: cells beyond lie beyond 1. 0 is
+      the axis's own.
 
   Returns:
     float32 `[prod(sizes), len(sizes) * (2 * bands + 1)]`.
@@ -56,6 +61,8 @@ def fourier_positions(
     )
   scales = np.pi * np.stack([np.linspace(1.0, freq / 2, bands) for freq in resolved])
   coordinates = [np.linspace(-1.0, 1.0, size) for size in sizes]
+  if first_span:
+    coordinates[0] = 2.0 * np.arange(sizes[0]) / max(first_span - 1, 1) - 1.0
   grid = np.stack(np.meshgrid(*coordinates, indexing="ij"), axis=-1)[..., None]
   angles = grid * scales
   features = np.concatenate([np.sin(angles), np.cos(angles), grid], axis=-1)
