@@ -439,7 +439,11 @@ def _of_run(
   cross_blocks = model.options.get("cross_blocks", 0)
   share = of_run.validation_share or _VALIDATION_SHARE
   of_form = study_settings.of_form(form, model.name, cross_blocks, share)
-  _set(of_run, row, {**of_form, "seed": seed, "split": split})
+  own: dict[str, Any] = {**of_form, "seed": seed, "split": split}
+  if row.starts_from:
+    first = study_settings.folder_of(form, row.starts_from, split, seed)
+    own["init_from"] = f"{{workdir}}/{first}"
+  _set(of_run, row, own)
   try:
     return from_config(of_run)
   except SettingError as error:

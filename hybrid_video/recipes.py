@@ -64,6 +64,29 @@ RECIPES: dict[str, Mapping[str, Any]] = {
     "epochs": 45.0,
     "batch_size": 24,
   },
+  # R(2+1)D-34 of IG-65M on HMDB51, as microsoft/computervision-recipes fine-tunes it.
+  "ig65m": {
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 1e-4,
+    "optimizer.momentum": 0.95,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.schedule": "cosine",
+    "clip.crop_mode": "random_resized",
+    "clip.area": (0.6, 1.0),
+    "epochs": 48.0,
+    "batch_size": 8,
+  },
+  # R(2+1)D + BERT, whose schedule is a plateau's there: AdamW on everything, 128 clips a step.
+  "bert": {
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": 1e-5,
+    "optimizer.weight_decay": 1e-3,
+    "optimizer.schedule": "cosine",
+    "clip.crop_mode": "multi_scale",
+    "epochs": 200.0,
+    "batch_size": 128,
+    "micro_batches": 16,
+  },
   # VideoMAE's masked pretraining; only clips, steps and masks tell models apart.
   "masked_pretraining": {
     "optimizer.name": "adamw",

@@ -1,10 +1,12 @@
 """Studies: runs are skipped, resumed, shared out, fail alone, and stand in one table or are refused."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import pickle
 import re
+import shutil
 import signal
 import threading
 import time
@@ -157,6 +159,62 @@ def test_runs_train_at_once_on_cores_of_their_own(tmp_path, monkeypatch, logged)
   assert running._shares(4) == [tuple(range(5))]
   with pytest.raises(SettingError, match=r"study\.at_once is 0: expected 1 or more"):
     make(ROWS, at_once=0)
+
+
+PRETRAINING = Row("before", "pretraining", {
+  "model.name": "hybrid_pretraining", "model.mask_patch": (2, 8, 8), "clip.crop": 32,
+})  # fmt: skip
+AFTER = Row("after", "pretrained", {"model.width": 16}, starts_from="before")
+
+
+def test_what_rows_start_from_is_trained_before_them(tmp_path, monkeypatch, logged):
+  study = make((AFTER, ROWS[0], PRETRAINING), seeds=(0,), asks=[("after", "narrow")])
+  by_folder = {str(tmp_path / run.folder): run for run in study.runs}
+  begun = []
+
+  def in_place_of_a_process(request, console, stop):
+    run = by_folder[request["workdir"]]
+    begun.append(run.row.name)
+    if run.row.name == "after":
+      assert request["experiment"]["init_from"] == str(
+        tmp_path / "runs/corrected/before/split1_seed0"
+      )
+      pretend(run, tmp_path / run.folder, config=request["experiment"])
+    elif run.has_accuracy:
+      pretend(run, tmp_path / run.folder)
+    else:
+      pretend(run, tmp_path / run.folder, test={"loss": 0.9, "videos": 3})
+    return 0
+
+  monkeypatch.setattr(running, "_child", in_place_of_a_process)
+  assert running.train(study, tmp_path, "input_pipeline", stopping.StopRequest()) == 0
+  assert sorted(begun[:2]) == ["before", "narrow"] and begun[2:] == ["after"]
+  # What only pretrains has no accuracy, and is in no table.
+  gathered = json.loads((tmp_path / "study.json").read_text())
+  assert [row["row"] for row in gathered["table"]] == ["after", "narrow"]
+  assert [run["state"] for run in gathered["runs"]] == [states.DONE] * 3
+  # In another place the runs are still those that were asked for.
+  begun.clear()
+  shutil.copytree(tmp_path / "runs", tmp_path / "moved" / "runs")
+  assert running.train(study, tmp_path / "moved", "input_pipeline", stopping.StopRequest()) == 0
+  assert not begun
+
+
+def test_what_starts_from_a_failed_run_fails_and_waits_for_another_machines(
+  tmp_path, monkeypatch, logged
+):
+  study = make((PRETRAINING, AFTER), seeds=(0,))
+  monkeypatch.setattr(running, "_child", lambda request, console, stop: 1)
+  assert running.train(study, tmp_path, "input_pipeline", stopping.StopRequest()) == 1
+  failed = json.loads((tmp_path / "runs/corrected/after/split1_seed0/failed.json").read_text())
+  assert "starts from runs/corrected/before/split1_seed0, which failed" in failed["error"]
+  # The second machine has the run that starts from the first's.
+  part = make((PRETRAINING, AFTER), seeds=(0,), part="2/2")
+  assert running.train(part, tmp_path / "shared", "input_pipeline", stopping.StopRequest()) == 0
+  assert "another machine has not trained yet" in logged.text
+  for first in ("nothing", "after"):
+    with pytest.raises(SettingError, match=f"'after' starts from '{first}'"):
+      make((PRETRAINING, dataclasses.replace(AFTER, starts_from=first)))
 
 
 def test_a_request_to_stop_lets_no_other_run_begin(tmp_path, monkeypatch):

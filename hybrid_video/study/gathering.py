@@ -55,17 +55,20 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     outcome = results_file.read(workdir / run.folder)
     if outcome and state != states.DONE:
       _refuse_other(run, outcome, workdir)
-    if state == states.DONE and outcome:
+    if state == states.DONE and outcome and not run.has_accuracy:
+      runs.append(_described(run, state, outcome))
+    elif state == states.DONE and outcome:
       answers[run.folder] = Predictions.read(workdir / run.folder)
       runs.append(_described(run, state, outcome))
     else:
       runs.append(_described(run, state, None))
   _check_together(study, runs, answers)
+  in_table = {run.row.name for run in study.runs if run.has_accuracy}
   rows = [
     _row(study, row, form, runs, answers)
     for row in study.rows
     for form in study.forms
-    if form in row.forms
+    if form in row.forms and row.name in in_table
   ]
   return {
     "title": study.title,
@@ -76,12 +79,16 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     "splits": study.splits,
     "forms": study.forms,
     # Rows that differ in their clips are evaluated by other views, on purpose.
-    "protocols_differ": len({run.experiment.evaluation.describe_views() for run in study.runs}) > 1,
+    "protocols_differ": len(_views(study)) > 1,
     "rows": [row.to_json() for row in study.rows],
     "runs": runs,
     "table": rows,
     "comparisons": _comparisons(study, answers),
   }
+
+
+def _views(study: Study) -> set[str]:
+  return {run.experiment.evaluation.describe_views() for run in study.runs if run.has_accuracy}
 
 
 def _published_elsewhere(study: Study) -> str:

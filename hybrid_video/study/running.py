@@ -6,7 +6,7 @@ Videos and records are shared by all runs. Runs follow one another; where they c
 train at once, each on its share of the cores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -138,6 +138,8 @@ def _train_all(
     states[run.folder] = state_of(workdir, run)
     if states[run.folder] == DONE:
       return False
+    if run.starts_from and not _is_trained(run, study, workdir, states):
+      return True
     log.info("Run %d of %d: %s", number, len(study.own_runs), workdir / run.folder)
     states[run.folder], cores = RUNNING, free.get()
     try:
@@ -146,15 +148,56 @@ def _train_all(
       free.put(cores)
     return True
 
-  with concurrent.futures.ThreadPoolExecutor(len(shares)) as pool:
-    begun = [pool.submit(train_one, number, run) for number, run in enumerate(study.own_runs, 1)]
+  numbered = list(enumerate(study.own_runs, 1))
+  for starts in (False, True):
+    # What others start from is trained before them.
+    runs = [(number, run) for number, run in numbered if bool(run.starts_from) == starts]
+    _train_side_by_side(
+      train_one, runs, len(shares), lambda: _log_overview(study, workdir, states, len(shares))
+    )
+
+
+def _train_side_by_side(
+  train_one: Callable[[int, Run], bool],
+  runs: Sequence[tuple[int, Run]],
+  at_once: int,
+  log_overview: Callable[[], None],
+) -> None:
+  """Trains numbered runs, so many at once; says where the study stands after each that was not done already."""
+  with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    begun = [pool.submit(train_one, number, run) for number, run in runs]
     try:
       for future in concurrent.futures.as_completed(begun):
         if future.result():
-          log.info("%s", overview.text(study, workdir, states, at_once=len(shares)))
+          log_overview()
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
+
+
+def _log_overview(
+  study: Study, workdir: epath.Path, states: Mapping[str, str], at_once: int
+) -> None:
+  log.info("%s", overview.text(study, workdir, states, at_once=at_once))
+
+
+def _is_trained(run: Run, study: Study, workdir: epath.Path, states: dict[str, str]) -> bool:
+  """Whether the run that this one starts from is done; if it has failed, this one has too."""
+  (first,) = (other for other in study.runs if other.folder == run.starts_from)
+  state = state_of(workdir, first)
+  if state == FAILURE:
+    message = f"it starts from {first.folder}, which failed"
+    log.error("%s failed: %s", run.folder, message)
+    (workdir / run.folder).mkdir(parents=True, exist_ok=True)
+    files.write_json(workdir / run.folder / FAILED, {"error": message, "exit_code": 1})
+    states[run.folder] = FAILURE
+  elif state != DONE:
+    log.info(
+      "%s waits: it starts from %s, which another machine has not trained yet. The same command goes on.",
+      run.folder,
+      first.folder,
+    )
+  return state == DONE
 
 
 def placed(run: Run, workdir: epath.Path) -> dict[str, Any]:
@@ -163,6 +206,8 @@ def placed(run: Run, workdir: epath.Path) -> dict[str, Any]:
     name: paths.within(getattr(run.experiment, name), workdir)
     for name in ("data_dir", "records_dir", "mirrors")
   }
+  if run.row.starts_from:
+    shared["init_from"] = paths.within(run.experiment.init_from, workdir)
   return dataclasses.replace(run.experiment, **shared).to_json()
 
 

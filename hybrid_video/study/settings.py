@@ -40,6 +40,8 @@ class Row:
     published_on: the data set that they were measured on.
     axes: where the row stands on a plot's axes, such as `gap_seconds`.
     forms: those that make sense for it; of these it is trained with the ones that a study asks for.
+    starts_from: another row, such as one that pretrains, whose run of the same form, split and seed is trained
+      first and started from. Rows that pretrain have no accuracy, and stand in no table.
   """
 
   name: str
@@ -50,6 +52,7 @@ class Row:
   published_on: str = ""
   axes: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
   forms: tuple[str, ...] = FORMS
+  starts_from: str = ""
 
   def __post_init__(self) -> None:
     for name in ("settings", "published", "axes"):
@@ -88,7 +91,23 @@ class Run:
   @property
   def folder(self) -> str:
     """Where it stands, below the study's work directory."""
-    return f"runs/{self.form}/{self.row.name}/split{self.split}_seed{self.seed}"
+    return folder_of(self.form, self.row.name, self.split, self.seed)
+
+  @property
+  def starts_from(self) -> str:
+    """The folder of the run that it starts from; "" where there is none."""
+    other = self.row.starts_from
+    return folder_of(self.form, other, self.split, self.seed) if other else ""
+
+  @property
+  def has_accuracy(self) -> bool:
+    """Whether it stands in the study's tables."""
+    return self.experiment.task == "classification"
+
+
+def folder_of(form: str, row: str, split: int, seed: int) -> str:
+  """Where a run stands, below the study's work directory."""
+  return f"runs/{form}/{row}/split{split}_seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +193,14 @@ def checked_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
         f"Two rows of the study have the name {row.name!r}: {other.label!r} and {row.label!r}. Give each "
         "a name of its own."
       )
+  by_name = {row.name: row for row in rows}
+  for row in rows:
+    start = row.starts_from
+    if start and (start not in by_name or by_name[start].starts_from):
+      raise SettingError(
+        f"The study's row {row.name!r} starts from {start!r}: expected another row, which starts from none."
+        f"{errors.nearest(start, by_name)}"
+      )
   return rows
 
 
@@ -209,7 +236,8 @@ def chosen_rows(rows: tuple[Row, ...], names: Iterable[str]) -> tuple[Row, ...]:
         f"--config.study.rows names {name!r}, and the study has no such row.{near} Rows: "
         f"{errors.shown(known, most=20)}."
       )
-  return tuple(row for row in rows if not names or row.name in names)
+  needed = {row.starts_from for row in rows if row.name in names}
+  return tuple(row for row in rows if not names or row.name in (*names, *needed))
 
 
 def of_form(form: str, model: str, cross_blocks: int, share: float) -> dict[str, Any]:

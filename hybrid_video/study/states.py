@@ -44,6 +44,10 @@ def differences(run: Run, outcome: dict[str, Any]) -> list[str]:
     }
     for values in (outcome.get("config", {}), run.experiment.to_json())
   )
+  # Where the study lies, the run that this one starts from lies too.
+  first = run.starts_from
+  if first and str(theirs.get("init_from", "")).endswith(f"/{first}"):
+    theirs["init_from"] = ours["init_from"]
   return [
     f"{path}: {theirs_value!r} there, {value!r} asked for"
     for path, theirs_value, value in settings.differing(theirs, ours)

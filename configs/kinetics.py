@@ -1,0 +1,29 @@
+"""R(2+1)D-18 on Kinetics-400 from nothing, by torchvision's recipe.
+
+python main.py --config=configs/kinetics.py --config.data_dir=DIR --workdir=runs/kinetics
+
+After the colon: another model of that recipe, r3d_18 or mc3_18. Published: 57.5 % of clips and 67.46 % of videos
+(torchvision's R(2+1)D-18). There 64 GPUs have 24 clips each, 5 of each video an epoch, at 15 frames a second and
+a rate of 0.64; the rate here follows the batch.
+"""
+
+import ml_collections
+
+from hybrid_video import experiment, recipes
+
+
+def get_config(options: str = "") -> ml_collections.ConfigDict:
+  """The experiment for one model.
+
+  Raises:
+    SettingError: there is no such model; the message names the nearest.
+  """
+  chosen = experiment.arguments(options, "model", {"model": "r2plus1d_18"})
+  config = experiment.default_config()
+  config.dataset = "kinetics"
+  experiment.use_model(config, chosen["model"])
+  recipes.apply(config, "torchvision")
+  config.batch_size, config.optimizer.rate_for_batch = 24 * 64, 24
+  config.clip.mode, config.clip.stride, config.clip.rate = "stride", 1, 15.0
+  config.clip.repeats = 5
+  return config.lock()
