@@ -34,13 +34,13 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
   model = chosen["model"] or ("videomae_small" if demo else "videomae_base")
   config = experiment.default_config()
   if demo:
-    narrow.made_videos(config, films=120)
+    narrow.made_videos(config, films=100)
     narrow.models(config)
   else:
     config.dataset = "hmdb51"
-    config.stored.height, config.stored.width = 240, 0
-    config.clip.crop = 224
     config.clip.mode, config.clip.stride = "stride", 4
+    if not model.startswith("hybrid"):
+      config.stored.height, config.stored.width, config.clip.crop = 240, 0, 224
   name = f"{model}_pretraining" if stage == "pretrain" else model
   experiment.use_model(
     config, name, **{**config.presets.get(name, {}), **_demo_options(name, bool(demo))}
