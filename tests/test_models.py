@@ -276,6 +276,37 @@ def test_a_fresh_batch_norm_trains_inside_a_compiled_function():
   assert not np.any(fresh.mean[...])
 
 
+@pytest.mark.parametrize("options", [{}, {"pool": "mean", "self_blocks": 0}, {"cross_heads": 2}])
+def test_a_video_read_in_parts_is_read_as_a_whole(options):
+  model = models.create("hybrid", num_classes=3, **{**NARROW, "cnn_blocks": 1, **options})
+  model.eval()
+  parts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 16, 16, 3)), jnp.float32)
+  reading = model.nothing_read(2)
+  for clips in parts:
+    reading = model.read(reading, clips)
+  # All tokens at once, each part's with its own positions.
+  stack = model.attention
+  features = [model.cnn(clips) for clips in parts]
+  tokens = jnp.concatenate([of.reshape(2, -1, of.shape[-1]) for of in features], axis=1)
+  positions = jnp.asarray(np.concatenate([stack.positions(of.shape[1:4]) for of in features]))
+  whole = model.classify(stack.attend(tokens, positions))
+  np.testing.assert_allclose(model.answer(reading), whole, atol=1e-5)
+  # Of one part it is the ordinary answer; the order of parts changes nothing.
+  alone = model.answer(model.read(model.nothing_read(2), parts[0]))
+  np.testing.assert_allclose(alone, model(parts[0]), atol=1e-5)
+  turned = model.nothing_read(2)
+  for clips in parts[::-1]:
+    turned = model.read(turned, clips)
+  np.testing.assert_allclose(model.answer(turned), whole, atol=1e-5)
+
+
+def test_several_cross_attentions_cannot_read_in_one_pass():
+  for options in ({"cross_blocks": 2, "self_blocks": 2}, {"cross_blocks": 0, "width": 8}):
+    model = models.create("hybrid", num_classes=3, **{**NARROW, "cnn_blocks": 1, **options})
+    with pytest.raises(models.ModelError, match="one pass by one cross attention"):
+      model.nothing_read(1)
+
+
 def test_positions_mean_a_share_of_the_clip_or_a_time():
   options = {
     "cnn_blocks": 1,

@@ -120,18 +120,52 @@ class AttentionStack(nnx.Module):
     if positions is None:
       x = tokens
     else:
-      spread = jnp.broadcast_to(positions, (batch, *positions.shape[-2:])).astype(self.dtype)
-      tokens = jnp.concatenate([tokens, spread], axis=-1)
+      tokens = self._with_positions(tokens, positions)
       x = self._for_each_clip(self.latents[...], batch)
     for group in range(self.groups):
       group_set = min(group, self.group_sets - 1)
       if len(self.cross):
         x = self.cross[str(group_set)](x, tokens, rngs)
-      if group == 0 and self.use_cls:
-        x = jnp.concatenate([self._for_each_clip(self.cls[...], batch), x], axis=1)
-      for i in range(self.self_per_group):
-        x = self.self_attention[str(group_set * self.self_per_group + i)](x, rngs)
+      x = self._after_cross(x, group, rngs)
     return x
+
+  def _with_positions(self, tokens: Array, positions: Array) -> Array:
+    spread = jnp.broadcast_to(positions, (len(tokens), *positions.shape[-2:])).astype(self.dtype)
+    return jnp.concatenate([tokens, spread], axis=-1)
+
+  def _after_cross(self, x: Array, group: int, rngs: nnx.Rngs | None = None) -> Array:
+    """What follows a group's cross attention: the CLS token, if it is the first, and self attention."""
+    if group == 0 and self.use_cls:
+      x = jnp.concatenate([self._for_each_clip(self.cls[...], len(x)), x], axis=1)
+    first = min(group, self.group_sets - 1) * self.self_per_group
+    for i in range(self.self_per_group):
+      x = self.self_attention[str(first + i)](x, rngs)
+    return x
+
+  def nothing_read(self, batch: int) -> perceiver.Reading:
+    """What latents have read of videos before their first part.
+
+    Raises:
+      ModelError: there is not exactly one cross attention: each further one would read all of a video again.
+    """
+    if len(self.cross) != 1 or self.groups != 1:
+      raise ModelError(
+        f"A video is read in one pass by one cross attention, and this model has {self.groups * bool(len(self.cross))}: "
+        "average windows, or choose cross_blocks=1."
+      )
+    return self.cross["0"].attention.nothing_read(self._for_each_clip(self.latents[...], batch))
+
+  def read(self, so_far: perceiver.Reading, features: Array) -> perceiver.Reading:
+    """Latents read one part more of each video, its feature map `[B, T', H', W', C]`."""
+    batch, *sizes, channels = features.shape
+    positions = jnp.asarray(self.positions(tuple(sizes)))
+    tokens = self._with_positions(features.reshape(batch, -1, channels), positions)
+    return self.cross["0"].read(so_far, self._for_each_clip(self.latents[...], batch), tokens)
+
+  def after_reading(self, reading: perceiver.Reading) -> Array:
+    """What `attend` gives for the tokens of all parts, `[B, N, D]`."""
+    latents = self._for_each_clip(self.latents[...], len(reading.total))
+    return self._after_cross(self.cross["0"].after_reading(latents, reading), 0)
 
   def flow(self, shares: Sequence[Array], tokens: int, mixed: relevance.Mixed) -> Array:
     """How much of each output comes from each token, by the way that `attend` takes.
@@ -298,6 +332,18 @@ class Hybrid(nnx.Module):
   def from_features(self, features: Array, rngs: nnx.Rngs | None = None) -> Array:
     """The trunk's feature map `[B, T', H', W', C]` to float32 logits `[B, classes]`."""
     return self.classify(self.attention(features, rngs))
+
+  def nothing_read(self, batch: int) -> perceiver.Reading:
+    """Where the reading of so many videos begins; see `AttentionStack.nothing_read`."""
+    return self.attention.nothing_read(batch)
+
+  def read(self, so_far: perceiver.Reading, clips: Array) -> perceiver.Reading:
+    """Latents read one clip more of each video, `[B, T, H, W, 3]`; memory is that of a clip, however long it gets."""
+    return self.attention.read(so_far, self.cnn(clips))
+
+  def answer(self, reading: perceiver.Reading) -> Array:
+    """Float32 logits `[B, classes]` for all that was read, in evaluation mode."""
+    return self.classify(self.attention.after_reading(reading))
 
   def classify(self, x: Array) -> Array:
     """What the attention gives, `[B, N, D]`, to float32 logits `[B, classes]`."""

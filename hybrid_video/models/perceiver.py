@@ -7,6 +7,8 @@ pre-norm, bias-free queries, keys and values, GEGLU feed-forward with the exact 
 """
 
 from collections.abc import Sequence
+import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -69,6 +71,20 @@ def fourier_positions(
   return features.reshape(int(np.prod(sizes)), -1).astype(np.float32)
 
 
+class Reading(NamedTuple):
+  """What queries have read so far of a context that comes in parts; float32, H heads of d channels.
+
+  Attributes:
+    largest: the largest score of each query so far, `[B, H, N, 1]`.
+    total: the sum of the shares, relative to it, `[B, H, N, 1]`.
+    values: the values, weighted alike, `[B, H, N, d]`.
+  """
+
+  largest: Array
+  total: Array
+  values: Array
+
+
 class Attention(nnx.Module):
   """Multi-head attention of queries `[B, N, D]` to a context `[B, M, C]`."""
 
@@ -98,6 +114,37 @@ class Attention(nnx.Module):
     key, value = jnp.split(self.to_kv(context), 2, axis=-1)
     out = attend(split(self.to_q(x)), split(key), split(value))
     return self.to_out(out.reshape(*out.shape[:2], -1))
+
+  def nothing_read(self, x: Array) -> Reading:
+    """What queries `[B, N, D]` have read of nothing."""
+    shape = (x.shape[0], self.heads, x.shape[1])
+    zeros = jnp.zeros((*shape, self.head_dim), jnp.float32)
+    return Reading(jnp.full((*shape, 1), -jnp.inf), jnp.zeros((*shape, 1)), zeros)
+
+  def read(self, so_far: Reading, x: Array, context: Array) -> Reading:
+    """Queries `[B, N, D]` read one part more of their context, `[B, M, C]`; the parts' order changes nothing.
+
+    Source: the online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867.
+    """
+
+    def split(y: Array) -> Array:
+      return y.reshape(*y.shape[:2], self.heads, self.head_dim).astype(jnp.float32)
+
+    key, value = jnp.split(self.to_kv(context), 2, axis=-1)
+    scores = jnp.einsum("bnhd,bmhd->bhnm", split(self.to_q(x)), split(key))
+    scores /= math.sqrt(self.head_dim)
+    largest = jnp.maximum(so_far.largest, scores.max(-1, keepdims=True))
+    shares, kept = jnp.exp(scores - largest), jnp.exp(so_far.largest - largest)
+    return Reading(
+      largest,
+      kept * so_far.total + shares.sum(-1, keepdims=True),
+      kept * so_far.values + jnp.einsum("bhnm,bmhd->bhnd", shares, split(value)),
+    )
+
+  def what_was_read(self, reading: Reading, dtype: DType) -> Array:
+    """What `__call__` gives for all parts at once, `[B, N, D]`."""
+    out = (reading.values / reading.total).transpose(0, 2, 1, 3)
+    return self.to_out(out.reshape(*out.shape[:2], -1).astype(dtype))
 
 
 class FeedForward(nnx.Module):
@@ -140,6 +187,15 @@ class CrossBlock(nnx.Module):
     attended = self.attention(self.norm(latents), self.norm_tokens(tokens))
     latents = latents + self.dropout(attended, rngs=rngs)
     return latents + self.dropout(self.feed_forward(latents), rngs=rngs)
+
+  def read(self, so_far: Reading, latents: Array, tokens: Array) -> Reading:
+    """Latents read one part more of their tokens, see `Attention.read`."""
+    return self.attention.read(so_far, self.norm(latents), self.norm_tokens(tokens))
+
+  def after_reading(self, latents: Array, reading: Reading) -> Array:
+    """What `__call__` gives, without dropout, for all that was read."""
+    latents = latents + self.attention.what_was_read(reading, latents.dtype)
+    return latents + self.feed_forward(latents)
 
 
 class SelfBlock(nnx.Module):
