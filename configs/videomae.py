@@ -57,8 +57,15 @@ def _demo_options(name: str, demo: bool) -> dict[str, Any]:
   if not demo:
     return {}
   if not name.startswith("hybrid"):
-    return {"patch": (2, 8, 8)}
-  return {"cnn_blocks": 4} | ({"mask_patch": (2, 8, 8)} if name.endswith("_pretraining") else {})
+    options: dict[str, Any] = {"patch": (2, 8, 8)}
+  else:
+    options = {"cnn_blocks": 4}
+  if name.endswith("_pretraining"):
+    # Made backgrounds are flat: normalized, their patches are noise.
+    options["normalize_targets"] = False
+    if name.startswith("hybrid"):
+      options["mask_patch"] = (2, 8, 8)
+  return options
 
 
 def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:

@@ -122,8 +122,8 @@ class Evaluator:
     self._task = task
     self._experiment = experiment
     self._pipeline = pipeline
-    self._scorer = scoring.Scorer(task.outputs, mesh)
-    self._features = scoring.Scorer(task.features, mesh) if task.features else None
+    self._scorer = scoring.Scorer(task, mesh)
+    self._features = scoring.Scorer(task, mesh, features=True) if task.features else None
     # Of the last `run`, without its first batch, which may compile; None where there was no other.
     self.clips_per_second: float | None = None
 
@@ -250,7 +250,7 @@ class Evaluator:
     """
     assert self._features is not None
     views = self.views(videos)
-    batches = self._numbered(self.batches(views))
+    batches = self._numbered(views)
     outputs = self._features.outputs(variables["params"], variables["batch_stats"], batches)
     found = scoring.gather(_checked(outputs, check), len(views))["features"]
     sums = np.zeros((len(videos), found.shape[1]), np.float32)
@@ -259,7 +259,7 @@ class Evaluator:
 
   def _outputs(self, variables: Mapping[str, Any], views: plans.Views) -> Iterator[scoring.Outputs]:
     return self._scorer.outputs(
-      variables["params"], variables["batch_stats"], self._numbered(self.batches(views))
+      variables["params"], variables["batch_stats"], self._numbered(views)
     )
 
   def _summarized(self, views: plans.Views, outputs: Iterator[scoring.Outputs]) -> Evaluation:
@@ -267,14 +267,17 @@ class Evaluator:
     labels = self._records.labels[views.video_ids]
     return self._task.summarize(gathered, views.rows, labels, self._experiment.eval_batch_size)
 
-  def _numbered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-    first = 0
-    for batch in batches:
+  def _numbered(self, views: plans.Views) -> Iterator[Batch]:
+    """The views' clips with their places, and whether they are the first of their videos."""
+    begins, first = np.diff(views.rows, prepend=-1) != 0, 0
+    for batch in self.batches(views):
       rows = len(batch["clips"])
       offset = first + jax.process_index() * rows
+      of_batch = begins[offset : offset + rows]
       yield {
         "clips": batch["clips"],
         "clip_indices": np.arange(offset, offset + rows, dtype=np.int32),
+        "begins": np.pad(of_batch, (0, rows - len(of_batch)), constant_values=True),
       }
       first += rows * jax.process_count()
 

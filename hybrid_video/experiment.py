@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from hybrid_video import errors, models
+from hybrid_video.analysis.aggregation import WHOLE_VIDEO
 from hybrid_video.augmentation import AugmentationSettings
 from hybrid_video.decoding.storing import DecodingLimits, StoredScale
 from hybrid_video.model_settings import ModelSettings as ModelSettings
@@ -190,6 +191,12 @@ class Experiment(Settings):
       raise SettingError(
         f"{self.validation.path('metric')} is {self.validation.metric!r}, and {self.model.name} has no "
         "classes: set it to loss."
+      )
+    one_pass = self.evaluation.aggregation == WHOLE_VIDEO
+    if one_pass and (self.model.name != "hybrid" or self.model.options["cross_blocks"] != 1):
+      raise SettingError(
+        f"{self.evaluation.path('aggregation')} is {WHOLE_VIDEO!r}: a hybrid with one cross attention block reads a "
+        f"video in one pass, and {self.model.name} does not. Choose another, such as mean_probabilities."
       )
     if self.test_parameters == "best" and not self.validation.is_on:
       raise SettingError(

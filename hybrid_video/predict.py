@@ -143,7 +143,7 @@ class Predictor:
     self._params, self._batch_stats = jax.tree.map(
       lambda leaf: sharding.place(leaf, place), (saved.params, saved.batch_stats)
     )
-    self._scorer = scoring.Scorer(task.outputs, mesh)
+    self._scorer = scoring.Scorer(task, mesh)
 
   def predict(self, videos: Sequence[os.PathLike | str]) -> Generator[Prediction, None, None]:
     """The predictions of video files, in order, each as soon as its views are scored.
@@ -198,10 +198,10 @@ class _Pending:
 
 def _in_batches(clips: Iterable[np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
   """Clips of one video after the other in batches of `size`, the last one padded."""
-  waiting: list[np.ndarray] = []
+  waiting: list[tuple[np.ndarray, bool]] = []
   for of_video in clips:
-    for clip in of_video:
-      waiting.append(clip)
+    for i, clip in enumerate(of_video):
+      waiting.append((clip, i == 0))
       if len(waiting) == size:
         yield _batch(waiting, size)
         waiting = []
@@ -209,9 +209,13 @@ def _in_batches(clips: Iterable[np.ndarray], size: int) -> Iterator[dict[str, np
     yield _batch(waiting, size)
 
 
-def _batch(clips: list[np.ndarray], size: int) -> dict[str, np.ndarray]:
-  padded = np.stack(clips + [clips[-1]] * (size - len(clips)))
-  return {"clips": padded, "clip_indices": np.zeros(size, np.int32)}
+def _batch(clips: list[tuple[np.ndarray, bool]], size: int) -> dict[str, np.ndarray]:
+  padded = clips + [(clips[-1][0], True)] * (size - len(clips))
+  return {
+    "clips": np.stack([clip for clip, _ in padded]),
+    "clip_indices": np.zeros(size, np.int32),
+    "begins": np.array([begins for _, begins in padded]),
+  }
 
 
 def _hand_out(order: "collections.deque[_Pending]", shares: np.ndarray, logits: np.ndarray) -> None:

@@ -4,14 +4,14 @@ In: batches of clips and a compiled function. Out: host arrays, streamed. No lab
 evaluation and prediction share all of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from hybrid_video import sharding
-from hybrid_video.tasks import Tree
+from hybrid_video.tasks import Task, Tree
 
 Outputs = dict[str, np.ndarray]
 
@@ -19,15 +19,23 @@ Outputs = dict[str, np.ndarray]
 class Scorer:
   """A task's evaluation outputs on a mesh, compiled once for all lists and orders of frames."""
 
-  def __init__(self, function: Callable[..., Any], mesh: jax.sharding.Mesh):
+  def __init__(self, task: Task, mesh: jax.sharding.Mesh, *, features: bool = False):
     """Compiles nothing yet; the first batch does.
 
     Args:
-      function: a task's `outputs` or `features`.
+      task: what the model is for.
       mesh: the devices.
+      features: whether its features are wanted in place of its outputs.
     """
-    self._mesh = mesh
-    self._outputs = jax.jit(function, out_shardings=sharding.replicated(mesh))
+    self._mesh, self._pass = mesh, None if features else task.one_pass
+    replicated = sharding.replicated(mesh)
+    function: Any = task.features if features else task.outputs
+    if self._pass is not None:
+      function, self._begin = (
+        self._pass.outputs,
+        jax.jit(self._pass.begin, out_shardings=replicated),
+      )
+    self._outputs = jax.jit(function, out_shardings=replicated)
 
   def outputs(
     self, params: Tree, batch_stats: Tree, batches: Iterable[Mapping[str, np.ndarray]]
@@ -36,10 +44,16 @@ class Scorer:
 
     Args:
       params, batch_stats: of the model.
-      batches: {"clips": uint8 `[b, T, H, W, 3]`, "clip_indices": int32 `[b]`}, this process's rows.
+      batches: {"clips": uint8 `[b, T, H, W, 3]`, "clip_indices": int32 `[b]`, "begins": bool `[b]`}, this
+        process's rows; `begins` says whether a clip is its video's first.
     """
+    state = self._begin(params, batch_stats) if self._pass else None
     for batch in batches:
-      outputs = self._outputs(params, batch_stats, sharding.put_batch(batch, self._mesh))
+      placed = sharding.put_batch(batch, self._mesh)
+      if self._pass:
+        outputs, state = self._outputs(params, batch_stats, placed, state)
+      else:
+        outputs = self._outputs(params, batch_stats, placed)
       yield {name: np.asarray(value) for name, value in outputs.items()}
 
 

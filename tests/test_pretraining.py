@@ -114,11 +114,12 @@ def test_evaluations_masks_follow_from_the_clip_and_not_from_the_batch(task):
   np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5)
 
 
-def test_a_reconstruction_of_the_truth_is_the_clip():
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_reconstruction_of_the_truth_is_the_clip(normalize):
   clips = jnp.asarray(_batch(2)["clips"])
   _, masked = masking.tube_mask(jax.random.key(0), 2, (2, 4, 4), 0.5)
-  targets = masking.patch_targets(clips, masked, (2, 8, 8))
-  seen, drawn = masking.reconstruct(clips, targets, masked, (2, 8, 8))
+  targets = masking.patch_targets(clips, masked, (2, 8, 8), normalize=normalize)
+  seen, drawn = masking.reconstruct(clips, targets, masked, (2, 8, 8), normalize=normalize)
   np.testing.assert_allclose(drawn.astype(int), clips.astype(int), atol=1)
   # What is hidden is grey, and nothing else.
   changed = masking.cut((seen != clips).astype(jnp.float32), (2, 8, 8)).reshape(2, 32, -1).mean(-1)

@@ -11,12 +11,15 @@ MEAN_PROBABILITIES, MEAN_LOGITS, MAJORITY_VOTE = AGGREGATIONS = (
   "mean_logits",
   "majority_vote",
 )
+# Views are read one after the other by one model, whose last answer is of all of them.
+WHOLE_VIDEO = "whole_video"
 # What a video's score is, in words that follow "a video's score is".
 WORDS = {
   MEAN_PROBABILITIES: "the mean of its views' softmax",
   MEAN_LOGITS: "the softmax of the mean of its views' logits",
   MAJORITY_VOTE: "the share of its views' votes, each for its most probable class; mean "
   "probabilities decide between equal ones",
+  WHOLE_VIDEO: "that of one pass over its windows: cross attention reads the tokens of all of them together",
 }
 
 
@@ -49,7 +52,7 @@ def video_scores(
   are equal splits its vote.
 
   Args:
-    aggregation: one of `AGGREGATIONS`.
+    aggregation: one of `AGGREGATIONS`, or `WHOLE_VIDEO`: then the last view's score is its video's.
     probabilities: of views, `[C, classes]`.
     logits: of views, `[C, classes]`; read by "mean_logits" alone.
     rows: for each view, its video's row, `[C]`.
@@ -64,6 +67,10 @@ def video_scores(
     means = video_means(np.asarray(logits, np.float32), rows, videos)
     powers = np.exp(means - means.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
+  if aggregation == WHOLE_VIDEO:
+    last = np.zeros(videos, np.int64)
+    np.maximum.at(last, rows, np.arange(len(rows)))
+    return np.asarray(probabilities[last], np.float32)
   means = video_means(probabilities, rows, videos)
   if aggregation == MEAN_PROBABILITIES:
     return means

@@ -125,7 +125,9 @@ class Predictions:
       PredictionsError: there is no such aggregation, or the file lacks what it needs.
     """
     chosen = self.aggregation if aggregation is None else aggregation
-    known = aggregations.AGGREGATIONS
+    # What each view said of those before it too is no answer of its own.
+    own = self.aggregation == aggregations.WHOLE_VIDEO
+    known = (aggregations.WHOLE_VIDEO,) if own else aggregations.AGGREGATIONS
     if chosen not in known:
       raise PredictionsError(
         f"There is no aggregation {chosen!r}: expected one of {', '.join(known)}."
@@ -231,7 +233,7 @@ def _protocol(array: np.ndarray | None, shown: str) -> Mapping[str, Any]:
     not isinstance(value, dict)
     or not all(isinstance(value.get(name), str) for name in texts)
     or not isinstance(value.get("split"), int)
-    or value["aggregation"] not in aggregations.AGGREGATIONS
+    or value["aggregation"] not in (*aggregations.AGGREGATIONS, aggregations.WHOLE_VIDEO)
   ):
     raise PredictionsError(
       f"{shown}: its protocol is not one that this version wrote: expected JSON with "

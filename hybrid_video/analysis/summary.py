@@ -147,6 +147,9 @@ def _top(scores: np.ndarray, labels: np.ndarray, what: str) -> dict[str, float]:
 
 
 def _by_aggregation(predictions: Predictions) -> dict[str, float]:
+  if predictions.aggregation == aggregations.WHOLE_VIDEO:
+    known = [aggregations.WHOLE_VIDEO]
+    return {name: accuracy.top_k(predictions.scores(), predictions.labels, 1) for name in known}
   known = [
     name
     for name in aggregations.AGGREGATIONS

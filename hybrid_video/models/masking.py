@@ -16,6 +16,8 @@ from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.patches import cut, join
 
 MASK_RATIO = 0.9
+# What pixels in 0 to 1 are shifted and scaled by where patches are not normalized.
+GREY, CONTRAST = 0.5, 0.25
 
 
 def masked_cells(grid: tuple[int, int, int], ratio: float) -> int:
@@ -97,7 +99,13 @@ def check(batch: int, grid: tuple[int, int, int], visible: jax.Array, masked: ja
     )
 
 
-def patch_targets(pixels: Array, masked: Array, patch: tuple[int, int, int] = (2, 16, 16)) -> Array:
+def patch_targets(
+  pixels: Array,
+  masked: Array,
+  patch: tuple[int, int, int] = (2, 16, 16),
+  *,
+  normalize: bool = True,
+) -> Array:
   """What pretraining predicts: pixels of masked patches, normalized by patch and channel.
 
   Each channel of a patch, in 0 to 1, loses its mean and is divided by its standard
@@ -107,6 +115,7 @@ def patch_targets(pixels: Array, masked: Array, patch: tuple[int, int, int] = (2
     pixels: clips `[B, T, H, W, 3]`: uint8, or floats in 0 to 1; not normalized ones.
     masked: indices `[B, M]` of the masked patches.
     patch: frames, rows and columns of one.
+    normalize: whether they are; if not, pixels are predicted as they are, shifted and scaled alike.
 
   Returns:
     float32 `[B, M, values]`, values in the order (frame, row, column, channel).
@@ -128,6 +137,8 @@ def patch_targets(pixels: Array, masked: Array, patch: tuple[int, int, int] = (2
     raise ValueError(f"Masked tokens {masked.shape} came with {tokens.shape[0]} clips.")
   x = jnp.take_along_axis(tokens, masked[..., None], axis=1)
   x = x.astype(jnp.float32) / (255.0 if pixels.dtype == jnp.uint8 else 1.0)
+  if not normalize:
+    return (x - GREY) / CONTRAST
   x = x.reshape(*x.shape[:2], -1, 3)
   centred = x - x.mean(2, keepdims=True)
   deviation = jnp.sqrt(jnp.square(centred).sum(2, keepdims=True) / (x.shape[2] - 1))
@@ -153,18 +164,24 @@ def clip_losses(predictions: Array, targets: Array) -> Array:
 
 
 def reconstruct(
-  pixels: Array, predictions: Array, masked: Array, patch: tuple[int, int, int]
+  pixels: Array,
+  predictions: Array,
+  masked: Array,
+  patch: tuple[int, int, int],
+  *,
+  normalize: bool = True,
 ) -> tuple[Array, Array]:
   """What a model saw of clips, and what it makes of the rest.
 
-  A prediction is normalized by patch and channel; mean and deviation, which it does not say, are those of
-  the hidden patch, as in the original's figures.
+  Where predictions are normalized by patch and channel, they do not say mean and deviation: these are the
+  hidden patch's own, as in the original's figures.
 
   Args:
     pixels: clips `[B, T, H, W, 3]`, uint8.
     predictions: `[B, M, values]` of the masked patches.
     masked: their indices `[B, M]`.
     patch: frames, rows and columns of one.
+    normalize: as of `patch_targets`.
 
   Returns:
     Clips uint8 `[B, T, H, W, 3]` with hidden patches in grey, and with predictions in their place.
@@ -173,8 +190,11 @@ def reconstruct(
   tokens = grid.reshape(len(pixels), -1, grid.shape[-1])
   hidden = jnp.take_along_axis(tokens, masked[..., None], axis=1)
   hidden = hidden.reshape(*hidden.shape[:2], -1, 3)
-  normal = predictions.reshape(hidden.shape)
-  drawn = normal * hidden.std(2, keepdims=True, ddof=1) + hidden.mean(2, keepdims=True)
+  drawn = predictions.reshape(hidden.shape)
+  if normalize:
+    drawn = drawn * hidden.std(2, keepdims=True, ddof=1) + hidden.mean(2, keepdims=True)
+  else:
+    drawn = drawn * CONTRAST + GREY
 
   def with_patches(values: Array) -> Array:
     rows = jnp.arange(len(pixels))[:, None]

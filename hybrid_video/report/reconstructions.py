@@ -18,8 +18,8 @@ from hybrid_video.tasks import pretraining
 
 FILE = "reconstructions.png"
 WORDS = (
-  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. Mean and contrast "
-  "of a patch, which it does not predict, are the hidden patch's own."
+  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. Where "
+  "patches are normalized, their mean and contrast, which it does not predict, are the hidden patch's own."
 )
 _FRAMES = 8
 
@@ -47,8 +47,13 @@ def draw(
   )
   predictions = model(normalized, visible, masked)
   pixels = jnp.asarray(clips)
-  seen, drawn = masking.reconstruct(pixels, predictions, masked, model.patch)
-  losses = masking.clip_losses(predictions, masking.patch_targets(pixels, masked, model.patch))
+  seen, drawn = masking.reconstruct(
+    pixels, predictions, masked, model.patch, normalize=model.normalize_targets
+  )
+  losses = masking.clip_losses(
+    predictions,
+    masking.patch_targets(pixels, masked, model.patch, normalize=model.normalize_targets),
+  )
   indices = figures.even_frames(clips.shape[1], _FRAMES)
   labels = [f"frame {index}" for index in indices]
   strips = []

@@ -6,7 +6,7 @@ In: values from a config. Out: checked settings, and what they mean in words.
 import dataclasses
 from typing import ClassVar
 
-from hybrid_video.analysis.aggregation import AGGREGATIONS
+from hybrid_video.analysis.aggregation import AGGREGATIONS, WHOLE_VIDEO
 from hybrid_video.settings import SettingError, Settings, setting
 
 MODES = ("seconds", "stride", "segments")
@@ -92,19 +92,25 @@ class EvaluationSettings(Sampling):
     clips: windows a video, evenly spaced; 0 is the fewest that cover it.
     crops: 1 for the centre; 3 for both ends of the longer side and the centre.
     aggregation: how a video's score comes of its views': "mean_probabilities", "mean_logits" or
-      "majority_vote", see `analysis.aggregation`.
+      "majority_vote", see `analysis.aggregation`; or "whole_video": the hybrid's latents read the windows one
+      after the other, in memory that does not grow with the video, and answer for all of them.
   """
 
   PATH: ClassVar[str] = "evaluation"
 
   clips: int = setting(0, at_least=0)
   crops: int = setting(1, at_least=1, at_most=3)
-  aggregation: str = setting(AGGREGATIONS[0], choices=AGGREGATIONS)
+  aggregation: str = setting(AGGREGATIONS[0], choices=(*AGGREGATIONS, WHOLE_VIDEO))
 
   def validate(self) -> None:
     """Checks the number of crops."""
     if self.crops == 2:
       raise SettingError(f"{self.path('crops')} is 2: expected 1 or 3.")
+    if self.aggregation == WHOLE_VIDEO and self.crops != 1:
+      raise SettingError(
+        f"{self.path('crops')} is {self.crops} with {self.path('aggregation')}={WHOLE_VIDEO}: a video is read "
+        "in one pass, by one crop. Set it to 1."
+      )
 
   def describe_views(self) -> str:
     """How an evaluation looks at a video, in words."""

@@ -33,6 +33,21 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pass:
+  """How a model reads a video clip after clip, with what it has read so far as a state.
+
+  Attributes:
+    begin: (params, batch_stats) to the state of one video before its first clip.
+    outputs: (params, batch_stats, batch, state) to outputs with one row a clip, each of its video up to there,
+      and the state after the last row. The batch has `clips`, in the order of reading, and `begins` bool
+      `[B]`: whether a clip is its video's first.
+  """
+
+  begin: Callable[[Tree, Tree], Any]
+  outputs: Callable[[Tree, Tree, Mapping[str, Array], Any], tuple[dict[str, Array], Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
   """The functions that tell one kind of training from another; all but `summarize` are pure.
 
@@ -50,6 +65,7 @@ class Task:
       each clip's video, `labels` `[V]` the videos' class ids.
     merge: (params, batch_stats) to the model in evaluation mode.
     protocol: how a video's score comes about, in words.
+    one_pass: in place of `outputs`, where a video's clips are read one after the other.
     features: as `outputs`, to what a clip is to the model: `features` `[B, D]`. None where outputs say it.
   """
 
@@ -61,6 +77,7 @@ class Task:
   summarize: Callable[[dict[str, np.ndarray], np.ndarray, np.ndarray, int], Evaluation]
   merge: Callable[[Tree, Tree], nnx.Module]
   protocol: str
+  one_pass: Pass | None = None
   features: Callable[[Tree, Tree, Mapping[str, Array]], dict[str, Array]] | None = None
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+from typing import Any
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import metrics, models, tasks
 from hybrid_video.analysis import aggregation as aggregations
 from hybrid_video.augmentation import Augment
-from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
+from hybrid_video.tasks import Array, Evaluation, Pass, Sums, Task, Tree, pixels
 
 NAME = "classification"
 
@@ -57,6 +59,25 @@ def make(
     model = nnx.merge(evaluation, params, batch_stats)
     return {"logits": model(normalize(batch["clips"]))}
 
+  def one_pass(
+    params: Tree, batch_stats: Tree, batch: Mapping[str, Array], state: Any
+  ) -> tuple[dict[str, Array], Any]:
+    model = nnx.merge(evaluation, params, batch_stats)
+    features = model.cnn(normalize(batch["clips"]))
+    nothing = model.nothing_read(1)
+
+    def read(so_far: Any, clip: tuple[Array, Array]) -> tuple[Any, Array]:
+      begins, of_clip = clip
+      so_far = jax.tree.map(lambda new, old: jnp.where(begins, new, old), nothing, so_far)
+      so_far = model.attention.read(so_far, of_clip[None])
+      return so_far, model.answer(so_far)[0]
+
+    state, logits = jax.lax.scan(read, state, (batch["begins"], features))
+    return {"logits": logits}, state
+
+  def begin(params: Tree, batch_stats: Tree) -> Any:
+    return nnx.merge(evaluation, params, batch_stats).nothing_read(1)
+
   return Task(
     name=NAME,
     initial_variables=initial_variables,
@@ -67,6 +88,7 @@ def make(
     merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
     protocol=f"a video's score is {aggregations.WORDS[aggregation]}; loss is the mean cross-entropy of a "
     "view",
+    one_pass=Pass(begin, one_pass) if aggregation == aggregations.WHOLE_VIDEO else None,
   )
 
 

@@ -13,7 +13,7 @@ from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
 
 NAME = "pretraining"
 PROTOCOL = (
-  "loss is the mean squared error of the masked patches' normalized pixels, each view under a mask "
+  "loss is the mean squared error of the masked patches' pixels, each view under a mask "
   "of its own that is the same at every evaluation"
 )
 # The masks of evaluation follow from this and the clip's index.
@@ -21,7 +21,8 @@ _EVALUATION_SEED = 0
 
 
 def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[float]) -> Task:
-  """The task of a masked autoencoder: a model with `grid`, `patch`, `mask_ratio` and `features`, see `models`.
+  """The task of a masked autoencoder: a model with `grid`, `patch`, `mask_ratio`, `normalize_targets` and
+  `features`, see `models`.
 
   Args:
     build: gives a fresh model, the same at every call.
@@ -30,6 +31,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
   normalize = pixels.normalizer(mean, std)
   training, evaluation, abstract = tasks.definitions(build)
   grid, ratio, patch = abstract.grid, abstract.mask_ratio, abstract.patch
+  normalizes = abstract.normalize_targets
 
   def initial_variables() -> tuple[Tree, Tree]:
     _, params, batch_stats = models.split(build())
@@ -41,7 +43,9 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
 
   def losses(model: nnx.Module, clips: Array, visible: Array, masked: Array) -> Array:
     predictions = model(normalize(clips), visible, masked)
-    return masking.clip_losses(predictions, masking.patch_targets(clips, masked, patch))
+    return masking.clip_losses(
+      predictions, masking.patch_targets(clips, masked, patch, normalize=normalizes)
+    )
 
   def loss(
     params: Tree, batch_stats: Tree, prepared: tuple[Array, Array, Array], key: Array
