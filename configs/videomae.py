@@ -36,15 +36,14 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
   if demo:
     narrow.made_videos(config, films=100)
     narrow.models(config)
+    _finer(config)
   else:
     config.dataset = "hmdb51"
     config.clip.mode, config.clip.stride = "stride", 4
     if not model.startswith("hybrid"):
       config.stored.height, config.stored.width, config.clip.crop = 240, 0, 224
   name = f"{model}_pretraining" if stage == "pretrain" else model
-  experiment.use_model(
-    config, name, **{**config.presets.get(name, {}), **_demo_options(name, bool(demo))}
-  )
+  experiment.use_model(config, name, **config.presets.get(name, {}))
   if stage == "pretrain":
     _pretrain(config, bool(demo))
   else:
@@ -52,20 +51,21 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def _demo_options(name: str, demo: bool) -> dict[str, Any]:
-  """Finer patches, of which small frames have enough; a hybrid is cut where its map is as fine."""
-  if not demo:
-    return {}
-  if not name.startswith("hybrid"):
-    options: dict[str, Any] = {"patch": (2, 8, 8)}
-  else:
-    options = {"cnn_blocks": 4}
-  if name.endswith("_pretraining"):
+def _finer(config: ml_collections.ConfigDict) -> None:
+  """Presets of finer patches, of which small frames have enough; the hybrid is cut where its map is as fine."""
+  own: dict[str, dict[str, Any]] = {
+    "videomae_small": {"patch": (2, 8, 8)},
+    "hybrid": {"cnn_blocks": 4},
     # Made backgrounds are flat: normalized, their patches are noise.
-    options["normalize_targets"] = False
-    if name.startswith("hybrid"):
-      options["mask_patch"] = (2, 8, 8)
-  return options
+    "videomae_small_pretraining": {"patch": (2, 8, 8), "normalize_targets": False},
+    "hybrid_pretraining": {
+      "cnn_blocks": 4,
+      "mask_patch": (2, 8, 8),
+      "normalize_targets": False,
+    },
+  }
+  for name, options in own.items():
+    experiment.preset_model(config, name, **{**config.presets[name], **options})
 
 
 def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:

@@ -22,6 +22,7 @@ NAMES = (
   "inductive_bias",
   "computation",
   "attention_recipe",
+  "label_efficiency",
 )
 # What the data of some studies need beside what all have.
 NEEDED = {"temporal_dependency": "made_gap_seconds", "inductive_bias": "training_share"}
