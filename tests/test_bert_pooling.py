@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import models
+from hybrid_video import models, weights
 from hybrid_video.models import bert_pooling, layers
 
 SMALL = {"blocks": 1, "width": 4, "frames": 4, "heads": 2}
@@ -218,6 +218,26 @@ def test_the_head_starts_at_xavier_uniform_values_and_zero_biases():
   np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.02)
   head = _classifier().head
   assert (head.bias[...] == 0).all() and float(jnp.abs(head.kernel[...]).max()) > 0
+
+
+def test_weights_of_other_lengths_are_interpolated(caplog):
+  short, long = (
+    models.create(
+      "r2plus1d_18_bert", num_classes=3, blocks=3, width=4, heads=2, frames=frames, seed=seed
+    )
+    for frames, seed in ((6, 1), (12, 2))
+  )
+  _, params, batch_stats = models.split(short)
+  with caplog.at_level("INFO", "hybrid_video"):
+    weights.load_trees(long, params, batch_stats, source="a run")
+  assert "a run: positions of 3 moments are interpolated to 6" in caplog.text
+  theirs, ours = (
+    np.asarray(params["attention"]["positions"]),
+    np.asarray(long.attention.positions[...]),
+  )
+  np.testing.assert_allclose(ours[[0, 1, -1]], theirs[[0, 1, -1]])
+  between = [np.interp(np.linspace(0, 2, 6), range(3), column) for column in theirs[1:].T]
+  np.testing.assert_allclose(ours[1:], np.stack(between, 1), rtol=1e-5, atol=1e-7)
 
 
 def test_a_classifier_takes_clips_of_any_length():

@@ -17,6 +17,8 @@ import numpy as np
 
 from hybrid_video import errors, models
 from hybrid_video.models import video_resnet
+from hybrid_video.models.bert_pooling import BertPooling
+from hybrid_video.models.layers import resampled
 from hybrid_video.weights import (
   heads,
   matching,
@@ -43,6 +45,9 @@ __all__ = [
 ]
 
 log = logging.getLogger("hybrid_video")
+
+# BERT pooling's, of the CLS token and of each moment, under our own names.
+_POSITIONS = "attention.positions"
 
 
 def load_pretrained(
@@ -113,6 +118,22 @@ def load_trees(
   return _load(model, contents, source=source, replace_head=replace_head, classes=classes)
 
 
+def _at_length_of(
+  model: nnx.Module, arrays: dict[str, np.ndarray], source: str
+) -> dict[str, np.ndarray]:
+  """BERT pooling's positions, learned on clips of another length, at the length of the model's clips."""
+  pooling = getattr(model, "attention", None)
+  learned = arrays.get(_POSITIONS)
+  if not isinstance(pooling, BertPooling) or learned is None or learned.ndim != 2:
+    return arrays
+  theirs, ours = len(learned) - 1, pooling.max_tokens
+  if theirs == ours or theirs < 1:
+    return arrays
+  log.info("%s: positions of %d moments are interpolated to %d", source, theirs, ours)
+  between = np.asarray(resampled(learned[1:], ours))
+  return {**arrays, _POSITIONS: np.concatenate([learned[:1], between])}
+
+
 def _load(
   model: nnx.Module,
   contents: reading.Contents,
@@ -121,7 +142,7 @@ def _load(
   replace_head: bool,
   classes: Classes | None,
 ) -> Ported:
-  state_dict: Mapping[str, np.ndarray] = contents.arrays
+  state_dict: Mapping[str, np.ndarray] = _at_length_of(model, contents.arrays, source)
   _, params, batch_stats = models.split(model)
   match = matching.match(
     model, params, batch_stats, state_dict, replace_head=replace_head, source=source
