@@ -36,7 +36,7 @@ from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.models import costs
 from hybrid_video.pipeline import Batch, Pipeline
-from hybrid_video.report import log_file, results, run_figures
+from hybrid_video.report import device_memory, log_file, results, run_figures
 from hybrid_video.sampling import plans
 from hybrid_video.state import State
 from hybrid_video.tasks import Evaluation, Task, Tree, registry
@@ -412,6 +412,7 @@ def _described(
     "parameters": models.parameter_counts(params),
     "multiply_accumulates": _multiply_accumulates(experiment, len(records.class_names)),
     "evaluation_clips_per_second": evaluator.clips_per_second,
+    "peak_memory": device_memory.peak(),
     "params_digest": results.params_digest(params),
   }
 

@@ -23,9 +23,14 @@ NAMES = (
   "computation",
   "attention_recipe",
   "label_efficiency",
+  "clip_length",
 )
 # What the data of some studies need beside what all have.
-NEEDED = {"temporal_dependency": "made_gap_seconds", "inductive_bias": "training_share"}
+NEEDED = {
+  "temporal_dependency": "made_gap_seconds",
+  "clip_length": "made_gap_seconds",
+  "inductive_bias": "training_share",
+}
 
 
 def config_of(name, options=""):

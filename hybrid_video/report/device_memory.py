@@ -1,4 +1,6 @@
-"""How full the devices were: their own counters in, bytes out."""
+"""How full memory was: the devices' own counters in, or the operating system's; bytes out."""
+
+import sys
 
 import jax
 
@@ -13,3 +15,20 @@ def peak_bytes() -> int | None:
     of_device["peak_bytes_in_use"] for of_device in stats if "peak_bytes_in_use" in of_device
   ]
   return max(peaks, default=None)
+
+
+def peak() -> dict[str, int | str] | None:
+  """The same with whose it is; on CPUs that of the process, with its libraries and its data's.
+
+  None where nothing counts.
+  """
+  of_device = peak_bytes()
+  if of_device is not None:
+    return {"bytes": of_device, "of": "the fullest device"}
+  try:
+    import resource
+  except ImportError:
+    return None
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  # In bytes on macOS, in units of 1,024 elsewhere.
+  return {"bytes": most if sys.platform == "darwin" else 1024 * most, "of": "the process"}

@@ -122,7 +122,7 @@ def _x(row: dict[str, Any], name: str) -> float | None:
   if name == "parameters":
     total = (row.get("parameters") or {}).get("total")
     value = None if total is None else total / 1e6
-  elif name == "multiply_accumulates":
+  elif name == "multiply_accumulates" or name == "peak_memory":
     value = None if row.get(name) is None else row[name] / 1e9
   elif name == "evaluation_clips_per_second":
     value = row.get(name)
@@ -147,6 +147,7 @@ def table(study: dict[str, Any]) -> pages.Table:
     sd, states = (row.get("sd") or {}).get("video_top1"), row.get("states", {})
     done = states.get("done", 0)
     runs = f"{done} of {sum(states.values())}" if states else "–"
+    memory = row.get("peak_memory")
     total, cost = (row.get("parameters") or {}).get("total"), row.get("multiply_accumulates")
     rows.append(
       (
@@ -159,6 +160,7 @@ def table(study: dict[str, Any]) -> pages.Table:
         runs,
         "–" if total is None else f"{total:,}",
         "–" if cost is None else f"{cost / 1e9:,.3f}",
+        "–" if memory is None else f"{memory / 1e9:,.2f}",
       )
     )
   elsewhere = study.get("published_elsewhere")
@@ -172,6 +174,7 @@ def table(study: dict[str, Any]) -> pages.Table:
     "runs",
     "parameters",
     "GMACs",
+    "peak memory (GB)",
   )
   # Nothing is said by a column that is empty.
   told = [i for i in range(len(heads)) if i < 2 or any(row[i] != "–" for row in rows)]
@@ -331,6 +334,7 @@ def _against(study: dict[str, Any]) -> list[charts.Chart]:
     ("parameters", "parameters (millions)", True),
     ("multiply_accumulates", "multiply-accumulates of a clip (billions)", True),
     ("evaluation_clips_per_second", "measured clips a second", True),
+    ("peak_memory", "peak memory of a run (GB)", True),
   ):
     points = [point for point in _points(study, name) if point.kind != "published" and point.x > 0]
     if points:

@@ -59,10 +59,31 @@ def make(
     model = nnx.merge(evaluation, params, batch_stats)
     return {"logits": model(normalize(batch["clips"]))}
 
-  def one_pass(
+  return Task(
+    name=NAME,
+    initial_variables=initial_variables,
+    prepare=prepare,
+    loss=loss,
+    outputs=outputs,
+    summarize=functools.partial(summarize, aggregation=aggregation),
+    merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
+    protocol=f"a video's score is {aggregations.WORDS[aggregation]}; loss is the mean cross-entropy of a "
+    "view",
+    one_pass=_one_pass(evaluation, normalize) if aggregation == aggregations.WHOLE_VIDEO else None,
+  )
+
+
+def _one_pass(evaluation: nnx.GraphDef, normalize: Callable[[Array], Array]) -> Pass:
+  """How a model with `nothing_read`, `read` and `answer`, such as the hybrid, reads videos clip after clip."""
+
+  def begin(params: Tree, batch_stats: Tree) -> Any:
+    return nnx.merge(evaluation, params, batch_stats).nothing_read(1)
+
+  def outputs(
     params: Tree, batch_stats: Tree, batch: Mapping[str, Array], state: Any
   ) -> tuple[dict[str, Array], Any]:
     model = nnx.merge(evaluation, params, batch_stats)
+    # The trunk takes all clips at once; what follows it, one after the other.
     features = model.cnn(normalize(batch["clips"]))
     nothing = model.nothing_read(1)
 
@@ -75,21 +96,7 @@ def make(
     state, logits = jax.lax.scan(read, state, (batch["begins"], features))
     return {"logits": logits}, state
 
-  def begin(params: Tree, batch_stats: Tree) -> Any:
-    return nnx.merge(evaluation, params, batch_stats).nothing_read(1)
-
-  return Task(
-    name=NAME,
-    initial_variables=initial_variables,
-    prepare=prepare,
-    loss=loss,
-    outputs=outputs,
-    summarize=functools.partial(summarize, aggregation=aggregation),
-    merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
-    protocol=f"a video's score is {aggregations.WORDS[aggregation]}; loss is the mean cross-entropy of a "
-    "view",
-    one_pass=Pass(begin, one_pass) if aggregation == aggregations.WHOLE_VIDEO else None,
-  )
+  return Pass(begin, outputs)
 
 
 def summarize(
