@@ -258,6 +258,13 @@ def _with_codes(
   return videos
 
 
+def _given_lists(folder: pathlib.Path, folds: int) -> listing.ListingError:
+  return listing.ListingError(
+    f"{folder}: found given lists, and --config.folds={folds} asks for others. Set it to 0, or take the lists "
+    "away."
+  )
+
+
 def _in_folds(entries: Sequence[_Entry], folder: pathlib.Path, folds: int) -> list[listing.Video]:
   """The videos with a code for each of the folds; each group is tested in one.
 
@@ -269,10 +276,7 @@ def _in_folds(entries: Sequence[_Entry], folder: pathlib.Path, folds: int) -> li
     ListingError: there are given lists, or fewer groups than folds in all.
   """
   if any(entry.given is not None for entry in entries):
-    raise listing.ListingError(
-      f"{folder}: found given lists, and --config.folds={folds} asks for others. Set it to 0, or take "
-      "the lists away."
-    )
+    raise _given_lists(folder, folds)
   labels = sorted({entry.video.label for entry in entries})
   groups: dict[str, np.ndarray] = {}
   for entry in entries:
@@ -340,10 +344,7 @@ def read(
     found = _from_csv(list_file, folder, files, there, finder)
   elif lists := _labelled(kinetics.list_files(files, finder, suffixes=(".csv",)), finder):
     if folds:
-      raise listing.ListingError(
-        f"{folder}: found given lists, and --config.folds={folds} asks for others. Set it to 0, or take "
-        "the lists away."
-      )
+      raise _given_lists(folder, folds)
     listed = kinetics.read_lists(folder, files, there, finder, lists)
     return dataclasses.replace(listed, dataset="folder")
   else:

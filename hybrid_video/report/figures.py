@@ -162,12 +162,7 @@ def learning_curves(
     if is_classifier:
       accuracy = figure.add_subplot(rows[0, 1])
       _curves(accuracy, history, {group: metric for group, metric, *_ in _CURVES}, 100)
-      _test_point(accuracy, tested, 100 * test["video_top1"])
-      accuracy.axhline(100 * chance, color=MUTED, linestyle=(0, (1, 3)))
-      title = f"top-1; of the test videos {100 * test['video_top1']:.1f} %, by chance {100 * chance:.1f} %"
-      accuracy.set_title(title, loc="left", fontsize=9)
-      accuracy.set_ylabel("top-1 (%)")
-      accuracy.set_ylim(0, 102)
+      _accuracies(accuracy, "top-1", tested, 100 * test["video_top1"], 100 * chance)
     if probe:
       _probe(
         figure.add_subplot(rows[0, 1]), history, tested, 100 * test["probe_top1"], 100 * chance
@@ -199,9 +194,16 @@ def _probe(
   ]
   if points:
     axes.plot(*zip(*points, strict=True), color=ORANGE, marker="o", markersize=3)
+  _accuracies(axes, "linear probe", tested, accuracy, chance)
+
+
+def _accuracies(
+  axes: matplotlib.axes.Axes, what: str, tested: float, accuracy: float, chance: float
+) -> None:
+  """The test list's accuracy beside the curves, per cent, and the axes of a panel of accuracies."""
   _test_point(axes, tested, accuracy)
   axes.axhline(chance, color=MUTED, linestyle=(0, (1, 3)))
-  title = f"linear probe; of the test videos {accuracy:.1f} %, by chance {chance:.1f} %"
+  title = f"{what}; of the test videos {accuracy:.1f} %, by chance {chance:.1f} %"
   axes.set_title(title, loc="left", fontsize=9)
   axes.set_ylabel("top-1 (%)")
   axes.set_ylim(0, 102)
