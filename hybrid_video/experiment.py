@@ -52,6 +52,7 @@ class Experiment(Settings):
     seed: of initial values, order, windows, crops, mirroring, augmentation and dropout.
     dataset: hmdb51, hmdb51_layout, ucf101, kinetics, folder, made_actions or made_events.
     data_dir: folder of the videos and their lists, or of the archives that hold them.
+    more_videos: pretraining: a folder whose videos are trained on too, see `datasets.unlabelled.joined`.
     replace_prefix: kinetics, folder: OLD=NEW, what paths in the lists begin with and what that is here.
     download: hmdb51, ucf101: fetch the official archives into `data_dir` first.
     mirrors: a JSON file of more places to fetch them from.
@@ -115,6 +116,7 @@ class Experiment(Settings):
   seed: int = setting(0, at_least=0, at_most=2**63 - 1)
   dataset: str = setting("hmdb51", choices=DATASETS)
   data_dir: str = setting("")
+  more_videos: str = setting("")
   replace_prefix: str = setting("")
   download: bool = setting(False)
   mirrors: str = setting("")
@@ -191,6 +193,11 @@ class Experiment(Settings):
       raise SettingError(
         f"{self.validation.path('metric')} is {self.validation.metric!r}, and {self.model.name} has no "
         "classes: set it to loss."
+      )
+    if self.more_videos and self.task != "pretraining":
+      raise SettingError(
+        f"{self.path('more_videos')} is {self.more_videos!r}: its videos have no labels, and {self.model.name} learns "
+        "from labels. Leave it out, or choose a model of pretraining."
       )
     one_pass = self.evaluation.aggregation == WHOLE_VIDEO
     if one_pass and (self.model.name != "hybrid" or self.model.options["cross_blocks"] != 1):

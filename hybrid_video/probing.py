@@ -11,6 +11,7 @@ import numpy as np
 
 from hybrid_video import validation
 from hybrid_video.analysis import probe
+from hybrid_video.datasets.folder import UNLABELLED
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 
@@ -57,9 +58,11 @@ class Probe:
       experiment: every setting.
       video_ids: the training list, `[V]`.
     """
-    if experiment.task == "classification" or len(np.unique(records.labels[video_ids])) < 2:
+    with_label = _with_label(records, video_ids)
+    if experiment.task == "classification" or len(np.unique(records.labels[with_label])) < 2:
       return None
-    return cls(evaluator, records, validation.train_sample(video_ids, MOST_VIDEOS, experiment.seed))
+    trained = validation.train_sample(with_label, MOST_VIDEOS, experiment.seed)
+    return cls(evaluator, records, trained)
 
   def accuracy(
     self,
@@ -68,8 +71,16 @@ class Probe:
     check: Callable[[], None] | None = None,
   ) -> float:
     """The share of videos `[V]` that a linear classifier on frozen features recognizes."""
+    with_label = _with_label(self.records, video_ids)
     fitted, tested = (
-      self.evaluator.features(variables, videos, check) for videos in (self.trained, video_ids)
+      self.evaluator.features(variables, videos, check) for videos in (self.trained, with_label)
     )
     labels = self.records.labels
-    return probe.linear(fitted, labels[self.trained], tested, labels[video_ids])
+    return probe.linear(fitted, labels[self.trained], tested, labels[with_label])
+
+
+def _with_label(records: Records, video_ids: np.ndarray) -> np.ndarray:
+  """Those of the videos `[V]` that have a class."""
+  if UNLABELLED not in records.class_names:
+    return video_ids
+  return video_ids[records.labels[video_ids] != records.class_names.index(UNLABELLED)]

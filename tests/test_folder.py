@@ -1,8 +1,9 @@
 from conftest import moving_square
 import pytest
 
+from hybrid_video import datasets
 from hybrid_video.datasets import folder as own_folder
-from hybrid_video.datasets import listing, made_actions
+from hybrid_video.datasets import listing, made_actions, splits
 
 
 def _touch(folder, names):
@@ -44,6 +45,26 @@ def test_pretraining_needs_no_classes(tmp_path):
     video.label for video in own_folder.read(flat, needs_classes=False, test_share=0).videos
   }
   assert labels == {own_folder.UNLABELLED}
+
+
+def test_more_videos_are_trained_on_in_every_split_and_have_no_class(tmp_path):
+  own = _touch(tmp_path / "own", _names(8))
+  more = _touch(tmp_path / "more", ["walk/film1/a.mp4", "b.avi"])
+  both = datasets.read("folder", own, folds=2, needs_classes=False, more_videos=more)
+  alone = datasets.read("folder", own, folds=2)
+  assert [video for video in both.videos if not video.name.startswith("more/")] == [*alone.videos]
+  added = {video.name: video for video in both.videos if video.name.startswith("more/")}
+  assert set(added) == {"more/walk/film1/a.mp4", "more/b.avi"}
+  assert {video.codes for video in added.values()} == {(splits.TRAIN, splits.TRAIN)}
+  assert {video.label for video in added.values()} == {own_folder.UNLABELLED}
+  assert added["more/walk/film1/a.mp4"].group == "more/film1"
+  assert both.class_names == (*alone.class_names, own_folder.UNLABELLED)
+  # A video of the test list cannot come in by the back door.
+  with pytest.raises(listing.ListingError, match="one file for two listed videos"):
+    datasets.read("folder", own, needs_classes=False, more_videos=own / "run")
+  held_out = _touch(tmp_path / "held", ["train/walk/a.mp4", "test/walk/b.mp4"])
+  joined = datasets.read("folder", own, needs_classes=False, more_videos=held_out)
+  assert [v.name for v in joined.videos if v.name.startswith("more/")] == ["more/train/walk/a.mp4"]
 
 
 def test_adding_and_removing_videos_moves_no_other(tmp_path):

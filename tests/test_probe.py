@@ -1,10 +1,14 @@
 """A linear probe and nearest neighbours: against scikit-learn's own, and on features that tell classes apart."""
 
+import types
+
 import numpy as np
 import pytest
 from sklearn import linear_model, neighbors, preprocessing
 
+from hybrid_video import probing
 from hybrid_video.analysis import probe
+from hybrid_video.datasets.folder import UNLABELLED
 
 
 def _features(rng, labels, apart):
@@ -40,3 +44,22 @@ def test_neighbours_are_the_nearest_by_cosine():
   search = neighbors.NearestNeighbors(n_neighbors=4, metric="cosine").fit(features - centre)
   expected = search.kneighbors(of - centre, return_distance=False)
   np.testing.assert_array_equal(probe.neighbours(features, of, 4), expected)
+
+
+class _ByLabel:
+  """Features that tell which videos were asked for."""
+
+  def features(self, variables, videos, check=None):
+    return np.stack([videos, videos % 2], axis=1).astype(np.float32)
+
+
+def test_videos_without_a_class_are_left_out_of_the_probe():
+  records = types.SimpleNamespace(
+    labels=np.array([0, 1, 0, 1, 2, 2]), class_names=("a", "b", UNLABELLED)
+  )
+  experiment = types.SimpleNamespace(task="pretraining", seed=0)
+  made = probing.Probe.of(_ByLabel(), records, experiment, np.arange(6))
+  assert sorted(made.trained) == [0, 1, 2, 3]
+  assert made.accuracy({}, np.array([0, 3, 5])) == 1.0
+  # Without two classes there is nothing to tell apart.
+  assert probing.Probe.of(_ByLabel(), records, experiment, np.array([0, 4, 5])) is None

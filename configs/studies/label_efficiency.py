@@ -3,7 +3,8 @@
 python main.py --config=configs/studies/label_efficiency.py:demo --workdir=runs/label_efficiency
 
 Each model is pretrained once a seed, and fine-tuned beside the same model from scratch. `demo` is narrow, on made
-videos, with a tenth of the labels. After the colon also hmdb51 (the default), ucf101 or folder.
+videos, with a tenth of the labels. After the colon also hmdb51 (the default), ucf101 or folder, and more_videos=DIR,
+a folder of videos that are pretrained on too.
 """
 
 from typing import Any
@@ -28,7 +29,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such scale, width or recipe; the message names the nearest.
   """
-  _, scale = scales.base(options)
+  _, scale = scales.base(options, more_videos="")
   stage = "_demo" if scale.is_narrow else ""
   names = {"videomae": "videomae_small" if scale.is_narrow else "videomae_base", "hybrid": "hybrid"}
   config = videomae.get_config(f"finetune{stage}")
@@ -38,11 +39,11 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     config.training_share = 1.0
   rows, asks = [], []
   for name, label in LABELS.items():
+    of_pretraining = _settings(f"pretrain{stage},model={names[name]}", config)
+    if more_videos := scale.own["more_videos"]:
+      of_pretraining |= {"more_videos": more_videos, "records_dir": "{workdir}/records_pretraining"}
     before = Row(
-      f"{name}_pretraining",
-      f"{label}, pretraining",
-      _settings(f"pretrain{stage},model={names[name]}", config),
-      forms=("corrected",),
+      f"{name}_pretraining", f"{label}, pretraining", of_pretraining, forms=("corrected",)
     )
     rows.append(before)
     own = _settings(f"finetune{stage},model={names[name]}", config)

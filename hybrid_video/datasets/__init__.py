@@ -14,7 +14,7 @@ from typing import Any
 
 from hybrid_video import errors
 from hybrid_video.datasets import folder as own_folder
-from hybrid_video.datasets import hmdb51, kinetics, listing, ucf101
+from hybrid_video.datasets import hmdb51, kinetics, listing, ucf101, unlabelled
 
 # What `--config.dataset` may name, and what reads its folder.
 READERS: dict[str, Callable[..., listing.Listing]] = {
@@ -51,6 +51,7 @@ def read(
   folds: int = 0,
   replace_prefix: str = "",
   needs_classes: bool = True,
+  more_videos: os.PathLike | str = "",
 ) -> listing.Listing:
   """Reads the folder of a data set, whose archives are unpacked first.
 
@@ -63,6 +64,7 @@ def read(
     replace_prefix: of `kinetics` and `folder`: OLD=NEW, what listed paths begin with and what that is
       here.
     needs_classes: of a `folder`, see its `read`.
+    more_videos: another folder, see `unlabelled.joined`; "" is none.
 
   Raises:
     ListingError: there is no such data set (the message has the nearest), it has no paths in its
@@ -85,7 +87,8 @@ def read(
     options = {"test_share": test_share, "folds": folds, "needs_classes": needs_classes}
   if dataset in _LISTED_BY_PATH:
     options["replace_prefix"] = replace_prefix
-  return dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)
+  listed = dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)
+  return unlabelled.joined(listed, pathlib.Path(more_videos)) if more_videos else listed
 
 
 if importlib.util.find_spec("tensorflow_datasets"):

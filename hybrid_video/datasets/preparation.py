@@ -41,8 +41,11 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
     paths.within(experiment.data_dir, workdir), experiment.path("data_dir"), decoded
   )
   mirrors_file = paths.within(experiment.mirrors, workdir)
+  more_videos = paths.within(experiment.more_videos, workdir)
   listed = hosts.in_turn(
-    folder, lambda: _listing(experiment, folder, mirrors_file), "the videos are made ready"
+    folder,
+    lambda: _listing(experiment, folder, mirrors_file, more_videos),
+    "the videos are made ready",
   )
   beam_options = experiment.beam_pipeline_options
   # "" is the builder's default.
@@ -65,7 +68,9 @@ def load_records(experiment: Experiment, workdir: pathlib.Path) -> Records:
   return hosts.in_turn(builder.records_root(records_dir), store, "the records are stored")
 
 
-def _listing(experiment: Experiment, folder: pathlib.Path, mirrors_file: str) -> listing.Listing:
+def _listing(
+  experiment: Experiment, folder: pathlib.Path, mirrors_file: str, more_videos: str
+) -> listing.Listing:
   """The videos of a data set, made or fetched first if need be."""
   dataset = experiment.dataset
   films, seed = experiment.made_films, experiment.made_seed
@@ -85,4 +90,5 @@ def _listing(experiment: Experiment, folder: pathlib.Path, mirrors_file: str) ->
     folds=experiment.folds,
     needs_classes=experiment.task != "pretraining",
     replace_prefix=experiment.replace_prefix,
+    more_videos=more_videos,
   )

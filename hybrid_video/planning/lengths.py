@@ -109,6 +109,7 @@ def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length
     folds=experiment.folds,
     needs_classes=experiment.task != "pretraining",
     replace_prefix=experiment.replace_prefix,
+    more_videos=paths.within(experiment.more_videos, workdir or ""),
   )
   split = experiment.split - 1
   training = [

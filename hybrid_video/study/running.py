@@ -204,7 +204,7 @@ def placed(run: Run, workdir: epath.Path) -> dict[str, Any]:
   """The experiment of a run as JSON, its places those of the study: all runs share them."""
   shared: dict[str, Any] = {
     name: paths.within(getattr(run.experiment, name), workdir)
-    for name in ("data_dir", "records_dir", "mirrors")
+    for name in ("data_dir", "more_videos", "records_dir", "mirrors")
   }
   if run.row.starts_from:
     shared["init_from"] = paths.within(run.experiment.init_from, workdir)

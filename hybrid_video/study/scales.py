@@ -27,11 +27,13 @@ class Scale:
     name: one of `SCALES`.
     is_narrow: whether models have a fraction of the published widths.
     recipe: one of `recipes.RECIPES`.
+    own: what a study takes beside these, by name.
   """
 
   name: str
   is_narrow: bool
   recipe: str
+  own: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def is_demo(self) -> bool:
@@ -50,18 +52,21 @@ class Scale:
 
 
 def base(
-  options: str, preset: Mapping[str, Any] | None = None
+  options: str, preset: Mapping[str, Any] | None = None, **own: str
 ) -> tuple[ml_collections.ConfigDict, Scale]:
   """The settings of all rows.
 
   Args:
     options: `SCALE,width=narrow,recipe=NAME`, each optional; SCALE is hmdb51 by default.
     preset: the hybrid's options that hold for all of a study's rows.
+    **own: names that this study takes too, and their values if they are not given.
 
   Raises:
     SettingError: a scale, width or recipe that there is not; the message has the nearest.
   """
-  chosen = experiment.arguments(options, "scale", {"scale": "hmdb51", "width": "", "recipe": ""})
+  chosen = experiment.arguments(
+    options, "scale", {"scale": "hmdb51", "width": "", "recipe": "", **own}
+  )
   name = chosen["scale"]
   if name not in SCALES:
     raise SettingError(
@@ -70,9 +75,8 @@ def base(
   width = chosen["width"] or ("narrow" if name == "demo" else "published")
   if width not in WIDTHS:
     raise SettingError(f"width={width} after the config's colon: expected {' or '.join(WIDTHS)}.")
-  scale = Scale(
-    name, width == "narrow", chosen["recipe"] or ("scratch" if width == "narrow" else "study")
-  )
+  recipe = chosen["recipe"] or ("scratch" if width == "narrow" else "study")
+  scale = Scale(name, width == "narrow", recipe, {option: chosen[option] for option in own})
   config = experiment.default_config()
   config.records_dir = "{workdir}/records"
   if scale.is_demo:

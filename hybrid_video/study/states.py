@@ -16,7 +16,7 @@ FAILED = "failed.json"
 STATES = DONE, RUNNING, LEFT, FAILURE = "done", "running", "left", "failed"
 # A place may have another name where the study goes on, and how often something is written changes no result.
 _UNCOMPARED = frozenset({
-  "data_dir", "records_dir", "mirrors", "download", "replace_prefix", "data_service", "resume_changed",
+  "data_dir", "more_videos", "records_dir", "mirrors", "download", "replace_prefix", "data_service", "resume_changed",
   "log_every_steps", "checkpoint_every_epochs", "checkpoint_every_steps", "keep_checkpoints", "profile_steps",
   "wandb_project", "beam_pipeline_options", "hash_whole_files", "fsdp",
 })  # fmt: skip
