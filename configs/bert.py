@@ -9,7 +9,7 @@ arXiv:2008.01232), with 32-frame clips of IG-65M.
 
 import ml_collections
 
-from hybrid_video import experiment, recipes
+from hybrid_video import configuration, recipes
 
 # What each trunk starts from.
 WEIGHTS = {
@@ -24,12 +24,12 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such model; the message names the nearest.
   """
-  chosen = experiment.arguments(
+  chosen = configuration.arguments(
     options, "dataset", {"dataset": "hmdb51", "model": "r2plus1d_34_bert"}
   )
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.dataset = chosen["dataset"]
-  experiment.use_model(config, chosen["model"])
+  configuration.use_model(config, chosen["model"])
   recipes.apply(config, "bert")
   config.clip.frames, config.clip.mode, config.clip.stride = 64, "stride", 1
   config.model.remat = True

@@ -9,9 +9,9 @@ locks the result.
 
 import ml_collections
 
-from hybrid_video import experiment
+from hybrid_video import configuration
 
 
 def get_config() -> ml_collections.ConfigDict:
   """The defaults: HMDB51, split 1, the source study's clips, R(2+1)D-18."""
-  return experiment.default_config().lock()
+  return configuration.default_config().lock()

@@ -8,7 +8,7 @@ Two CPU cores take a few minutes. Another model is one flag, at a width that sui
 
 import ml_collections
 
-from hybrid_video import experiment, narrow, recipes
+from hybrid_video import configuration, narrow, recipes
 
 
 def get_config(options: str = "") -> ml_collections.ConfigDict:
@@ -17,11 +17,11 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such recipe; the message names the nearest.
   """
-  chosen = experiment.arguments(options, "recipe", {"recipe": "scratch"})
-  config = experiment.default_config()
+  chosen = configuration.arguments(options, "recipe", {"recipe": "scratch"})
+  config = configuration.default_config()
   narrow.made_videos(config, films=80)
   narrow.models(config)
-  experiment.use_model(config, "hybrid", **config.presets.hybrid, cnn_blocks=4)
+  configuration.use_model(config, "hybrid", **config.presets.hybrid, cnn_blocks=4)
   recipes.apply(config, chosen["recipe"])
   config.log_every_steps = 50
   config.evaluate_shuffled = True

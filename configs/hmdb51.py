@@ -9,7 +9,7 @@ Another one follows a comma: configs/hmdb51.py:cnn8_cross1_self1,recipe=fine_tun
 
 import ml_collections
 
-from hybrid_video import errors, experiment, recipes
+from hybrid_video import configuration, errors, recipes
 from hybrid_video.settings import SettingError
 from hybrid_video.study import source
 
@@ -37,7 +37,7 @@ def use_hybrid(config: ml_collections.ConfigDict, row: str) -> None:
   Without cross attention a CLS token goes through the self block with the CNN's tokens and the
   mean over all is classified; without self attention, the mean over latents.
   """
-  experiment.use_model(config, "hybrid", **source.hybrid_options(row))
+  configuration.use_model(config, "hybrid", **source.hybrid_options(row))
 
 
 def get_config(options: str = "baseline") -> ml_collections.ConfigDict:
@@ -46,14 +46,14 @@ def get_config(options: str = "baseline") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such row or recipe; the message names the nearest.
   """
-  chosen = experiment.arguments(options, "row", {"row": "baseline", "recipe": ""})
+  chosen = configuration.arguments(options, "row", {"row": "baseline", "recipe": ""})
   row = chosen["row"]
   if row not in ROWS:
     near = errors.nearest(row, ROWS, count=1, cutoff=0.0)
     raise SettingError(f"There is no row {row!r}.{near} Rows: {', '.join(ROWS)}.")
-  config = experiment.default_config()
+  config = configuration.default_config()
   if row == "baseline":
-    experiment.use_model(config, "r2plus1d_18")
+    configuration.use_model(config, "r2plus1d_18")
   else:
     use_hybrid(config, row)
   recipes.apply(config, chosen["recipe"] or ("study_baseline" if row == "baseline" else "study"))

@@ -7,14 +7,14 @@ With a handful of clips (--config.allow_missing=True) it learns them by heart in
 
 import ml_collections
 
-from hybrid_video import experiment, recipes
+from hybrid_video import configuration, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
   """The study's `cnn8_cross1_self1` at an eighth of its width, evaluated on both lists."""
-  config = experiment.default_config()
-  experiment.use_model(config, "hybrid", cnn_width=8, latents=16, width=64)
-  experiment.preset_model(config, "r2plus1d_18", width=8)
+  config = configuration.default_config()
+  configuration.use_model(config, "hybrid", cnn_width=8, latents=16, width=64)
+  configuration.preset_model(config, "r2plus1d_18", width=8)
   recipes.apply(config, "study")
   config.optimizer.schedule = "cosine"
   config.batch_size = 6

@@ -9,7 +9,7 @@ arXiv:1711.11248).
 
 import ml_collections
 
-from hybrid_video import experiment, recipes
+from hybrid_video import configuration, recipes
 
 
 def get_config(options: str = "") -> ml_collections.ConfigDict:
@@ -18,10 +18,10 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   Raises:
     SettingError: an argument that there is not.
   """
-  chosen = experiment.arguments(options, "dataset", {"dataset": "hmdb51"})
-  config = experiment.default_config()
+  chosen = configuration.arguments(options, "dataset", {"dataset": "hmdb51"})
+  config = configuration.default_config()
   config.dataset = chosen["dataset"]
-  experiment.use_model(config, "r2plus1d_34")
+  configuration.use_model(config, "r2plus1d_34")
   recipes.apply(config, "ig65m")
   config.clip.frames, config.clip.mode, config.clip.stride = 32, "stride", 1
   config.init_from = "r2plus1d_34/ig65m_clip32"

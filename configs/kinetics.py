@@ -9,7 +9,7 @@ a rate of 0.64; the rate here follows the batch.
 
 import ml_collections
 
-from hybrid_video import experiment, recipes
+from hybrid_video import configuration, recipes
 
 
 def get_config(options: str = "") -> ml_collections.ConfigDict:
@@ -18,10 +18,10 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such model; the message names the nearest.
   """
-  chosen = experiment.arguments(options, "model", {"model": "r2plus1d_18"})
-  config = experiment.default_config()
+  chosen = configuration.arguments(options, "model", {"model": "r2plus1d_18"})
+  config = configuration.default_config()
   config.dataset = "kinetics"
-  experiment.use_model(config, chosen["model"])
+  configuration.use_model(config, chosen["model"])
   recipes.apply(config, "torchvision")
   config.batch_size, config.optimizer.rate_for_batch = 24 * 64, 24
   config.clip.mode, config.clip.stride, config.clip.rate = "stride", 1, 15.0

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from hybrid_video import errors, experiment, narrow, recipes
+from hybrid_video import configuration, errors, narrow, recipes
 from hybrid_video.settings import SettingError
 
 STAGES = ("pretrain", "finetune", "pretrain_demo", "finetune_demo")
@@ -24,7 +24,7 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such stage or model; the message has the nearest.
   """
-  chosen = experiment.arguments(options, "stage", {"stage": "pretrain", "model": ""})
+  chosen = configuration.arguments(options, "stage", {"stage": "pretrain", "model": ""})
   stage, _, demo = chosen["stage"].partition("_")
   if chosen["stage"] not in STAGES:
     raise SettingError(
@@ -32,7 +32,7 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
       f"{', '.join(STAGES)}."
     )
   model = chosen["model"] or ("videomae_small" if demo else "videomae_base")
-  config = experiment.default_config()
+  config = configuration.default_config()
   if demo:
     narrow.made_videos(config, films=100)
     narrow.models(config)
@@ -43,7 +43,7 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
     if not model.startswith("hybrid"):
       config.stored.height, config.stored.width, config.clip.crop = 240, 0, 224
   name = f"{model}_pretraining" if stage == "pretrain" else model
-  experiment.use_model(config, name, **config.presets.get(name, {}))
+  configuration.use_model(config, name, **config.presets.get(name, {}))
   if stage == "pretrain":
     _pretrain(config, bool(demo))
   else:
@@ -65,7 +65,7 @@ def _finer(config: ml_collections.ConfigDict) -> None:
     },
   }
   for name, options in own.items():
-    experiment.preset_model(config, name, **{**config.presets[name], **options})
+    configuration.preset_model(config, name, **{**config.presets[name], **options})
 
 
 def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:

@@ -10,7 +10,7 @@ crop scales are those usual for fine-tuning on small sets.
 
 import ml_collections
 
-from hybrid_video import experiment, recipes
+from hybrid_video import configuration, recipes
 
 
 def get_config(options: str = "folder") -> ml_collections.ConfigDict:
@@ -19,13 +19,13 @@ def get_config(options: str = "folder") -> ml_collections.ConfigDict:
   Raises:
     SettingError: there is no such model or recipe; the message names the nearest.
   """
-  chosen = experiment.arguments(
+  chosen = configuration.arguments(
     options,
     "dataset",
     {"dataset": "folder", "model": "r2plus1d_18", "recipe": "fine_tuning"},
   )
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.dataset = chosen["dataset"]
-  experiment.use_model(config, chosen["model"])
+  configuration.use_model(config, chosen["model"])
   recipes.apply(config, chosen["recipe"])
   return config.lock()

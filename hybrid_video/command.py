@@ -211,7 +211,9 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
   try:
     study = None
     if _CONFIG.value is not None and mode == "train":
-      study = experiment.study_of(_CONFIG.value)
+      from hybrid_video.study import configured
+
+      study = configured.study_of(_CONFIG.value)
     chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
     workdir = None if mode == "plan" else paths.resolve(_WORKDIR.value, "--workdir")
   except errors.UserError as error:

@@ -1,30 +1,23 @@
 """An experiment: every setting of a run, frozen, typed and checked before a file is touched.
 
 In: a ConfigDict, as the files in `configs/` make it, with the command line's changes; or the JSON of
-a checkpoint. Out: an `Experiment`. This is the only code that reads a ConfigDict, and `default_config`
-makes one from the settings classes, where each default stands once.
+a checkpoint. Out: an `Experiment`. `configuration` makes ConfigDicts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import dataclasses
-import functools
-import typing
 from typing import Any, Self
 
 import ml_collections
-from ml_collections import config_dict
 
-from hybrid_video import errors, models
+from hybrid_video import models
 from hybrid_video.analysis.aggregation import WHOLE_VIDEO
 from hybrid_video.augmentation import AugmentationSettings
 from hybrid_video.decoding.storing import DecodingLimits, StoredScale
 from hybrid_video.model_settings import ModelSettings as ModelSettings
-from hybrid_video.model_settings import kinds
 from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
-from hybrid_video.settings import SettingError, Settings, flat, setting
-from hybrid_video.study import settings as study_settings
-from hybrid_video.study.settings import Study
+from hybrid_video.settings import SettingError, Settings, setting
 from hybrid_video.validation import ValidationSettings
 
 DATASETS = (
@@ -36,10 +29,8 @@ DATASETS = (
   "kinetics",
   "folder",
 )
-_MODEL = "r2plus1d_18"
-# Of the groups of a training list, where a study's corrected form is to choose an epoch by them.
-_VALIDATION_SHARE = 0.2
-_MEAN, _STD = models.pixel_statistics(_MODEL)
+DEFAULT_MODEL = "r2plus1d_18"
+_MEAN, _STD = models.pixel_statistics(DEFAULT_MODEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +133,7 @@ class Experiment(Settings):
   mean: tuple[float, float, float] = setting(_MEAN, at_least=0, at_most=1)
   std: tuple[float, float, float] = setting(_STD, above=0)
   model: ModelSettings = dataclasses.field(
-    default_factory=lambda: ModelSettings.resolve({"name": _MODEL}, {})
+    default_factory=lambda: ModelSettings.resolve({"name": DEFAULT_MODEL}, {})
   )
   init_from: str = setting("")
   init_classes: str = setting("")
@@ -283,216 +274,3 @@ def from_config(config: ml_collections.ConfigDict) -> Experiment:
   values["mean"] = mean if values["mean"] is None else values["mean"]
   values["std"] = std if values["std"] is None else values["std"]
   return Experiment.from_mapping(values)
-
-
-def default_config() -> ml_collections.ConfigDict:
-  """Every setting there is with its default, as a locked-to-be ConfigDict.
-
-  `model` holds the options of all models, unset; `presets` has what an experiment gives a model
-  when that is chosen, see `use_model`.
-  """
-  config = _config_of(Experiment)
-  # Set by the model, and by the clip, unless they are set here.
-  for name in ("mean", "std"):
-    config[name] = config_dict.placeholder(tuple)
-  for field in dataclasses.fields(Sampling):
-    config.evaluation[field.name] = config_dict.placeholder(type(field.default))
-  model = ml_collections.ConfigDict({"name": _MODEL, "dtype": "float32"})
-  for option, kind in _all_model_options().items():
-    model[option] = config_dict.placeholder(kind)
-  config.model = model
-  config.presets = ml_collections.ConfigDict()
-  return config
-
-
-def _config_of(settings: type[Settings]) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
-  hints = typing.get_type_hints(settings)
-  for field in dataclasses.fields(settings):  # type: ignore[arg-type]
-    hint = hints[field.name]
-    if isinstance(hint, type) and issubclass(hint, Settings):
-      config[field.name] = _config_of(hint)
-    elif hint is not ModelSettings:
-      default = field.default
-      config[field.name] = config_dict.placeholder(kinds(hint)[0]) if default is None else default
-  return config
-
-
-@functools.cache
-def _all_model_options() -> dict[str, type]:
-  """Every option of every model, with its type."""
-  options: dict[str, type] = {}
-  for name in models.MODELS:
-    for option, parameter in models.options(name).items():
-      options.setdefault(option, kinds(parameter.annotation)[0])
-  return options
-
-
-def use_model(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
-  """Chooses a config's model, with options that hold for it as long as it is chosen.
-
-  Raises:
-    SettingError: there is no such model or option; the message has the nearest names.
-  """
-  preset_model(config, name, **options)
-  config.model.name = name
-
-
-def preset_model(config: ml_collections.ConfigDict, name: str, **options: Any) -> None:
-  """Options that a model has in this experiment when `--config.model.name` chooses it.
-
-  Raises:
-    SettingError: there is no such model or option; the message has the nearest names.
-  """
-  ModelSettings.resolve({"name": name}, options)
-  with config.unlocked():
-    config.presets[name] = ml_collections.ConfigDict(options)
-
-
-def use_study(
-  config: ml_collections.ConfigDict,
-  title: str,
-  question: str,
-  rows: Iterable[study_settings.Row],
-  *,
-  seeds: tuple[int, ...] = (0, 1, 2),
-  splits: tuple[int, ...] = (1,),
-  forms: tuple[str, ...] = study_settings.FORMS,
-  at_once: int = 1,
-  asks: Iterable[tuple[str, str]] = (),
-) -> None:
-  """Makes a config a study: its settings hold for all rows, and each row sets some of its own.
-
-  `--config.study.seeds`, `splits`, `forms`, `rows` and `part` choose among its runs; `at_once` is how many
-  train at the same time, each on its share of the CPU's cores. `asks` names pairs of rows that the question is
-  about, see `Study`.
-
-  Raises:
-    SettingError: two rows of one name, a name that cannot be a folder's, or a pair of rows that there are
-      not.
-  """
-  checked = study_settings.checked_rows(rows)
-  with config.unlocked():
-    config.study = ml_collections.ConfigDict(
-      {
-        "title": title,
-        "question": question,
-        # As they are: a ConfigDict takes no name with a dot.
-        "defined": checked,
-        "asks": study_settings.checked_pairs(asks, checked),
-        "rows": (),
-        "seeds": seeds,
-        "splits": splits,
-        "forms": forms,
-        "part": "",
-        "at_once": at_once,
-      }
-    )
-
-
-def study_of(config: ml_collections.ConfigDict) -> Study | None:
-  """The study of a config, every run with its experiment; None where the config is a single run.
-
-  Raises:
-    SettingError: a row, form or share that there is not, or a setting of a row that cannot be used.
-  """
-  if "study" not in config:
-    return None
-  chosen = config.study
-  names = tuple(name for text in chosen.rows for name in str(text).split(",") if name)
-  rows = study_settings.chosen_rows(chosen.defined, names)
-  forms = tuple(form for text in chosen.forms for form in str(text).split(",") if form)
-  seeds, splits = tuple(chosen.seeds), tuple(chosen.splits)
-  for name, values in (("forms", forms), ("seeds", seeds), ("splits", splits)):
-    if not values or len({*values}) < len(values):
-      raise SettingError(f"--config.study.{name} is {values!r}: expected one or more, each once.")
-  for form in forms:
-    if form not in study_settings.FORMS:
-      raise SettingError(
-        f"--config.study.forms names {form!r}: expected {' or '.join(study_settings.FORMS)}."
-        f"{errors.nearest(form, study_settings.FORMS)}"
-      )
-  runs = tuple(
-    study_settings.Run(row, form, split, seed, _of_run(config, row, form, split, seed))
-    for seed in seeds
-    for split in splits
-    for row in rows
-    for form in forms
-    if form in row.forms
-  )
-  if not runs:
-    raise SettingError(
-      f"--config.study.forms is {forms}, and no row that is chosen has one of these forms: "
-      f"{', '.join(row.name for row in rows)}."
-    )
-  part = study_settings.Part.parse(chosen.part)
-  if chosen.at_once < 1:
-    raise SettingError(f"--config.study.at_once is {chosen.at_once}: expected 1 or more.")
-  asks = tuple(pair for pair in chosen.asks if {*pair} <= {row.name for row in rows})
-  return Study(
-    chosen.title, chosen.question, rows, asks, seeds, splits, forms, part, chosen.at_once, runs
-  )
-
-
-def _of_run(
-  config: ml_collections.ConfigDict, row: study_settings.Row, form: str, split: int, seed: int
-) -> Experiment:
-  """The experiment of one run: the base's settings, then the row's, then the form's."""
-  values = config.to_dict()
-  del values["study"]
-  of_run = ml_collections.ConfigDict(values).lock()
-  known = flat(of_run.to_dict())
-  for path in row.settings:
-    if path not in known:
-      raise SettingError(
-        f"The study's row {row.name!r} sets {path!r}, and there is no such setting."
-        f"{errors.nearest(path, known)}"
-      )
-  _set(of_run, row, row.settings)
-  model = from_config(of_run).model
-  cross_blocks = model.options.get("cross_blocks", 0)
-  share = of_run.validation_share or _VALIDATION_SHARE
-  of_form = study_settings.of_form(form, model.name, cross_blocks, share)
-  own: dict[str, Any] = {**of_form, "seed": seed, "split": split}
-  if row.starts_from:
-    first = study_settings.folder_of(form, row.starts_from, split, seed)
-    own["init_from"] = f"{{workdir}}/{first}"
-  _set(of_run, row, own)
-  try:
-    return from_config(of_run)
-  except SettingError as error:
-    raise SettingError(f"The study's row {row.name!r}, {form}: {error}") from error
-
-
-def _set(
-  config: ml_collections.ConfigDict, row: study_settings.Row, values: Mapping[str, Any]
-) -> None:
-  try:
-    config.update_from_flattened_dict(dict(values))
-  except (TypeError, ValueError) as error:
-    raise SettingError(f"The study's row {row.name!r} sets what cannot be: {error}") from error
-
-
-def arguments(text: str, first: str, defaults: Mapping[str, str]) -> dict[str, str]:
-  """The part after the colon of `--config=configs/FILE.py:VALUE,NAME=VALUE`.
-
-  Args:
-    text: such as `ucf101,recipe=study`; may be empty.
-    first: the name of the value that stands without one.
-    defaults: every name there is, and its value if it is not given.
-
-  Raises:
-    SettingError: a name that there is not; the message has the nearest.
-  """
-  values = dict(defaults)
-  for position, part in enumerate(part for part in text.split(",") if part):
-    name, equals, value = part.partition("=")
-    if not equals and position == 0:
-      name, value = first, part
-    if name not in defaults or not value:
-      raise SettingError(
-        f"{part!r} after the config's colon: expected NAME=VALUE with NAME one of "
-        f"{', '.join(defaults)}.{errors.nearest(name, defaults)}"
-      )
-    values[name] = value
-  return values

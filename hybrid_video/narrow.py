@@ -5,7 +5,7 @@ In: a config. Out: the config with presets of all models, or with the demo's dat
 
 import ml_collections
 
-from hybrid_video import experiment
+from hybrid_video import configuration
 
 # Without cross attention, the hybrid needs its CNN's 64 channels.
 _HYBRID = {
@@ -22,16 +22,16 @@ _DECODER = {"decoder_width": 48, "decoder_depth": 2, "decoder_heads": 4, "mask_r
 
 def models(config: ml_collections.ConfigDict) -> None:
   """Presets of an eighth of the published widths, for every model."""
-  experiment.preset_model(config, "hybrid", **_HYBRID)
-  experiment.preset_model(config, "hybrid_pretraining", **_HYBRID, **_DECODER)
+  configuration.preset_model(config, "hybrid", **_HYBRID)
+  configuration.preset_model(config, "hybrid_pretraining", **_HYBRID, **_DECODER)
   for name in ("r2plus1d_18", "r2plus1d_34", "r3d_18", "mc3_18"):
-    experiment.preset_model(config, name, width=8)
+    configuration.preset_model(config, name, width=8)
   for name in ("r2plus1d_18_bert", "r2plus1d_34_bert"):
     # Of 64 channels, the published dropout of 0.8 leaves too few to learn from.
-    experiment.preset_model(config, name, width=8, heads=4, dropout=0.0)
+    configuration.preset_model(config, name, width=8, heads=4, dropout=0.0)
   for name in ("videomae_small", "videomae_base", "videomae_large"):
-    experiment.preset_model(config, name, **_VIDEOMAE)
-    experiment.preset_model(config, f"{name}_pretraining", **_VIDEOMAE, **_DECODER)
+    configuration.preset_model(config, name, **_VIDEOMAE)
+    configuration.preset_model(config, f"{name}_pretraining", **_VIDEOMAE, **_DECODER)
 
 
 def made_videos(config: ml_collections.ConfigDict, films: int) -> None:

@@ -63,9 +63,9 @@ def made_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def made_experiment(**chosen):
   """The made set stored small, with some settings of one's own."""
-  from hybrid_video import experiment
+  from hybrid_video import configuration, experiment
 
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.dataset, config.made_films = "made_actions", 4
   config.stored.height, config.stored.width, config.stored.jpeg_quality = 38, 50, 90
   config.update(chosen)

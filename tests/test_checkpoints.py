@@ -10,15 +10,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 import hybrid_video
-from hybrid_video import checkpoint_files, checkpoints, experiment, files, sharding
+from hybrid_video import checkpoint_files, checkpoints, configuration, experiment, files, sharding
 from hybrid_video.checkpoint_description import Description
 
 PROGRESS = {"best": {"step": 3, "value": 0.25}, "waiting": None, "seen": [1, 2]}
 
 
 def _description(classes=("a", "b"), test_parameters="last", optimizer=None, **chosen):
-  config = experiment.default_config()
-  experiment.use_model(config, "hybrid", **{"width": 16, **chosen})
+  config = configuration.default_config()
+  configuration.use_model(config, "hybrid", **{"width": 16, **chosen})
   config.test_parameters = test_parameters
   config.optimizer.update(optimizer or {})
   return Description(experiment.from_config(config), classes)
@@ -273,7 +273,7 @@ def test_another_models_checkpoint_is_refused_with_the_differences(tmp_path):
   assert "model.width: 16 there, 32 asked for" in message
   assert "classes" not in message
   assert "--workdir" in message
-  config = experiment.default_config()
+  config = configuration.default_config()
   other = Description(experiment.from_config(config), ("a", "c"))
   with pytest.raises(checkpoints.CheckpointError) as error:
     checkpoints.Checkpoints(tmp_path, other, keep=1)

@@ -9,7 +9,8 @@ import pytest
 from test_models import PARAMETERS
 
 from configs import hmdb51
-from hybrid_video import experiment, recipes
+from hybrid_video import configuration, experiment, recipes
+from hybrid_video.study import configured
 from hybrid_video.study.settings import Row
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,8 +72,8 @@ def test_every_command_is_one_line(name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_setting_exists(name):
-  config = experiment.default_config()
-  experiment.use_study(config, "", "", [Row("row", "row")])
+  config = configuration.default_config()
+  configured.use_study(config, "", "", [Row("row", "row")])
   for path in re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)", TEXTS[name]):
     value = config
     for part in path.split("."):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from configs import defaults, demo, hmdb51, hmdb51_small, videos
-from hybrid_video import datasets, experiment, models, recipes
+from hybrid_video import configuration, datasets, experiment, models, recipes
 from hybrid_video.experiment import Experiment
 from hybrid_video.settings import SettingError
 
@@ -210,7 +210,7 @@ def test_decoding_processes_start_without_jax_or_tensorflow():
 
 
 def test_a_model_without_classes_is_validated_by_its_loss():
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.model.name = "videomae_small_pretraining"
   config.validation.metric = "loss"
   assert experiment.from_config(config).validation.metric_of("pretraining") == "loss"

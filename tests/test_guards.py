@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_steps import RATE, SEED, _batches, _optimizer, _plain_task, _task
 
-from hybrid_video import compilation, experiment, guards, sharding, steps
+from hybrid_video import compilation, configuration, experiment, guards, sharding, steps
 from hybrid_video import state as training_state
 
 RECORDS = types.SimpleNamespace(names=np.array([f"video {i}" for i in range(9)]))
-EXPERIMENT = experiment.from_config(experiment.default_config())
+EXPERIMENT = experiment.from_config(configuration.default_config())
 
 
 def _start(task, **options):

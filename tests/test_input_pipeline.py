@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 import tensorflow_datasets as tfds
 
-from hybrid_video import experiment
+from hybrid_video import configuration, experiment
 from hybrid_video.datasets import made_actions, preparation, records, splits
 from hybrid_video.sampling import clip_settings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings
@@ -71,7 +71,7 @@ def mixed_records(tmp_path_factory):
     coarse = rng.integers(0, 256, (9 + i, height // 8, width // 8, 3), np.uint8)
     frames = list(coarse.repeat(8, 1).repeat(8, 2))
     made_actions.write_avi(place / f"clip{i}.avi", frames, 10)
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.dataset = "folder"
   config.data_dir, config.records_dir = str(folder / "videos"), str(folder / "records")
   config.stored.height, config.stored.width = 48, 0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import experiment, loading, predict, scoring, sharding
+from hybrid_video import configuration, experiment, loading, predict, scoring, sharding
 from hybrid_video.analysis.predictions import Predictions, PredictionsError
 from hybrid_video.datasets import preparation
 from hybrid_video.sampling import plans
@@ -101,7 +101,7 @@ def test_batches_are_cut_anywhere(run):
   ],
 )
 def test_what_cannot_be_read_in_one_pass_is_refused(changed, message):
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.model.name = "hybrid"
   config.evaluation.aggregation = "whole_video"
   config.update_from_flattened_dict(changed)

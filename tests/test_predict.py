@@ -18,6 +18,7 @@ import pytest
 import hybrid_video
 from hybrid_video import (
   checkpoints,
+  configuration,
   evaluate,
   experiment,
   export,
@@ -286,8 +287,8 @@ def test_a_head_of_other_classes_starts_fresh_when_a_run_starts_from_another(fin
 
 
 def test_a_pretraining_model_has_no_classes_to_predict():
-  config = experiment.default_config()
-  experiment.use_model(
+  config = configuration.default_config()
+  configuration.use_model(
     config,
     "videomae_small_pretraining",
     width=16,

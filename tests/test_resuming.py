@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from hybrid_video import experiment, resuming, validation
+from hybrid_video import configuration, experiment, resuming, validation
 from hybrid_video.meter import Length
 from hybrid_video.validation import Tracker
 
 
 def _experiment(**changes):
-  config = experiment.default_config()
+  config = configuration.default_config()
   for name, value in changes.items():
     group, _, last = name.replace("__", ".").rpartition(".")
     (config[group] if group else config)[last] = value

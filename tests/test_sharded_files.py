@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hybrid_video import checkpoints, experiment, initialization, models, weights
+from hybrid_video import checkpoints, configuration, experiment, initialization, models, weights
 from hybrid_video.weights import WeightsFileError, reading, sources
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "torch_files"
@@ -149,7 +149,7 @@ def test_a_run_starts_from_a_folder_of_files_but_from_its_own_by_checkpoints(tmp
   model = models.create("r2plus1d_18", num_classes=2, seed=1, width=4)
   weights.save(model, tmp_path / "model.safetensors")
   (tmp_path / "config.json").write_text("{}")
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.model.name, config.model.width = "r2plus1d_18", 4
   config.init_from = str(tmp_path)
   description = checkpoints.Description(experiment.from_config(config), ("a", "b"))

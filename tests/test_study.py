@@ -18,7 +18,16 @@ import pytest
 from hybrid_video import evaluate, experiment, files, stopping
 from hybrid_video.analysis.predictions import PredictionsError
 from hybrid_video.settings import SettingError
-from hybrid_video.study import child, gathering, overview, running, settings, states, table
+from hybrid_video.study import (
+  child,
+  configured,
+  gathering,
+  overview,
+  running,
+  settings,
+  states,
+  table,
+)
 from hybrid_video.study.settings import Row
 import input_pipeline
 
@@ -33,11 +42,11 @@ def make(table, made_folder="videos", seeds=(0, 1), forms=("corrected",), asks=(
   # Of three training films one.
   config.validation_share = 0.5
   config.epochs = 2.0
-  experiment.use_study(
+  configured.use_study(
     config, "Small", "Which is better?", table, seeds=seeds, forms=forms, asks=asks
   )
   config.study.update(chosen)
-  return experiment.study_of(config)
+  return configured.study_of(config)
 
 
 ROWS = (
@@ -400,7 +409,7 @@ def test_a_study_is_stopped_resumed_and_goes_on_after_a_failing_row(
     "  config.dataset, config.evaluate_shuffled = 'hmdb51_layout', False\n"
     "  config.validation_share, config.epochs = 0.5, 30.0\n"
     "  rows = (*ROWS, Row('broken', 'broken', {'test_share': 0.3, 'data_dir': '/nowhere'}))\n"
-    "  experiment.use_study(config, 'Small', 'Which?', rows, seeds=(0,), forms=('corrected',))\n"
+    "  configured.use_study(config, 'Small', 'Which?', rows, seeds=(0,), forms=('corrected',))\n"
     "  return config.lock()\n"
   )
   arguments = ["main.py", f"--config={config}", f"--workdir={tmp_path / 'study'}"]

@@ -9,9 +9,9 @@ import pytest
 from test_models import PARAMETERS
 
 from configs import hmdb51
-from hybrid_video import experiment, models
+from hybrid_video import configuration, experiment, models
 from hybrid_video.models import perceiver
-from hybrid_video.study import scales, source
+from hybrid_video.study import configured, scales, source
 
 NAMES = (
   "attention_depth",
@@ -34,7 +34,7 @@ NEEDED = {
 
 
 def config_of(name, options=""):
-  if (setting := NEEDED.get(name)) and setting not in experiment.default_config():
+  if (setting := NEEDED.get(name)) and setting not in configuration.default_config():
     pytest.skip(f"there is no setting {setting}")
   return importlib.import_module(f"configs.studies.{name}").get_config(options)
 
@@ -45,7 +45,7 @@ def test_every_run_of_every_study_is_an_experiment_and_its_model_fits(name, opti
   config = config_of(name, options)
   # A flag holds for all rows.
   config.optimizer.eps = 1e-7
-  study = experiment.study_of(config)
+  study = configured.study_of(config)
   assert len({run.folder for run in study.runs}) == len(study.runs)
   assert {run.experiment.optimizer.eps for run in study.runs} == {1e-7}
   # Published widths take long to draw, and `test_models` counts them.
@@ -61,7 +61,7 @@ def test_every_run_of_every_study_is_an_experiment_and_its_model_fits(name, opti
 
 @pytest.mark.parametrize("name", ["attention_depth", "cnn_depth", "cross_and_self"])
 def test_the_sources_tables_have_its_models_and_numbers(name):
-  study = experiment.study_of(config_of(name))
+  study = configured.study_of(config_of(name))
   for run in study.runs:
     row = run.row.name.removesuffix("_frozen")
     single = experiment.from_config(hmdb51.get_config(row))
@@ -77,11 +77,11 @@ def test_the_sources_tables_have_its_models_and_numbers(name):
 
 def test_what_training_the_cross_attention_is_worth_is_a_row_that_differs_in_nothing_else():
   config = config_of("attention_depth", "demo")
-  frozen = [run for run in experiment.study_of(config).runs if run.row.name.endswith("_frozen")]
+  frozen = [run for run in configured.study_of(config).runs if run.row.name.endswith("_frozen")]
   assert {run.form for run in frozen} == {"corrected"}
   trained = [
     run
-    for run in experiment.study_of(config).runs
+    for run in configured.study_of(config).runs
     if run.row.name == "cnn8_cross1_self1" and run.form == "corrected"
   ]
   for one, other in zip(frozen, trained, strict=True):
@@ -92,7 +92,7 @@ def test_what_training_the_cross_attention_is_worth_is_a_row_that_differs_in_not
   config.study.forms = ("as_published",)
   config.study.rows = ("cnn8_cross1_self1_frozen",)
   with pytest.raises(ValueError, match="no row that is chosen has one of these forms"):
-    experiment.study_of(config)
+    configured.study_of(config)
 
 
 def test_published_numbers_are_the_sources():

@@ -10,8 +10,7 @@ CPU cores; `width=narrow` and `recipe=NAME` may follow.
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import scales, source
+from hybrid_video.study import configured, scales, source
 
 ROWS = ("baseline", "cnn8_cross1_self1", "cnn8_cross1_self2", "cnn8_cross1_self6")
 
@@ -25,7 +24,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   config, scale = scales.base(options)
   rows = [source.row(name, own_recipe=scale.own_recipe) for name in ROWS]
   frozen = source.frozen(rows[1])
-  experiment.use_study(
+  configured.use_study(
     config,
     "Attention depth",
     "Does attention on top of all CNN blocks help, and how deep should it be?",

@@ -8,8 +8,8 @@ validation lists, which the report draws; `demo` has a quarter of the published 
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import architectures, scales
+from hybrid_video import configuration
+from hybrid_video.study import architectures, configured, scales
 from hybrid_video.study.settings import Row
 
 # Standard deviation of the initial latents, factor on attention's rate.
@@ -32,7 +32,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   if scale.is_demo:
     config.made_films = 80
     config.stored.height, config.stored.width, config.clip.crop = 44, 58, 40
-    experiment.preset_model(config, "r2plus1d_18", width=16)
+    configuration.preset_model(config, "r2plus1d_18", width=16)
     quarter = {"cnn_width": 16, "width": 128, "latents": 256, "head_dim": 32, "multiplier": 4}
   baseline = architectures.settings(architectures.CNN, is_narrow=scale.is_narrow)
   rows = [Row("baseline", architectures.LABELS[architectures.CNN], baseline)]
@@ -44,7 +44,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
       "optimizer.part_rates.attention": factor,
     }
     rows.append(Row(f"latents{std:g}_rate{factor:g}", f"latents {std:g}, rate x {factor:g}", own))
-  experiment.use_study(
+  configured.use_study(
     config,
     "How attention learns from scratch",
     "Which initial latents, and which share of the learning rate, let attention on a CNN learn?",

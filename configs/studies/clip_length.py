@@ -8,8 +8,7 @@ segment of the whole video. Long clips are rematerialized.
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import architectures, scales
+from hybrid_video.study import architectures, configured, scales
 from hybrid_video.study.settings import Row
 
 FRAMES = (8, 16, 32, 64, 128)
@@ -56,7 +55,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
           axes={"architecture": label, "frames": frames},
         )
       )
-  experiment.use_study(
+  configured.use_study(
     config,
     "Clip length",
     "What do longer clips bring, and what do they cost?",

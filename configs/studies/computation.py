@@ -8,8 +8,7 @@ Clips/s are those of each run's own test list on the machine that ran it.
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import scales, source
+from hybrid_video.study import configured, scales, source
 from hybrid_video.study.settings import Row
 
 CUTS, FRAMES = (4, 6, 8), (8, 16, 32)
@@ -42,7 +41,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
             axes={"architecture": label, "cnn_blocks": blocks, "frames": frames},
           )
         )
-  experiment.use_study(
+  configured.use_study(
     config,
     "Computation",
     "What does attention on a cut CNN save, and what does that cost?",

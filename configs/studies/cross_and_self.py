@@ -7,8 +7,7 @@ After a colon: hmdb51 (the default), ucf101, folder or demo; `width=narrow` and 
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import scales, source
+from hybrid_video.study import configured, scales, source
 
 ROWS = ("baseline", "cnn8_cross1", "cnn8_self1", "cnn8_cross1_self1")
 
@@ -20,7 +19,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     SettingError: there is no such scale, width or recipe; the message names the nearest.
   """
   config, scale = scales.base(options)
-  experiment.use_study(
+  configured.use_study(
     config,
     "Cross and self attention",
     "What does each of the two attentions add?",

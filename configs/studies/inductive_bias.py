@@ -8,8 +8,7 @@ Shares are of whole groups; what a smaller share has, a larger one has too.
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import architectures, scales
+from hybrid_video.study import architectures, configured, scales
 from hybrid_video.study.settings import Row
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -35,7 +34,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
           axes={"architecture": label, "training_share": share},
         )
       )
-  experiment.use_study(
+  configured.use_study(
     config,
     "Inductive bias",
     "How many videos does each architecture need?",

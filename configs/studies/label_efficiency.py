@@ -12,9 +12,8 @@ from typing import Any
 import ml_collections
 
 from configs import videomae
-from hybrid_video import experiment
 from hybrid_video.settings import flat
-from hybrid_video.study import scales
+from hybrid_video.study import configured, scales
 from hybrid_video.study.settings import Row
 
 SHARES = (0.1, 0.25, 1.0)
@@ -59,7 +58,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
         )
         rows.append(row)
       asks.append((rows[-1].name, rows[-2].name))
-  experiment.use_study(
+  configured.use_study(
     config,
     "Label efficiency",
     "What is pretraining without labels worth where few videos have one?",

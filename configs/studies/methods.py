@@ -7,8 +7,7 @@ After a colon: hmdb51 (the default), ucf101, folder or demo; `width=narrow` and 
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import architectures, scales
+from hybrid_video.study import architectures, configured, scales
 from hybrid_video.study.settings import Row
 
 
@@ -23,7 +22,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     Row(name, label, architectures.settings(name, is_narrow=scale.is_narrow))
     for name, label in architectures.LABELS.items()
   ]
-  experiment.use_study(
+  configured.use_study(
     config,
     "Methods",
     "Which way of reading time is best on the same videos?",

@@ -8,8 +8,7 @@ The videos are made at every scale. `demo` is narrow, for two CPU cores: all gap
 
 import ml_collections
 
-from hybrid_video import experiment
-from hybrid_video.study import architectures, scales
+from hybrid_video.study import architectures, configured, scales
 from hybrid_video.study.settings import Row
 
 GAPS, FRAMES = (0.0, 0.5, 1.0, 2.0, 4.0), (16, 32, 64)
@@ -57,7 +56,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
         axes: dict[str, float | str] = {"architecture": label, "gap_seconds": gap, "frames": frames}
         words = f"{label}, gap {gap:g} s, {frames} frames"
         rows.append(Row(f"{name}_gap{gap:g}_frames{frames}", words, own, axes=axes))
-  experiment.use_study(
+  configured.use_study(
     config,
     "Long temporal dependency",
     "How far apart may two events be before a model can no longer tell their order?",

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from hybrid_video import errors, experiment, narrow, recipes
+from hybrid_video import configuration, errors, narrow, recipes
 from hybrid_video.settings import SettingError
 
 SCALES = ("hmdb51", "ucf101", "folder", "demo")
@@ -64,7 +64,7 @@ def base(
   Raises:
     SettingError: a scale, width or recipe that there is not; the message has the nearest.
   """
-  chosen = experiment.arguments(
+  chosen = configuration.arguments(
     options, "scale", {"scale": "hmdb51", "width": "", "recipe": "", **own}
   )
   name = chosen["scale"]
@@ -77,7 +77,7 @@ def base(
     raise SettingError(f"width={width} after the config's colon: expected {' or '.join(WIDTHS)}.")
   recipe = chosen["recipe"] or ("scratch" if width == "narrow" else "study")
   scale = Scale(name, width == "narrow", recipe, {option: chosen[option] for option in own})
-  config = experiment.default_config()
+  config = configuration.default_config()
   config.records_dir = "{workdir}/records"
   if scale.is_demo:
     narrow.made_videos(config, films=_DEMO_FILMS)
@@ -85,7 +85,9 @@ def base(
     config.dataset = name
   if scale.is_narrow:
     narrow.models(config)
-  experiment.use_model(config, "hybrid", **{**config.presets.get("hybrid", {}), **(preset or {})})
+  configuration.use_model(
+    config, "hybrid", **{**config.presets.get("hybrid", {}), **(preset or {})}
+  )
   recipes.apply(config, scale.recipe)
   if scale.is_demo:
     config.epochs = _DEMO_EPOCHS

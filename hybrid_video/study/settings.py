@@ -1,7 +1,7 @@
 """What a study is: rows that differ in some settings, seeds, splits, forms, and the share of one machine.
 
 In: what a config of `configs/studies/` says. Out: a `Study`, whose every run has an experiment of its own.
-Nothing here reads ConfigDicts: `experiment.study_of` does.
+Nothing here reads ConfigDicts: `configured.study_of` does.
 """
 
 from collections.abc import Iterable, Mapping
