@@ -3,7 +3,7 @@
 python main.py --config=configs/studies/label_efficiency.py:demo --workdir=runs/label_efficiency
 
 Each model is pretrained once a seed, and fine-tuned beside the same model from scratch. `demo` is narrow, on made
-videos, with a tenth of the labels. After the colon also hmdb51 (the default), ucf101 or folder, and more_videos=DIR,
+videos. After the colon also hmdb51 (the default), ucf101 or folder, and more_videos=DIR,
 a folder of videos that are pretrained on too.
 """
 
@@ -17,6 +17,8 @@ from hybrid_video.study import configured, scales
 from hybrid_video.study.settings import Row
 
 SHARES = (0.1, 0.25, 1.0)
+# Of the fine-tuning, narrow: fewer videos are shown more often.
+_EPOCHS = {0.1: 60.0, 0.25: 40.0, 1.0: 20.0}
 # The study's own, whatever a stage says.
 _DATA = ("dataset", "data_dir", "records_dir", "made_films", "training_share")
 LABELS = {"videomae": "VideoMAE", "hybrid": "hybrid: CNN blocks + 1 cross + 1 self"}
@@ -46,12 +48,15 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     )
     rows.append(before)
     own = _settings(f"finetune{stage},model={names[name]}", config)
-    for share in SHARES[:1] if scale.is_demo else SHARES:
+    for share in SHARES:
+      own["training_share"] = share
+      if scale.is_narrow:
+        own["epochs"] = _EPOCHS[share]
       for start, first in (("scratch", ""), ("pretrained", before.name)):
         row = Row(
           f"{name}_{start}_share{100 * share:g}",
           f"{label}, {start}, {100 * share:g} % of the labels",
-          {**own, "training_share": share},
+          dict(own),
           axes={"model": label, "start": start, "training_share": 100 * share},
           forms=("corrected",),
           starts_from=first,
