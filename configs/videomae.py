@@ -56,12 +56,12 @@ def _finer(config: ml_collections.ConfigDict) -> None:
   own: dict[str, dict[str, Any]] = {
     "videomae_small": {"patch": (2, 8, 8)},
     "hybrid": {"cnn_blocks": 4},
-    # Made backgrounds are flat: normalized, their patches are noise.
-    "videomae_small_pretraining": {"patch": (2, 8, 8), "normalize_targets": False},
+    # Made backgrounds are flat and still: normalized, their patches are noise, and as they are, they hide what moves.
+    "videomae_small_pretraining": {"patch": (2, 8, 8), "targets": "motion"},
     "hybrid_pretraining": {
       "cnn_blocks": 4,
       "mask_patch": (2, 8, 8),
-      "normalize_targets": False,
+      "targets": "motion",
     },
   }
   for name, options in own.items():

@@ -10,6 +10,7 @@ import pytest
 
 from hybrid_video import experiment, reporting, sharding
 from hybrid_video.models import masking
+from hybrid_video.models.model_error import ModelError
 from hybrid_video.report import writers
 from hybrid_video.tasks import registry
 import input_pipeline
@@ -114,15 +115,30 @@ def test_evaluations_masks_follow_from_the_clip_and_not_from_the_batch(task):
   np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_a_reconstruction_of_the_truth_is_the_clip(normalize):
+@pytest.mark.parametrize("kind", masking.TARGETS)
+def test_a_reconstruction_of_the_truth_is_the_clip(kind):
   clips = jnp.asarray(_batch(2)["clips"])
   _, masked = masking.tube_mask(jax.random.key(0), 2, (2, 4, 4), 0.5)
-  targets = masking.patch_targets(clips, masked, (2, 8, 8), normalize=normalize)
-  seen, drawn = masking.reconstruct(clips, targets, masked, (2, 8, 8), normalize=normalize)
+  targets = masking.patch_targets(clips, masked, (2, 8, 8), kind=kind)
+  seen, drawn = masking.reconstruct(clips, targets, masked, (2, 8, 8), kind=kind)
   np.testing.assert_allclose(drawn.astype(int), clips.astype(int), atol=1)
   # What is hidden is grey, and nothing else.
   changed = masking.cut((seen != clips).astype(jnp.float32), (2, 8, 8)).reshape(2, 32, -1).mean(-1)
   hidden = np.zeros((2, 32), bool)
   np.put_along_axis(hidden, np.asarray(masked), True, axis=1)
   assert (np.asarray(changed)[hidden] > 0.9).all() and not np.asarray(changed)[~hidden].any()
+
+
+def test_targets_of_motion_are_zero_where_nothing_moves():
+  frames = np.random.default_rng(0).integers(0, 255, (2, 4, 16, 16, 3), np.uint8)
+  frames[:, :, :, :8] = frames[:, :1, :, :8]
+  _, masked = masking.tube_mask(jax.random.key(1), 2, (2, 2, 2), 0.5)
+  targets = masking.patch_targets(jnp.asarray(frames), masked, (2, 8, 8), kind="motion")
+  still = np.asarray(masked) % 2 == 0
+  assert np.abs(targets[still]).max() < 1e-6 and (np.abs(targets[~still]).mean(-1) > 0.1).all()
+  pixels = frames / 255
+  expected = masking.cut(jnp.asarray(pixels - pixels.mean(1, keepdims=True)), (2, 8, 8))
+  of_masked = np.take_along_axis(np.asarray(expected).reshape(2, 8, -1), masked[..., None], axis=1)
+  np.testing.assert_allclose(targets, of_masked / masking.CONTRAST, atol=1e-5)
+  with pytest.raises(ModelError, match="targets='moton' is none of normalized, pixels, motion"):
+    masking.checked_targets("moton")

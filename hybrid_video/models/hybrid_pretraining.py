@@ -88,7 +88,7 @@ class HybridForPreTraining(nnx.Module):
     mask_patch: frames, rows and columns of a patch that is hidden and predicted. Its sides are multiples
       of the trunk's stride in space.
     mask_ratio: share of the cells of the picture that a mask hides, see `masking.tube_mask`.
-    normalize_targets: whether pixels are predicted normalized by patch, see `masking.patch_targets`.
+    targets: what is predicted, one of `masking.TARGETS`, see `masking.patch_targets`.
     hidden: what the trunk makes of hidden patches. "sparse": zeros after every convolution, which enter no
       statistic of BatchNorm, see `sparse`; "replaced": what it makes of zeros in their place.
     decoder_width, decoder_depth, decoder_heads: of the decoder's cross attention.
@@ -99,7 +99,7 @@ class HybridForPreTraining(nnx.Module):
     grid: patches along (time, height, width) of the clips that it takes.
     patch: frames, rows and columns of one.
     mask_ratio: for whoever draws the masks.
-    normalize_targets: for whoever makes the targets.
+    targets: for whoever makes them.
 
   Raises:
     ModelError: options that do not fit together, or a ratio that masks nothing or everything.
@@ -132,7 +132,7 @@ class HybridForPreTraining(nnx.Module):
     image_size: int | None = None,
     mask_patch: tuple[int, int, int] = (2, 16, 16),
     mask_ratio: float = 0.75,
-    normalize_targets: bool = True,
+    targets: str = masking.NORMALIZED,
     hidden: str = SPARSE,
     decoder_width: int = 512,
     decoder_depth: int = 1,
@@ -180,7 +180,7 @@ class HybridForPreTraining(nnx.Module):
     self.clip_shape = (frames or _FRAMES, image_size or _SIZE, image_size or _SIZE, 3)
     self.grid = token_grid(*self.clip_shape[:3], mask_patch)
     self.patch, self.mask_ratio, self.hidden = mask_patch, mask_ratio, hidden
-    self.normalize_targets = normalize_targets
+    self.targets = masking.checked_targets(targets)
     masking.masked_cells(self.grid, mask_ratio)
     strides = self.cnn.strides
     if any(side % stride for side, stride in zip(mask_patch[1:], strides[1:], strict=True)):

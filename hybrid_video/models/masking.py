@@ -11,11 +11,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from hybrid_video import errors
 from hybrid_video.models.layers import Array
 from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.patches import cut, join
 
 MASK_RATIO = 0.9
+TARGETS = NORMALIZED, PIXELS, MOTION = "normalized", "pixels", "motion"
 # What pixels in 0 to 1 are shifted and scaled by where patches are not normalized.
 GREY, CONTRAST = 0.5, 0.25
 
@@ -99,23 +101,39 @@ def check(batch: int, grid: tuple[int, int, int], visible: jax.Array, masked: ja
     )
 
 
+def checked_targets(kind: str) -> str:
+  """The kind of targets.
+
+  Raises:
+    ModelError: there is no such kind.
+  """
+  if kind not in TARGETS:
+    raise ModelError(
+      f"targets={kind!r} is none of {', '.join(TARGETS)}.{errors.nearest(kind, TARGETS)}"
+    )
+  return kind
+
+
 def patch_targets(
   pixels: Array,
   masked: Array,
   patch: tuple[int, int, int] = (2, 16, 16),
   *,
-  normalize: bool = True,
+  kind: str = NORMALIZED,
 ) -> Array:
-  """What pretraining predicts: pixels of masked patches, normalized by patch and channel.
+  """What pretraining predicts of masked patches, one of `TARGETS`.
 
-  Each channel of a patch, in 0 to 1, loses its mean and is divided by its standard
-  deviation (unbiased variance) plus 1e-6.
+  - normalized: each channel of a patch, in 0 to 1, loses its mean and is divided by its standard deviation
+    (unbiased variance) plus 1e-6, as in VideoMAE. Of a flat patch only noise is left.
+  - pixels: as they are, shifted and scaled alike.
+  - motion: less the mean over the clip's time at their place, scaled alike; what stands still is zero. In the
+    sense of MotionMAE (Yang et al. 2022, arXiv:2210.04154), which predicts differences of frames.
 
   Args:
     pixels: clips `[B, T, H, W, 3]`: uint8, or floats in 0 to 1; not normalized ones.
     masked: indices `[B, M]` of the masked patches.
     patch: frames, rows and columns of one.
-    normalize: whether they are; if not, pixels are predicted as they are, shifted and scaled alike.
+    kind: one of `TARGETS`.
 
   Returns:
     float32 `[B, M, values]`, values in the order (frame, row, column, channel).
@@ -131,18 +149,31 @@ def patch_targets(
       f"Clips of {tuple(pixels.shape[1:4])} (frames, height, width) are not multiples of their patches, "
       f"{patch}: sample or crop them to lengths that are."
     )
-  tokens = cut(pixels, patch)
+  of_clips = _less_their_mean(pixels) if kind == MOTION else pixels
+  tokens = cut(of_clips, patch)
   tokens = tokens.reshape(len(pixels), -1, tokens.shape[-1])
   if masked.ndim != 2 or masked.shape[0] != tokens.shape[0]:
     raise ValueError(f"Masked tokens {masked.shape} came with {tokens.shape[0]} clips.")
   x = jnp.take_along_axis(tokens, masked[..., None], axis=1)
-  x = x.astype(jnp.float32) / (255.0 if pixels.dtype == jnp.uint8 else 1.0)
-  if not normalize:
+  if kind == MOTION:
+    return x / CONTRAST
+  x = _from_0_to_1(x)
+  if kind == PIXELS:
     return (x - GREY) / CONTRAST
   x = x.reshape(*x.shape[:2], -1, 3)
   centred = x - x.mean(2, keepdims=True)
   deviation = jnp.sqrt(jnp.square(centred).sum(2, keepdims=True) / (x.shape[2] - 1))
   return (centred / (deviation + 1e-6)).reshape(*x.shape[:2], -1)
+
+
+def _from_0_to_1(pixels: Array) -> Array:
+  return pixels.astype(jnp.float32) / (255.0 if pixels.dtype == jnp.uint8 else 1.0)
+
+
+def _less_their_mean(pixels: Array) -> Array:
+  """Clips `[B, T, H, W, 3]` less their mean over time."""
+  x = _from_0_to_1(pixels)
+  return x - x.mean(1, keepdims=True)
 
 
 def clip_losses(predictions: Array, targets: Array) -> Array:
@@ -169,19 +200,19 @@ def reconstruct(
   masked: Array,
   patch: tuple[int, int, int],
   *,
-  normalize: bool = True,
+  kind: str = NORMALIZED,
 ) -> tuple[Array, Array]:
   """What a model saw of clips, and what it makes of the rest.
 
-  Where predictions are normalized by patch and channel, they do not say mean and deviation: these are the
-  hidden patch's own, as in the original's figures.
+  Normalized predictions do not say a patch's mean and deviation, nor those of motion the mean over time: these
+  are the hidden patch's own, as in VideoMAE's figures.
 
   Args:
     pixels: clips `[B, T, H, W, 3]`, uint8.
     predictions: `[B, M, values]` of the masked patches.
     masked: their indices `[B, M]`.
     patch: frames, rows and columns of one.
-    normalize: as of `patch_targets`.
+    kind: what the predictions are, one of `TARGETS`.
 
   Returns:
     Clips uint8 `[B, T, H, W, 3]` with hidden patches in grey, and with predictions in their place.
@@ -191,10 +222,15 @@ def reconstruct(
   hidden = jnp.take_along_axis(tokens, masked[..., None], axis=1)
   hidden = hidden.reshape(*hidden.shape[:2], -1, 3)
   drawn = predictions.reshape(hidden.shape)
-  if normalize:
+  if kind == NORMALIZED:
     drawn = drawn * hidden.std(2, keepdims=True, ddof=1) + hidden.mean(2, keepdims=True)
-  else:
+  elif kind == PIXELS:
     drawn = drawn * CONTRAST + GREY
+  else:
+    still = hidden.reshape(predictions.shape) - CONTRAST * patch_targets(
+      pixels, masked, patch, kind=MOTION
+    )
+    drawn = drawn * CONTRAST + still.reshape(hidden.shape)
 
   def with_patches(values: Array) -> Array:
     rows = jnp.arange(len(pixels))[:, None]

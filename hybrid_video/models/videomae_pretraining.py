@@ -90,7 +90,7 @@ class VideoMAEForPreTraining(nnx.Module):
     width, depth, heads: the encoder's channels, blocks and attention heads, for the preset's.
     decoder_width, decoder_depth, decoder_heads: the decoder's.
     mask_ratio: share of the cells of the picture that a mask hides, see `masking.tube_mask`.
-    normalize_targets: whether pixels are predicted normalized by patch, see `masking.patch_targets`.
+    targets: what is predicted, one of `masking.TARGETS`, see `masking.patch_targets`.
     layer_norm_epsilon: in all blocks and at the encoder's end.
     decoder_norm_epsilon: at the decoder's end.
     remat: whether each block's activations are computed again in the backward pass, to save memory.
@@ -101,7 +101,7 @@ class VideoMAEForPreTraining(nnx.Module):
     grid: patches along (time, height, width) of the clips that it takes.
     patch: frames, rows and columns of one.
     mask_ratio: for whoever draws the masks.
-    normalize_targets: for whoever makes the targets.
+    targets: for whoever makes them.
 
   Raises:
     ModelError: an unknown size, lengths that do not fit together, or a ratio that masks nothing or
@@ -122,7 +122,7 @@ class VideoMAEForPreTraining(nnx.Module):
     decoder_depth: int | None = None,
     decoder_heads: int | None = None,
     mask_ratio: float = masking.MASK_RATIO,
-    normalize_targets: bool = True,
+    targets: str = masking.NORMALIZED,
     layer_norm_epsilon: float = 1e-6,
     decoder_norm_epsilon: float = 1e-6,
     remat: bool = False,
@@ -163,7 +163,7 @@ class VideoMAEForPreTraining(nnx.Module):
     self.grid = self.attention.grid
     self.patch = patch
     masking.masked_cells(self.grid, mask_ratio)
-    self.mask_ratio, self.normalize_targets = mask_ratio, normalize_targets
+    self.mask_ratio, self.targets = mask_ratio, masking.checked_targets(targets)
 
   def __call__(self, clips: Array, visible: Array, masked: Array) -> Array:
     """Predicts the masked patches of clips.

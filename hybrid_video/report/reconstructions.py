@@ -47,12 +47,10 @@ def draw(
   )
   predictions = model(normalized, visible, masked)
   pixels = jnp.asarray(clips)
-  seen, drawn = masking.reconstruct(
-    pixels, predictions, masked, model.patch, normalize=model.normalize_targets
-  )
+  seen, drawn = masking.reconstruct(pixels, predictions, masked, model.patch, kind=model.targets)
   losses = masking.clip_losses(
     predictions,
-    masking.patch_targets(pixels, masked, model.patch, normalize=model.normalize_targets),
+    masking.patch_targets(pixels, masked, model.patch, kind=model.targets),
   )
   indices = figures.even_frames(clips.shape[1], _FRAMES)
   labels = [f"frame {index}" for index in indices]

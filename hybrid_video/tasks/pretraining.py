@@ -21,7 +21,7 @@ _EVALUATION_SEED = 0
 
 
 def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[float]) -> Task:
-  """The task of a masked autoencoder: a model with `grid`, `patch`, `mask_ratio`, `normalize_targets` and
+  """The task of a masked autoencoder: a model with `grid`, `patch`, `mask_ratio`, `targets` and
   `features`, see `models`.
 
   Args:
@@ -31,7 +31,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
   normalize = pixels.normalizer(mean, std)
   training, evaluation, abstract = tasks.definitions(build)
   grid, ratio, patch = abstract.grid, abstract.mask_ratio, abstract.patch
-  normalizes = abstract.normalize_targets
+  targets = abstract.targets
 
   def initial_variables() -> tuple[Tree, Tree]:
     _, params, batch_stats = models.split(build())
@@ -44,7 +44,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
   def losses(model: nnx.Module, clips: Array, visible: Array, masked: Array) -> Array:
     predictions = model(normalize(clips), visible, masked)
     return masking.clip_losses(
-      predictions, masking.patch_targets(clips, masked, patch, normalize=normalizes)
+      predictions, masking.patch_targets(clips, masked, patch, kind=targets)
     )
 
   def loss(
