@@ -18,8 +18,9 @@ from hybrid_video.tasks import pretraining
 
 FILE = "reconstructions.png"
 WORDS = (
-  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. Where "
-  "patches are normalized, their mean and contrast, which it does not predict, are the hidden patch's own."
+  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. What "
+  "it does not predict is the hidden patch's own: of normalized patches mean and contrast, of motion the mean over "
+  "time."
 )
 _FRAMES = 8
 
