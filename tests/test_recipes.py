@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import experiment, meter, models, optimizers, recipes, steps
+from hybrid_video import configuration, experiment, meter, models, optimizers, recipes, steps
 from hybrid_video.optimizers import groups
 from hybrid_video.tasks import Task
 from hybrid_video.weights import videomae_names
@@ -37,7 +37,7 @@ def _flat(tree):
 
 def _settings(recipe):
   """The optimizer as a training of this recipe makes it, its schedule, and how many steps it has."""
-  config = experiment.default_config()
+  config = configuration.default_config()
   recipes.apply(config, recipe)
   config.batch_size = recipe_cases.BATCH_SIZES.get(recipe, config.batch_size)
   chosen = experiment.from_config(config)
