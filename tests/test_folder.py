@@ -32,7 +32,7 @@ def test_the_first_folder_is_the_class_and_the_next_the_group(tmp_path):
 
 def test_pretraining_needs_no_classes(tmp_path):
   _touch(tmp_path, [*(f"{i}.mp4" for i in range(20)), "film1/a.mp4", "film1/day2/b.mp4"])
-  with pytest.raises(listing.ListingError, match="found the one class film1"):
+  with pytest.raises(listing.ListingError, match="found the one class film1.*can pretrain a model"):
     own_folder.read(tmp_path)
   found = own_folder.read(tmp_path, needs_classes=False)
   videos = {video.name: video for video in found.videos}
@@ -304,7 +304,7 @@ def test_a_video_keeps_its_list_while_other_files_are_missing(tmp_path):
   ("text", "message"),
   [
     ("", "videos.csv: the file lists no video"),
-    ("path;label\nd.mp4;run\n", "found the one class run, expected two.*can pretrain a model"),
+    ("path;label\nd.mp4;run\n", "found the one class run, expected two"),
     ("youtube_id,label\nd,run\n", "line 2: the line has no path"),
     ("path,label\nd.mp4,run\n../e.mp4,walk\n", "line 3: ../e.mp4 leads out of the data folder"),
     ("path,label,grup\nd.mp4,run,1\n", "found the header path,label,grup"),
