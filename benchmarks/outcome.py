@@ -19,7 +19,7 @@ from hybrid_video.report.figures import BLUE, INK, MUTED, ORANGE, STYLE
 __all__ = ["BLUE", "INK", "MUTED", "ORANGE", "plot", "processor", "table", "versions", "write"]
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-_PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "libtpu")
+_PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "transformers", "libtpu")
 
 
 def processor() -> str:

@@ -48,7 +48,58 @@ def _video_models() -> Any:
   return video
 
 
-class Peer:
+class OnDevice:
+  """What PyTorch's peers share: the device, precision, and how work on it is timed."""
+
+  def __init__(self, precision: str):
+    """Chooses the device: a GPU if PyTorch sees one.
+
+    Args:
+      precision: "float32", or "bfloat16" by autocast. On a GPU, float32 allows TF32, as JAX does.
+    """
+    self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    self._low = precision == "bfloat16"
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    self._allow_tf32(True)
+    torch.backends.cudnn.benchmark = True
+    self._call: Any = None
+
+  def _allow_tf32(self, allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+  def _autocast(self) -> Any:
+    return torch.autocast(self._device.type, torch.bfloat16, enabled=self._low)
+
+  def about(self) -> dict[str, Any]:
+    """Where it computes."""
+    on_gpu = self._device.type == "cuda"
+    return {
+      "backend": "gpu" if on_gpu else "cpu",
+      "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+      "threads": torch.get_num_threads(),
+    }
+
+  def run(self, calls: int) -> float:
+    """Seconds of so many calls, one after the other, until the device is done."""
+    started = time.perf_counter()
+    for _ in range(calls):
+      self._call()
+    if self._device.type == "cuda":
+      torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+  def forget_peak(self) -> None:
+    """Peak device memory counts from here."""
+    if self._device.type == "cuda":
+      torch.cuda.reset_peak_memory_stats()
+
+  def peak_device_bytes(self) -> int | None:
+    """Peak device memory in bytes; None on a CPU, where it is the process's own."""
+    return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
+
+
+class Peer(OnDevice):
   """torchvision's network, its optimizer and clips that already lie on the device."""
 
   def __init__(
@@ -62,36 +113,18 @@ class Peer:
     momentum: float,
     weight_decay: float,
   ):
-    """Chooses the device: a GPU if PyTorch sees one.
+    """Chooses the device, see `OnDevice`.
 
     Args:
-      precision: "float32", or "bfloat16" by autocast. On a GPU, float32 allows TF32, as JAX does.
+      precision: "float32" or "bfloat16".
       classes: width of the logits.
       mean, std: per channel, of pixels in 0 to 1.
       learning_rate, momentum, weight_decay: of SGD.
     """
-    self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    self._autocast = precision == "bfloat16"
+    super().__init__(precision)
     self._classes, self._mean, self._std = classes, mean, std
     self._sgd = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     self._network = _video_models().r2plus1d_18
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    self._allow_tf32(True)
-    torch.backends.cudnn.benchmark = True
-    self._call: Any = None
-
-  def _allow_tf32(self, allowed: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = allowed
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-
-  def about(self) -> dict[str, Any]:
-    """Where it computes."""
-    on_gpu = self._device.type == "cuda"
-    return {
-      "backend": "gpu" if on_gpu else "cpu",
-      "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-      "threads": torch.get_num_threads(),
-    }
 
   def _clips(self, clips: np.ndarray, layout: str) -> Any:
     """uint8 `[B, T, H, W, 3]` to normalized float32 `[B, 3, T, H, W]` on the device."""
@@ -144,18 +177,15 @@ class Peer:
     torch.compiler.reset()
     network = torch.compile(model, dynamic=False) if compiled else model
 
-    def autocast() -> Any:
-      return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)
-
     def forward() -> None:
-      with torch.inference_mode(), autocast():
+      with torch.inference_mode(), self._autocast():
         network(inputs)
 
     optimizer = torch.optim.SGD(model.parameters(), fused=True, **self._sgd)
 
     def train() -> None:
       optimizer.zero_grad(set_to_none=True)
-      with autocast():
+      with self._autocast():
         loss = F.cross_entropy(network(inputs), targets)
       loss.backward()
       optimizer.step()
@@ -164,21 +194,3 @@ class Peer:
     started = time.perf_counter()
     self.run(1)
     return {"first_seconds": time.perf_counter() - started}
-
-  def run(self, calls: int) -> float:
-    """Seconds of so many calls, one after the other, until the device is done."""
-    started = time.perf_counter()
-    for _ in range(calls):
-      self._call()
-    if self._device.type == "cuda":
-      torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-  def forget_peak(self) -> None:
-    """Peak device memory counts from here."""
-    if self._device.type == "cuda":
-      torch.cuda.reset_peak_memory_stats()
-
-  def peak_device_bytes(self) -> int | None:
-    """Peak device memory in bytes; None on a CPU, where it is the process's own."""
-    return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None

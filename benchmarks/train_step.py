@@ -75,7 +75,7 @@ class BenchmarkError(ValueError):
   """A comparison that cannot be made; the message says which and what to do."""
 
 
-def _random_batch(batch: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(batch: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Clips uint8 `[B, T, H, W, 3]` and labels `[B]`, the same in every process."""
   rng = np.random.default_rng(0)
   clips = rng.integers(0, 256, (batch, frames, size, size, 3), np.uint8)
@@ -85,29 +85,36 @@ def _random_batch(batch: int, frames: int, size: int) -> tuple[np.ndarray, np.nd
 class Ours:
   """Our network, as training and evaluation jit it."""
 
+  learning_rate = LEARNING_RATE
+
   def __init__(self, precision: str):
     """Builds it with `precision` as its dtype, on the first device that JAX has."""
     import jax
 
     from hybrid_video import models, optimizers, platform_setup, sharding, state, steps
-    from hybrid_video.tasks import classification
 
     platform_setup.keep_freed_memory()
     self._jax, self._models, self._steps = jax, models, steps
-    self._make_task, self._create_state = classification.make, state.create
+    self._create_state = state.create
     self._device = jax.devices()[0]
     self._mesh = sharding.make_mesh([self._device])
-    self._precision = precision
-    self._task = self._make_task(self._build(precision), MEAN, STD)
-    settings = optimizers.OptimizerSettings(
-      name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-    )
-    self._optimizer = optimizers.make_optimizer(settings)
+    self._task = self._make_task(self._build(precision))
+    self._optimizer = optimizers.make_optimizer(self._settings())
     self._state: Any = None
     self._call: Callable[[], Any]
 
   def _build(self, precision: str) -> Callable[[], Any]:
     return functools.partial(self._models.create, MODEL, num_classes=CLASSES, dtype=precision)
+
+  def _make_task(self, build: Callable[[], Any]) -> Any:
+    from hybrid_video.tasks import classification
+
+    return classification.make(build, MEAN, STD)
+
+  def _settings(self) -> Any:
+    from hybrid_video import optimizers
+
+    return optimizers.OptimizerSettings(name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
   def about(self) -> dict[str, Any]:
     """Where it computes."""
@@ -121,7 +128,7 @@ class Ours:
     model = build()
     weights.load_pretrained(model, path)
     _, params, batch_stats = self._models.split(model)
-    outputs = self._jax.jit(self._make_task(build, MEAN, STD).outputs)
+    outputs = self._jax.jit(self._make_task(build).outputs)
     with self._jax.default_matmul_precision("highest"):
       logits = outputs(params, batch_stats, {"clips": clips})["logits"]
     return {"logits": np.asarray(logits).tolist()}
@@ -141,7 +148,7 @@ class Ours:
       self._state = jax.device_put(state, self._device)
     mirrored = np.arange(len(clips)) % 2 == 0
     batch = jax.device_put({"clips": clips, "labels": labels, "mirrored": mirrored}, self._device)
-    rate_and_seed = (np.float32(LEARNING_RATE), np.uint32(0))
+    rate_and_seed = (np.float32(self.learning_rate), np.uint32(0))
     arguments: tuple[Any, ...]
     if work == "train":
       step = functools.partial(steps.train_step, task=self._task, optimizer=self._optimizer)
@@ -219,36 +226,46 @@ def _peak_resident_bytes() -> int | None:
   return None
 
 
-class _Worker:
+def _make_side(side: str, precision: str, kept: bool) -> Any:
+  if side == "ours":
+    return Ours(precision)
+  from benchmarks import torchvision_peer
+
+  if kept:
+    torchvision_peer.keep_freed_memory()
+  return torchvision_peer.Peer(
+    precision,
+    classes=CLASSES,
+    mean=MEAN,
+    std=STD,
+    learning_rate=LEARNING_RATE,
+    momentum=MOMENTUM,
+    weight_decay=WEIGHT_DECAY,
+  )
+
+
+class Worker:
   """What a side's process answers with: one method a question."""
 
-  def __init__(self, side: str, precision: str, kept: bool):
-    if side == "peer":
-      from benchmarks import torchvision_peer
+  def __init__(self, side: Any):
+    """Takes what computes: `Ours` or a peer."""
+    self._side = side
 
-      if kept:
-        torchvision_peer.keep_freed_memory()
-      self._side: Any = torchvision_peer.Peer(
-        precision,
-        classes=CLASSES,
-        mean=MEAN,
-        std=STD,
-        learning_rate=LEARNING_RATE,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-      )
-    else:
-      self._side = Ours(precision)
+  def _batch(self, batch: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a side prepares for."""
+    return random_batch(batch, frames, size)
 
   def about(self) -> Any:
+    """Where it computes."""
     return self._side.about()
 
   def logits(self, path: str, frames: int, size: int) -> Any:
-    return self._side.logits(_random_batch(2, frames, size)[0], path)
+    """Those of two random clips."""
+    return self._side.logits(random_batch(2, frames, size)[0], path)
 
   def prepare(self, work: str, batch: int, frames: int, size: int, **form: Any) -> Any:
     """Compiles, runs, and gives the peak memory of two more calls and the seconds of the second."""
-    found = self._side.prepare(work, *_random_batch(batch, frames, size), **form)
+    found = self._side.prepare(work, *self._batch(batch, frames, size), **form)
     _forget_peak_resident()
     self._side.forget_peak()
     self._side.run(1)
@@ -257,16 +274,18 @@ class _Worker:
     return {**found, "seconds": seconds, "peak_bytes": peak}
 
   def run(self, calls: int) -> Any:
+    """Seconds of a call, and of all processors in it."""
     used = time.process_time()
     seconds = self._side.run(calls)
     used = time.process_time() - used
     return {"seconds": seconds / calls, "cpu_seconds": used / calls}
 
   def matrix_rate(self) -> Any:
+    """See `Ours.matrix_rate`."""
     return {"rate": self._side.matrix_rate()}
 
 
-def serve(side: str, precision: str, kept: bool) -> None:
+def serve(make_worker: Callable[[], Worker]) -> None:
   """Answers the questions on standard input, one JSON object a line, until it ends."""
   # What libraries print must not come between the answers.
   answers = os.fdopen(os.dup(1), "w")
@@ -275,7 +294,7 @@ def serve(side: str, precision: str, kept: bool) -> None:
   for line in sys.stdin:
     asked = json.loads(line)
     try:
-      worker = worker or _Worker(side, precision, kept)
+      worker = worker or make_worker()
       answer = getattr(worker, asked.pop("do"))(**asked)
     except Exception as error:
       missing = error.name if isinstance(error, ModuleNotFoundError) else None
@@ -287,10 +306,18 @@ def serve(side: str, precision: str, kept: bool) -> None:
 class Side:
   """A process that computes one side and waits while the other does."""
 
-  def __init__(self, side: str, precision: str, kept: bool, environment: dict[str, str]):
+  def __init__(
+    self,
+    side: str,
+    precision: str,
+    kept: bool,
+    environment: dict[str, str],
+    script: str = __file__,
+    options: Sequence[str] = (),
+  ):
     """Starts it; it imports its libraries at the first question."""
     self._name = "PyTorch" if side == "peer" else "JAX"
-    command = [sys.executable, str(pathlib.Path(__file__).resolve()), f"--serve={side}"]
+    command = [sys.executable, str(pathlib.Path(script).resolve()), f"--serve={side}", *options]
     command += [f"--precision={precision}", f"--allocators={'kept' if kept else 'default'}"]
     self._process = subprocess.Popen(
       command,
@@ -414,7 +441,7 @@ def form_name(form: dict[str, Any]) -> str:
   return f"{form['layout']}, {'compiled' if form['compiled'] else 'eager'}"
 
 
-def _measure(
+def measure(
   work: str,
   shape: dict[str, int],
   ours: Side,
@@ -456,7 +483,7 @@ def _measure(
   row["ours_compile_seconds"] = told["ours"]["compile_seconds"]
   if peer:
     row["peer_first_seconds"] = told["peer"]["first_seconds"]
-    row["peer_form"] = form_name(form)
+    row |= {"peer_form": form_name(form)} if form else {}
   return row
 
 
@@ -552,7 +579,8 @@ def main() -> None:
   """Measures and prints."""
   arguments = _parse()
   if arguments.serve:
-    serve(arguments.serve, arguments.precision, arguments.allocators == "kept")
+    kept = arguments.allocators == "kept"
+    serve(lambda: Worker(_make_side(arguments.serve, arguments.precision, kept)))
     return
   try:
     with tempfile.TemporaryDirectory() as folder:
@@ -588,7 +616,7 @@ def _all_rows(
       for work, form in forms.items():
         where = f"{work}, batch {batch}, {frames} frames, {allocator}"
         try:
-          row = _measure(
+          row = measure(
             work, shape, ours, peer, form, turns=arguments.turns, seconds=arguments.seconds
           )
           row["allocator"] = allocator

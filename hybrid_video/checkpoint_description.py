@@ -6,11 +6,14 @@ In: an experiment and class names, or the JSON of a checkpoint or of an exported
 
 from collections.abc import Mapping
 import dataclasses
+import logging
 from typing import Any, Self
 
 import hybrid_video
 from hybrid_video import class_identity, errors, settings
 from hybrid_video.experiment import Experiment
+
+log = logging.getLogger("hybrid_video")
 
 # Written into every description; raised when the items of a checkpoint or their meaning change.
 LAYOUT = 3
@@ -119,6 +122,43 @@ def check_same_model(saved: Description, wanted: Description, source: str) -> No
       + "\n".join(differences)
       + "\nName another --workdir, or set the values (and name the data) that made it."
     )
+
+
+def how_to_fine_tune(description: Description, source: str) -> str:
+  """What makes a classifier of a pretrained model, as sentences with the command.
+
+  Args:
+    description: of a model of masked pretraining.
+    source: its checkpoint.
+  """
+  name = description.experiment.model.name
+  classifier = name.removesuffix("_pretraining")
+  return (
+    f"{source} holds {name}, pretrained without labels: it has no classes. Fine-tune it first, with videos that "
+    f"have classes and the same options of the model: --config=configs/videomae.py:finetune,model={classifier} "
+    f"--config.dataset=folder --config.data_dir=FOLDER --config.init_from={source} --workdir=ANOTHER_FOLDER"
+  )
+
+
+def check_same_task(saved: Description, wanted: Experiment, source: str) -> None:
+  """Refuses a checkpoint of a model that was trained for something else.
+
+  What has no classes is evaluated by its loss, and the log says what would give it some.
+
+  Raises:
+    CheckpointError: with what to do.
+  """
+  there, here = saved.experiment, wanted
+  if there.task == here.task:
+    if here.task == "pretraining":
+      log.info("Evaluating the loss alone. %s", how_to_fine_tune(saved, source))
+    return
+  if there.task == "pretraining":
+    raise CheckpointError(how_to_fine_tune(saved, source))
+  raise CheckpointError(
+    f"{source} holds {there.model.name}, which was trained for {there.task}, and {here.model.name} is for "
+    f"{here.task}. Leave --config out, or name another --checkpoint."
+  )
 
 
 def optimizer_differences(saved: Description, wanted: Description) -> str:

@@ -29,7 +29,7 @@ from hybrid_video import (
 )
 from hybrid_video.analysis import summary
 from hybrid_video.analysis.predictions import Predictions
-from hybrid_video.checkpoint_description import CheckpointError, Description, check_same_model
+from hybrid_video.checkpoint_description import Description, check_same_model, check_same_task
 from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import preparation, splits
 from hybrid_video.datasets.records import Records
@@ -481,6 +481,7 @@ def run(
   with log_file.attached(workdir), compilation.counted() as compiled:
     saved = loading.read(workdir if checkpoint is None else checkpoint)
     experiment = saved.description.experiment if experiment is None else experiment
+    check_same_task(saved.description, experiment, saved.source)
     # Split as in training, as far as these devices, which may be others, divide.
     mesh = sharding.make_mesh(fsdp=math.gcd(experiment.fsdp, jax.device_count()))
     sharding.check_batch_size(experiment.eval_batch_size, mesh, "--config.eval_batch_size")
@@ -489,8 +490,6 @@ def run(
     records = with_class_ids_of(saved.description, records)
     check_same_model(saved.description, Description(experiment, records.class_names), saved.source)
     task = registry.create(experiment, len(records.class_names), mesh)
-    if saved.description.experiment.task != task.name:
-      raise CheckpointError(f"{saved.source} is a model of another task than {task.name}.")
     chosen = Parameters.of_saved(saved, mesh, "last")
     log.info("Evaluating %s: %s", saved.source, saved.words)
     evaluator = Evaluator(records, task, experiment, pipeline, mesh)

@@ -15,6 +15,7 @@ from hybrid_video.analysis.aggregation import WHOLE_VIDEO
 from hybrid_video.augmentation import AugmentationSettings
 from hybrid_video.decoding.storing import DecodingLimits, StoredScale
 from hybrid_video.model_settings import ModelSettings as ModelSettings
+from hybrid_video.model_settings import check_clips
 from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.sampling.clip_settings import ClipSettings, EvaluationSettings, Sampling
 from hybrid_video.settings import SettingError, Settings, setting
@@ -190,6 +191,7 @@ class Experiment(Settings):
         f"{self.path('more_videos')} is {self.more_videos!r}: its videos have no labels, and {self.model.name} learns "
         "from labels. Leave it out, or choose a model of pretraining."
       )
+    check_clips(self.model.name, self.model_options, self.clip, self.evaluation)
     one_pass = self.evaluation.aggregation == WHOLE_VIDEO
     if one_pass and (self.model.name != "hybrid" or self.model.options["cross_blocks"] != 1):
       raise SettingError(

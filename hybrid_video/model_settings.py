@@ -10,6 +10,8 @@ import typing
 from typing import Any, Self
 
 from hybrid_video import errors, models
+from hybrid_video.models import masking
+from hybrid_video.sampling.clip_settings import Sampling
 from hybrid_video.settings import SettingError
 
 _MODEL_KEYS = ("name", "dtype")
@@ -91,3 +93,39 @@ def kinds(annotation: Any) -> list[type]:
     members = typing.get_args(annotation)
     return [kind for member in members if member is not type(None) for kind in kinds(member)]
   return [typing.get_origin(annotation) or annotation]
+
+
+def check_clips(
+  name: str, options: Mapping[str, Any], clip: Sampling, evaluation: Sampling
+) -> None:
+  """Checks that a model takes clips, and that a mask hides some of their patches and leaves some.
+
+  Args:
+    name: of the model.
+    options: its options.
+    clip, evaluation: the clips of training and of evaluation.
+
+  Raises:
+    SettingError: it does not; the message has the setting, and what the model takes.
+  """
+  for clips in (clip, evaluation):
+    try:
+      grid = models.clip_grid(name, options, clips.frames, clips.crop)
+    except models.ModelError as error:
+      raise SettingError(
+        f"{clips.path('frames')} is {clips.frames} and {clips.path('crop')} is {clips.crop}, which {name} "
+        f"cannot take. {error}"
+      ) from error
+    if grid and "mask_ratio" in options:
+      ratio = options["mask_ratio"]
+      try:
+        masking.masked_cells(grid, ratio)
+      except models.ModelError as error:
+        raise SettingError(f"--config.model.mask_ratio is {ratio:g}. {error}") from error
+  trained, tested = ((of.frames, of.crop) for of in (clip, evaluation))
+  if models.task_of(name) == models.PRETRAINING and trained != tested:
+    raise SettingError(
+      f"{evaluation.path('frames')} and {evaluation.path('crop')} are {tested}, those of training {trained}: "
+      f"{name} has masks of one size. Leave the evaluation's unset. A classifier that starts from it takes clips "
+      "of other lengths."
+    )

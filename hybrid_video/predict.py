@@ -35,6 +35,7 @@ from hybrid_video import (
   sharding,
 )
 from hybrid_video.analysis import aggregation as aggregations
+from hybrid_video.checkpoint_description import how_to_fine_tune
 from hybrid_video.checkpoints import SavedModel
 from hybrid_video.datasets import listing, video_files
 from hybrid_video.decoding import storing, worker_pool
@@ -133,10 +134,7 @@ class Predictor:
     mesh = sharding.make_mesh(jax.local_devices())
     task: Task = registry.create(self.experiment, len(self.class_names), mesh)
     if task.name != classification.NAME:
-      raise PredictionError(
-        f"{saved.source} is a model of {task.name}, which has no classes. Fine-tune it first: train "
-        f"a classifier with --config.init_from={saved.source}."
-      )
+      raise PredictionError(how_to_fine_tune(saved.description, saved.source))
     wanted = batch_size or self.experiment.eval_batch_size
     self._batch_size = -(-wanted // mesh.size) * mesh.size
     place = sharding.replicated(mesh)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks import end_to_end, train_step
+from benchmarks import end_to_end, pretraining, train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -65,6 +65,35 @@ def test_train_step_measures_our_side_where_there_is_no_pytorch(tmp_path):
   assert found["failed"] == []
   assert json.loads((tmp_path / "train_step_cpu.json").read_text()) == found
   assert (tmp_path / "train_step_cpu.png").stat().st_size > 1000
+
+
+def test_pretraining_measures_our_side_where_there_is_no_pytorch(tmp_path):
+  done = _run(
+    "benchmarks/pretraining.py",
+    "--no_peer",
+    "--sizes=small",
+    "--blocks=1",
+    "--frames=2",
+    "--size=32",
+    "--turns=1",
+    "--seconds=0.01",
+    f"--results={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  (row,) = found["rows"]
+  assert (row["model"], row["work"], row["batch"]) == ("videomae_small", "train", 2)
+  # Parameters and both of AdamW's averages of them, without their activations.
+  assert row["ours_program_mib"] > row["ours_temporary_mib"] + 30
+  assert json.loads((tmp_path / "pretraining_cpu.json").read_text()) == found
+  assert (tmp_path / "pretraining_cpu.png").stat().st_size > 1000
+
+
+def test_masks_of_the_benchmark_hide_the_same_cells_at_all_times():
+  masks = pretraining.tube_masks(3, 4, 64).reshape(3, 2, 16)
+  assert (masks[:, 0] == masks[:, 1]).all()
+  assert (masks[:, 0].sum(1) == 14).all()
+  assert len({row.tobytes() for row in masks[:, 0]}) == 3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")

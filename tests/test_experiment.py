@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from configs import defaults, demo, hmdb51, hmdb51_small, videos
+from configs import defaults, demo, hmdb51, hmdb51_small, videomae, videos
 from hybrid_video import configuration, datasets, experiment, models, recipes
 from hybrid_video.experiment import Experiment
 from hybrid_video.settings import SettingError
@@ -217,3 +217,38 @@ def test_a_model_without_classes_is_validated_by_its_loss():
   config.validation.metric = "video_top1"
   with pytest.raises(SettingError, match=r"validation\.metric is 'video_top1'.*no classes"):
     experiment.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ("options", "given", "message"),
+  [
+    ("pretrain", {"model.mask_ratio": 1.0}, r"model\.mask_ratio is 1\..*14 x 14 .* to below 1"),
+    ("pretrain", {"model.mask_ratio": 0.004}, r"mask_ratio is 0\.004\..*from 0\.0051"),
+    ("pretrain,model=hybrid", {"model.mask_ratio": 0.0}, r"mask_ratio is 0\..*7 x 7 cells"),
+    ("pretrain", {"clip.frames": 5}, r"--config\.clip\.frames is 5 .*2 frames: .* to 4 or 6"),
+    ("pretrain,model=hybrid", {"clip.frames": 1}, r"clip\.frames is 1 .* to 2, or a multiple"),
+    (
+      "finetune",
+      {"clip.crop": 100},
+      r"--config\.clip\.crop is 100, which videomae_base .*96 or 112",
+    ),
+    ("finetune", {"evaluation.frames": 9}, r"--config\.evaluation\.frames is 9 .* to 8 or 10"),
+    ("pretrain", {"evaluation.frames": 8}, r"are \(8, 224\), those of training \(16, 224\)"),
+  ],
+)
+def test_clips_and_masks_that_a_model_cannot_take_are_refused_before_data_are_read(
+  options, given, message
+):
+  config = videomae.get_config(options)
+  config.update_from_flattened_dict(given)
+  with pytest.raises(SettingError, match=message):
+    experiment.from_config(config)
+
+
+def test_a_classifier_is_tested_on_clips_of_other_lengths_than_it_was_trained_on():
+  config = videomae.get_config("finetune")
+  config.evaluation.frames = 32
+  assert experiment.from_config(config).evaluation.frames == 32
+  hybrid = videomae.get_config("finetune,model=hybrid")
+  hybrid.clip.frames, hybrid.evaluation.crop = 5, 100
+  assert experiment.from_config(hybrid).clip.frames == 5

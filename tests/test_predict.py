@@ -17,6 +17,7 @@ import pytest
 
 import hybrid_video
 from hybrid_video import (
+  checkpoint_description,
   checkpoints,
   configuration,
   evaluate,
@@ -303,8 +304,19 @@ def test_a_pretraining_model_has_no_classes_to_predict():
   description = checkpoints.Description(experiment.from_config(config), ("a",))
   params, batch_stats = models.split(loading.build(description))[1:]
   saved = checkpoints.SavedModel(description, params, batch_stats, 3, "runs/pretraining")
-  with pytest.raises(predict.PredictionError, match=r"init_from=runs/pretraining"):
+  advice = r"pretrained without labels.*:finetune,model=videomae_small .*init_from=runs/pretraining"
+  with pytest.raises(predict.PredictionError, match=advice):
     predict.Predictor(saved)
+  # Nor is it evaluated as a classifier; its own loss is.
+  checkpoint_description.check_same_task(description, description.experiment, saved.source)
+  classifier = experiment.from_config(configuration.default_config())
+  with pytest.raises(checkpoints.CheckpointError, match=advice):
+    checkpoint_description.check_same_task(description, classifier, saved.source)
+  of_classifier = checkpoints.Description(classifier, ("a", "b"))
+  with pytest.raises(
+    checkpoints.CheckpointError, match="r2plus1d_18, which was trained for classification"
+  ):
+    checkpoint_description.check_same_task(of_classifier, description.experiment, "runs/own")
 
 
 class _Saved:

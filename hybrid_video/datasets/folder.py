@@ -44,6 +44,9 @@ log = logging.getLogger("hybrid_video")
 LIST_FILE = "videos.csv"
 # The class of a video that has none, where none is needed.
 UNLABELLED = "unlabelled"
+_WITHOUT_CLASSES = (
+  "Without classes they can pretrain a model: --config=configs/videomae.py:pretrain."
+)
 _ADVICE = (
   "Add videos (of other groups), set another --config.test_share, or give a videos.csv with a "
   "column `list`."
@@ -224,12 +227,13 @@ def _check_entries(
     raise listing.ListingError(
       f"{folder}: no video in a class folder ({len(there.paths)} videos found in all). Put "
       "them into one folder a class, such as walk/clip.mp4, or list them in videos.csv."
+      + (f" {_WITHOUT_CLASSES}" if there.paths else "")
     )
   labels = {entry.video.label for entry in entries}
   if len(labels) < 2 and needs_classes:
     raise listing.ListingError(
       f"{folder}: found the one class {', '.join(labels)}, expected two or more. Set "
-      "--config.data_dir to the folder that holds the class folders."
+      f"--config.data_dir to the folder that holds the class folders. {_WITHOUT_CLASSES}"
     )
 
 

@@ -5,7 +5,7 @@
 beside the clips and gives pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import inspect
 from typing import Any
@@ -158,6 +158,28 @@ def clip_options(name: str, frames: int, size: int) -> dict[str, int]:
   return {
     key: value for key, value in {"frames": frames, "image_size": size}.items() if key in known
   }
+
+
+def clip_grid(
+  name: str, given: Mapping[str, Any], frames: int, size: int
+) -> tuple[int, int, int] | None:
+  """The patches along (time, height, width) that a model cuts clips into; None where it takes any clip.
+
+  Args:
+    name: one of `MODELS`.
+    given: its options; what is None or missing is the default.
+    frames: of a clip.
+    size: height and width of a clip in pixels.
+
+  Raises:
+    ModelError: there is no such model, or it cannot take such clips; the message says which it can.
+  """
+  known = options(name)
+  if task_of(name) != PRETRAINING and _entry(name).build is not VideoMAE:
+    return None
+  option = "mask_patch" if "mask_patch" in known else "patch"
+  patch = given.get(option)
+  return videomae.token_grid(frames, size, size, patch or known[option].default)
 
 
 def create(

@@ -105,9 +105,11 @@ def token_grid(
     strict=True,
   ):
     if length < size or length % size:
+      below = length // size * size
+      fitting = f"{below} or {below + size}" if below else f"{size}, or a multiple of it"
       raise ModelError(
         f"A clip's {name} of {length} is not a multiple of a patch's {size} {unit}: sample or crop "
-        f"the clip to {max(length // size, 1) * size}."
+        f"the clip to {fitting}."
       )
     counts.append(length // size)
   slots, rows, columns = counts

@@ -20,7 +20,8 @@ def make_schedule(settings: OptimizerSettings, *, steps: int, steps_per_epoch: f
 
   A linear warm-up (Goyal et al., 2017), then the rate itself, half a cosine wave (Loshchilov and
   Hutter, 2017) or stairs; as PyTorch's `SequentialLR` of a `LinearLR` and a `ConstantLR`,
-  `CosineAnnealingLR`, `StepLR` or `MultiStepLR` over steps.
+  `CosineAnnealingLR`, `StepLR` or `MultiStepLR` over steps. With `warmup_reaches_rate` the warm-up's last step
+  and the one after it both have the rate, as in VideoMAE's reference.
 
   Args:
     settings: which schedule.
@@ -51,7 +52,8 @@ def make_schedule(settings: OptimizerSettings, *, steps: int, steps_per_epoch: f
     if step >= warmup:
       return np.float32(after(step))
     start = settings.warmup_start
-    return np.float32(rate * (start + (1.0 - start) * step / warmup))
+    length = max(warmup - settings.warmup_reaches_rate, 1)
+    return np.float32(rate * (start + (1.0 - start) * step / length))
 
   return schedule
 

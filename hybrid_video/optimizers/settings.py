@@ -53,6 +53,8 @@ class OptimizerSettings(Settings):
     schedule: "constant", "cosine", "step" or "multi_step", each after the warm-up.
     warmup_epochs, warmup_steps: of a linear warm-up.
     warmup_start: what it starts from, as a share of the learning rate.
+    warmup_reaches_rate: whether its last step has the learning rate already, as in VideoMAE's reference; if not,
+      the step after it is the first that does, as in PyTorch.
     final_rate: learning rate that "cosine" ends at.
     step_epochs, step_steps: "step" multiplies by `step_factor` each time so much has passed since the
       warm-up.
@@ -84,6 +86,7 @@ class OptimizerSettings(Settings):
   warmup_epochs: float = setting(0.0, at_least=0)
   warmup_steps: int = setting(0, at_least=0)
   warmup_start: float = setting(0.0, at_least=0, at_most=1)
+  warmup_reaches_rate: bool = setting(False)
   final_rate: float = setting(0.0, at_least=0)
   step_epochs: float = setting(10.0, above=0)
   step_steps: int = setting(0, at_least=0)
