@@ -32,7 +32,9 @@ def test_the_first_folder_is_the_class_and_the_next_the_group(tmp_path):
 
 def test_pretraining_needs_no_classes(tmp_path):
   _touch(tmp_path, [*(f"{i}.mp4" for i in range(20)), "film1/a.mp4", "film1/day2/b.mp4"])
-  with pytest.raises(listing.ListingError, match=r"found the one class film1.*can pretrain a model"):
+  with pytest.raises(
+    listing.ListingError, match=r"found the one class film1.*can pretrain a model"
+  ):
     own_folder.read(tmp_path)
   found = own_folder.read(tmp_path, needs_classes=False)
   videos = {video.name: video for video in found.videos}

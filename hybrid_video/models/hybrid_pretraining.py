@@ -182,12 +182,7 @@ class HybridForPreTraining(nnx.Module):
     self.patch, self.mask_ratio, self.hidden = mask_patch, mask_ratio, hidden
     self.targets = masking.checked_targets(targets)
     masking.masked_cells(self.grid, mask_ratio)
-    strides = self.cnn.strides
-    if any(side % stride for side, stride in zip(mask_patch[1:], strides[1:], strict=True)):
-      raise ModelError(
-        f"mask_patch={mask_patch} is no multiple of the {strides[1]} x {strides[2]} pixels that a cell of the "
-        "trunk's map stands for: choose a larger patch, or cut the trunk earlier (cnn_blocks)."
-      )
+    _check_sides(mask_patch, self.cnn.strides)
 
   def __call__(self, clips: Array, visible: Array, masked: Array) -> Array:
     """Predicts the masked patches of clips.
@@ -248,3 +243,11 @@ class HybridForPreTraining(nnx.Module):
     tokens = features.reshape(batch, -1, channels)
     positions = self.attention.positions((slots, height, width))
     return jnp.take_along_axis(tokens, chosen[..., None], axis=1), jnp.asarray(positions)[chosen]
+
+
+def _check_sides(mask_patch: tuple[int, int, int], strides: tuple[int, int, int]) -> None:
+  if any(side % stride for side, stride in zip(mask_patch[1:], strides[1:], strict=True)):
+    raise ModelError(
+      f"mask_patch={mask_patch} is no multiple of the {strides[1]} x {strides[2]} pixels that a cell of the "
+      "trunk's map stands for: choose a larger patch, or cut the trunk earlier (cnn_blocks)."
+    )
