@@ -30,6 +30,7 @@ DATASETS = (
   "kinetics",
   "folder",
 )
+MADE_LOOKS = ("plain", "textured")
 DEFAULT_MODEL = "r2plus1d_18"
 _MEAN, _STD = models.pixel_statistics(DEFAULT_MODEL)
 
@@ -56,6 +57,8 @@ class Experiment(Settings):
     made_films: made_actions, made_events: how many films to make.
     made_seed: made_actions, made_events: of the videos; apart from `seed`, so that trainings of other
       seeds see the same videos.
+    made_look: made_actions, made_events: plain, or textured: other shapes, backgrounds and colours, the
+      same motion.
     made_gap_seconds: made_events: seconds of stillness between a video's two events.
     test_share: folder: share of the groups held out for the test.
     folds: folder: in place of that, this many splits of whole groups, each of which tests one fold; 0
@@ -118,6 +121,7 @@ class Experiment(Settings):
   missing_allowed: tuple[str, ...] = setting(())
   made_films: int = setting(0, at_least=0)
   made_seed: int = setting(0, at_least=0, at_most=2**63 - 1)
+  made_look: str = setting("plain", choices=MADE_LOOKS)
   made_gap_seconds: float = setting(0.0, at_least=0, at_most=60)
   test_share: float = setting(0.2, above=0, below=1)
   folds: int = setting(0, at_least=0)

@@ -27,7 +27,8 @@ _HARMLESS = frozenset({
   "profile_steps", "wandb_project", "evaluate_shuffled", "evaluate_train", "eval_batch_size",
   "data_service", "resume_changed", "fsdp", "model.remat", "init_from", "init_classes",
   "replace_head", "data_dir", "more_videos", "replace_prefix", "download", "mirrors", "records_dir",
-  "beam_pipeline_options", "made_films", "made_seed", "made_gap_seconds", "allow_missing", "missing_allowed", "hash_whole_files",
+  "beam_pipeline_options", "made_films", "made_seed", "made_look", "made_gap_seconds",
+  "allow_missing", "missing_allowed", "hash_whole_files",
   "decoding", "evaluation", "validation", "test_parameters", "max_skipped_steps", "epochs",
 })  # fmt: skip
 # Not worth a line.

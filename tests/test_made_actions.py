@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from hybrid_video.datasets import hmdb51, made_actions, made_videos, splits
+from hybrid_video import experiment
+from hybrid_video.datasets import hmdb51, made_actions, made_scenes, made_videos, splits
 
 TURN = 2 * np.pi / 3
 
@@ -62,11 +63,102 @@ def test_reversed_time_makes_each_class_another_of_its_family():
     assert np.median(np.linalg.norm(a[:, :3] - b[:, :3], axis=-1)) < 4
 
 
-def test_videos_vary_within_a_class():
-  clips = [made_actions.render("right_then_down", 0, film) for film in range(6)]
+@pytest.mark.parametrize("look", made_scenes.LOOKS)
+def test_videos_vary_within_a_class(look):
+  clips = [made_actions.render("right_then_down", 0, film, look) for film in range(6)]
   assert len({fps for _, fps in clips}) > 1
   assert len({len(frames) for frames, _ in clips}) > 1
   assert len({frames[0].tobytes() for frames, _ in clips}) == 6
+
+
+def _scene(shape, look, seed):
+  """A scene without noise, with one of its look's shapes."""
+  scene = made_scenes.Scene(np.random.default_rng(seed), np.random.default_rng(seed), look)
+  scene.shape, scene.noise = shape, 0.0
+  scene.paint = made_scenes.LOOKS[look].paint(shape, np.random.default_rng(seed))
+  return scene
+
+
+@pytest.mark.parametrize(
+  ("look", "shape"), [(look, s) for look, of in made_scenes.LOOKS.items() for s in of.shapes]
+)
+def test_a_shape_and_its_pattern_look_the_same_after_a_spin_and_not_within_it(look, shape):
+  for seed in range(6):  # Of a look's patterns, too.
+    scene = _scene(shape, look, seed)
+
+    def picture(angle, scene=scene):
+      return scene.frame(made_scenes.Pose(3.0, -2.0, 30.0, angle)).astype(int)
+
+    first, sector = picture(0.3), 2 * np.pi / shape.fold
+    for turn in (sector, -sector, shape.turn, -shape.turn):
+      # A pixel right on an edge may fall on either side.
+      assert (np.abs(picture(0.3 + turn) - first) > 1).mean() < 1e-3
+    # Half way, and to either side, it is another picture: the spin can be seen, and which way it goes.
+    quarters = [picture(0.3 + share * sector) for share in (0, 0.25, 0.5, 0.75)]
+    for i, one in enumerate(quarters):
+      for other in quarters[i + 1 :]:
+        assert (np.abs(one - other) > 20).any(-1).mean() > 0.005
+
+
+@pytest.mark.parametrize("family", made_actions.FAMILIES)
+def test_textured_clips_of_a_family_have_the_same_pictures_in_other_orders(family):
+  turn = 2 * np.pi / 5
+
+  def pictures(action):
+    times = np.linspace(0, 2, 121)
+    scene = _scene(made_scenes.TEXTURED_SHAPES[0], made_scenes.TEXTURED, 1)
+    poses = made_actions.poses(action, times, turn, np.random.default_rng(4))
+    # Small, so that half a frame's motion is less than a pixel.
+    frames = [scene.frame(pose)[::4, ::4].astype(int).ravel() for pose in poses]
+    return np.array(frames)
+
+  first = pictures(family[0])
+  for action in family[1:]:
+    other = pictures(action)
+    distances = np.abs(first[:, None] - other[None]).mean(-1)
+    # Of motion alone: where a shape comes or goes, more changes.
+    between = np.quantile(np.abs(np.diff(first, axis=0)).mean(-1), 0.9)
+    # Each picture has one there that is no farther than two frames are from each other.
+    assert max(distances.min(0).max(), distances.min(1).max()) <= between
+    assert np.abs(first - other).mean(-1).max() > 2 * between
+
+
+@pytest.mark.parametrize(
+  ("action", "film", "length", "rate", "colour"),
+  [
+    ("grow", 0, 30, 15, [23.61, 104.6, 102.23]),
+    ("spin_left", 3, 24, 12, [37.08, 74.41, 59.63]),
+    ("right_then_down", 5, 37, 20, [23.72, 28.99, 40.85]),
+  ],
+)
+def test_the_plain_look_is_what_it_was_before_there_was_another(action, film, length, rate, colour):
+  frames, fps = made_actions.render(action, 0, film)
+  assert (len(frames), fps) == (length, rate)
+  np.testing.assert_allclose(np.array(frames).mean((0, 1, 2)), colour, atol=0.02)
+
+
+def test_the_plain_set_says_what_it_said_and_another_look_is_another_set(tmp_path, short_clips):
+  made_actions.make(tmp_path / "plain", films=4, workers=1)
+  note = json.loads((tmp_path / "plain" / "made.json").read_text())
+  assert note == {"made_actions": {"films": 4, "seed": 0, "actions": list(made_actions.ACTIONS)}}
+  with pytest.raises(made_videos.MadeVideosError, match="'look': 'textured'"):
+    made_actions.make(tmp_path / "plain", films=4, workers=1, look="textured")
+  made_actions.make(tmp_path / "textured", films=4, workers=1, look="textured")
+  name = f"videos/grow/{made_videos.clip_name('grow', 0)}"
+  plain, textured = ((tmp_path / look / name).read_bytes() for look in made_scenes.LOOKS)
+  assert plain != textured
+
+
+def test_dark_shapes_on_bright_backgrounds_and_the_other_way_round():
+  for look, sign in (("plain", 1), ("textured", -1)):
+    for film in range(8):
+      frames, _ = made_actions.render("grow", 0, film, look)
+      centre = np.array(frames[-1][40:56, 56:72]).mean()
+      assert sign * (centre - np.array(frames[0])[:8].mean()) > 20
+
+
+def test_the_looks_of_the_settings_are_those_that_are_drawn():
+  assert tuple(made_scenes.LOOKS) == experiment.MADE_LOOKS
 
 
 def test_the_folder_is_in_hmdb51s_layout_with_films_kept_whole(made_folder):

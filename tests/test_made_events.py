@@ -8,18 +8,21 @@ import pytest
 from hybrid_video.datasets import hmdb51, made_events, splits
 
 
-def _orders(pair: tuple[str, str], gap: float, film: int) -> list[list[bytes]]:
+def _orders(pair: tuple[str, str], gap: float, film: int, look: str = "plain") -> list[list[bytes]]:
   first, second = pair
   labels = (f"{first}_then_{second}", f"{second}_then_{first}")
   return [
-    [frame.tobytes() for frame in made_events.render(label, 3, gap, film)[0]] for label in labels
+    [frame.tobytes() for frame in made_events.render(label, 3, gap, film, look)[0]]
+    for label in labels
   ]
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize(
+  ("gap", "look"), [(0.0, "plain"), (0.5, "plain"), (2.0, "plain"), (0.5, "textured")]
+)
 @pytest.mark.parametrize("pair", made_events.PAIRS)
-def test_both_orders_show_the_same_frames_as_often(pair, gap):
-  one, other = _orders(pair, gap, film=1)
+def test_both_orders_show_the_same_frames_as_often(pair, gap, look):
+  one, other = _orders(pair, gap, 1, look)
   assert Counter(one) == Counter(other) and one != other
 
 

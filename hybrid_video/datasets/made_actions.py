@@ -17,8 +17,8 @@ import os
 
 import numpy as np
 
-from hybrid_video.datasets import made_videos
-from hybrid_video.datasets.made_videos import Pose, Scene
+from hybrid_video.datasets import made_scenes, made_videos
+from hybrid_video.datasets.made_scenes import PLAIN, Pose, Scene
 from hybrid_video.datasets.made_videos import write_avi as write_avi
 
 SECONDS = (1.8, 2.3)
@@ -83,31 +83,39 @@ def _sweep(action: str, seconds: np.ndarray, rng: np.random.Generator) -> list[P
   return shape_poses
 
 
-def render(action: str, seed: int, film: int) -> tuple[list[np.ndarray], int]:
+def render(action: str, seed: int, film: int, look: str = PLAIN) -> tuple[list[np.ndarray], int]:
   """Draws one clip.
 
   Args:
     action: one of `ACTIONS`.
     seed: of the whole set.
     film: clips of one film share the background.
+    look: one of `made_scenes.LOOKS`.
 
   Returns:
-    (frames, each uint8 `[HEIGHT, WIDTH, 3]`; frames a second).
+    (frames, each uint8 `[H, W, 3]`; frames a second).
   """
   rng = np.random.default_rng([seed, film, 1 + ACTIONS.index(action)])
   fps = int(rng.choice(made_videos.FRAME_RATES))
   seconds = np.arange(round(rng.uniform(*SECONDS) * fps)) / fps
-  scene = Scene(np.random.default_rng([seed, film, 0]), rng)
+  scene = Scene(np.random.default_rng([seed, film, 0]), rng, look)
   shape_poses = poses(action, seconds, scene.shape.turn, rng)
   return [scene.frame(pose) for pose in shape_poses], fps
 
 
-def _render(seed: int, action: str, film: int) -> tuple[list[np.ndarray], int]:
-  return render(action, seed, film)
+def _render(seed: int, look: str, action: str, film: int) -> tuple[list[np.ndarray], int]:
+  return render(action, seed, film, look)
 
 
-def make(folder: os.PathLike | str, films: int, seed: int = 0, workers: int | None = None) -> bool:
-  """Writes the set, see `made_videos.make`; `seed` is of all random numbers."""
-  note = {"seed": seed, "actions": list(ACTIONS)}
-  made = made_videos.MadeSet("made_actions", ACTIONS, note, functools.partial(_render, seed))
+def make(
+  folder: os.PathLike | str,
+  films: int,
+  seed: int = 0,
+  workers: int | None = None,
+  *,
+  look: str = PLAIN,
+) -> bool:
+  """Writes the set in a look, see `made_videos.make`; `seed` is of all random numbers."""
+  note = {"seed": seed, **made_scenes.note(look), "actions": list(ACTIONS)}
+  made = made_videos.MadeSet("made_actions", ACTIONS, note, functools.partial(_render, seed, look))
   return made_videos.make(folder, made, films, workers)

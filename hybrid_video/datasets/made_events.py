@@ -23,8 +23,8 @@ import os
 
 import numpy as np
 
-from hybrid_video.datasets import made_videos
-from hybrid_video.datasets.made_videos import Pose, Scene
+from hybrid_video.datasets import made_scenes, made_videos
+from hybrid_video.datasets.made_scenes import PLAIN, Pose, Scene
 
 EVENTS = ("left", "swell", "up")
 PAIRS = tuple(itertools.combinations(EVENTS, 2))
@@ -63,7 +63,9 @@ def schedule(label: str, fps: int, gap_seconds: float, lead: float) -> list[tupl
   return still * before + first + still * gap + second + still * (rest - before)
 
 
-def render(label: str, seed: int, gap_seconds: float, film: int) -> tuple[list[np.ndarray], int]:
+def render(
+  label: str, seed: int, gap_seconds: float, film: int, look: str = PLAIN
+) -> tuple[list[np.ndarray], int]:
   """Draws one clip.
 
   Args:
@@ -71,14 +73,15 @@ def render(label: str, seed: int, gap_seconds: float, film: int) -> tuple[list[n
     seed: of the whole set.
     gap_seconds: between the events.
     film: clips of one film share the background; both orders of a pair share all that is drawn.
+    look: one of `made_scenes.LOOKS`.
 
   Returns:
-    (frames, each uint8 `[HEIGHT, WIDTH, 3]`; frames a second).
+    (frames, each uint8 `[H, W, 3]`; frames a second).
   """
   first, second = sorted(label.split("_then_"))
   rng = np.random.default_rng([seed, film, 1 + PAIRS.index((first, second))])
   fps = int(rng.choice(made_videos.FRAME_RATES))
-  scene = Scene(np.random.default_rng([seed, film, 0]), rng)
+  scene = Scene(np.random.default_rng([seed, film, 0]), rng, look)
   rest = Pose(
     rng.uniform(6, 14), rng.uniform(4, 12), rng.uniform(14, 18), rng.uniform(0, 2 * np.pi)
   )
@@ -104,8 +107,10 @@ def render(label: str, seed: int, gap_seconds: float, film: int) -> tuple[list[n
   return frames, fps
 
 
-def _render(seed: int, gap_seconds: float, label: str, film: int) -> tuple[list[np.ndarray], int]:
-  return render(label, seed, gap_seconds, film)
+def _render(
+  seed: int, gap_seconds: float, look: str, label: str, film: int
+) -> tuple[list[np.ndarray], int]:
+  return render(label, seed, gap_seconds, film, look)
 
 
 def make(
@@ -114,9 +119,16 @@ def make(
   gap_seconds: float,
   seed: int = 0,
   workers: int | None = None,
+  *,
+  look: str = PLAIN,
 ) -> bool:
-  """Writes the set, see `made_videos.make`; `seed` is of all random numbers."""
-  note = {"seed": seed, "gap_seconds": gap_seconds, "classes": list(CLASSES)}
-  drawing = functools.partial(_render, seed, gap_seconds)
+  """Writes the set in a look, see `made_videos.make`; `seed` is of all random numbers."""
+  note = {
+    "seed": seed,
+    **made_scenes.note(look),
+    "gap_seconds": gap_seconds,
+    "classes": list(CLASSES),
+  }
+  drawing = functools.partial(_render, seed, gap_seconds, look)
   made = made_videos.MadeSet("made_events", CLASSES, note, drawing)
   return made_videos.make(folder, made, films, workers)

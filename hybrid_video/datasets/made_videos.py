@@ -1,4 +1,4 @@
-"""What all sets of made videos share: scenes, drawing, and writing a set in HMDB51's layout.
+"""What all sets of made videos share: writing a set in HMDB51's layout. `made_scenes` draws.
 
 In: what draws a clip of a class and a film (`MadeSet`). Out: a folder of AVI files and split files,
 read like HMDB51 itself.
@@ -27,15 +27,12 @@ from hybrid_video import errors, files
 from hybrid_video.datasets import hmdb51, splits
 from hybrid_video.decoding import parent_watch
 
-HEIGHT, WIDTH = 96, 128
 # Of the films, in each split.
 _TEST_SHARE = 0.3
 FRAME_RATES = (12, 15, 20, 24, 30)
 SPLITS_FOLDER = "testTrainMulti_7030_splits"
 # A folder in the making that has not changed for so long was left by an interrupted process.
 _LEFTOVER_SECONDS = 60 * 60
-
-Grid = tuple[np.ndarray, np.ndarray]
 
 
 class MadeVideosError(errors.UserError):
@@ -50,126 +47,14 @@ class MadeSet:
     name: the data set's.
     class_names: in their order.
     note: beside the number of films, what tells this set from others of its name; JSON.
-    render: draws the clip of a class and a film: (frames, each uint8 `[HEIGHT, WIDTH, 3]`; frames a
-      second). Processes are sent it.
+    render: draws the clip of a class and a film: (frames, each uint8 `[H, W, 3]`; frames a second).
+      Processes are sent it.
   """
 
   name: str
   class_names: tuple[str, ...]
   note: Mapping[str, Any]
   render: Callable[[str, int], tuple[list[np.ndarray], int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pose:
-  """Where the shape is: centre in pixels, radius in pixels, angle in radians (clockwise)."""
-
-  x: float
-  y: float
-  radius: float
-  angle: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """A shape that looks the same after a turn by 1 / `fold` of a circle.
-
-  Attributes:
-    fold: order of its rotational symmetry.
-    turn: how far it turns in a spin, a multiple of the symmetry's angle, in radians.
-    distance: from polar coordinates (distance from the centre in radii, angle) to the signed
-      distance from the shape's edge in radii, negative inside.
-  """
-
-  fold: int
-  turn: float
-  distance: Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def _polygon(fold: int) -> Shape:
-  def distance(r: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    sector = 2 * np.pi / fold
-    off_axis = (angle + sector / 2) % sector - sector / 2
-    return r * np.cos(off_axis) - np.cos(sector / 2)
-
-  return Shape(fold, _turn(fold), distance)
-
-
-def _propeller(fold: int) -> Shape:
-  def distance(r: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    sector = 2 * np.pi / fold
-    off_axis = np.abs((angle + sector / 2) % sector - sector / 2)
-    blade = r * np.sin(np.minimum(off_axis, np.pi / 2)) - 0.3 * r
-    return np.maximum(blade, r - 1.0)
-
-  return Shape(fold, _turn(fold), distance)
-
-
-def _turn(fold: int) -> float:
-  # The multiple of the symmetry's angle that is nearest to 300 degrees. The last frame looks like
-  # the first, so the frames of a turn to the right are those of a turn to the left.
-  sector = 2 * np.pi / fold
-  return sector * round(np.deg2rad(300) / sector)
-
-
-SHAPES = (_polygon(3), _polygon(4), _propeller(2), _propeller(3), _propeller(4), _propeller(5))
-
-
-def _value_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-  coarse = rng.random((cells + 1, cells + 1))
-  y = np.linspace(0, cells - 1e-6, HEIGHT)
-  x = np.linspace(0, cells - 1e-6, WIDTH)
-  yi, xi = y.astype(int), x.astype(int)
-  yf, xf = (y - yi)[:, None], (x - xi)[None]
-  top = coarse[yi][:, xi] * (1 - xf) + coarse[yi][:, xi + 1] * xf
-  bottom = coarse[yi + 1][:, xi] * (1 - xf) + coarse[yi + 1][:, xi + 1] * xf
-  return top * (1 - yf) + bottom * yf
-
-
-def _background(rng: np.random.Generator, grid: Grid) -> np.ndarray:
-  x, y = grid
-  angle, scale = rng.uniform(0, 2 * np.pi), rng.uniform(10, 40)
-  along = x * np.cos(angle) + y * np.sin(angle)
-  across = y * np.cos(angle) - x * np.sin(angle)
-  pattern = (
-    lambda: along / np.hypot(WIDTH, HEIGHT) + 0.5,
-    lambda: 0.5 + 0.5 * np.sin(2 * np.pi * along / scale),
-    lambda: ((along // scale + across // scale) % 2).astype(float),
-    lambda: _value_noise(rng, int(rng.integers(3, 12))),
-  )[rng.integers(4)]()
-  low = rng.uniform(0, 0.4, 3)
-  high = low + rng.uniform(-0.25, 0.25, 3)
-  return low + (high - low) * pattern[..., None]
-
-
-class Scene:
-  """A clip's background, which it shares with its film's other clips, and its own shape."""
-
-  def __init__(self, film_rng: np.random.Generator, rng: np.random.Generator):
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
-    self.grid: Grid = (x - WIDTH / 2, y - HEIGHT / 2)
-    self.background = _background(film_rng, self.grid)
-    self.shape = SHAPES[rng.integers(len(SHAPES))]
-    # Bright colours over the darker background.
-    self.colour = rng.permutation([1.0, rng.uniform(0.5, 1.0), rng.uniform(0.1, 0.9)])
-    self.rings = rng.uniform(0.0, 0.4)
-    self.noise = rng.uniform(0.0, 0.03)
-    self.rng = rng
-
-  def frame(self, pose: Pose | None) -> np.ndarray:
-    """The picture with the shape at `pose`, or without it: uint8 `[HEIGHT, WIDTH, 3]`."""
-    picture = self.background
-    if pose is not None:
-      x, y = self.grid[0] - pose.x, self.grid[1] - pose.y
-      cos, sin = np.cos(pose.angle), np.sin(pose.angle)
-      u, v = (x * cos + y * sin) / pose.radius, (y * cos - x * sin) / pose.radius
-      r = np.hypot(u, v)
-      cover = np.clip(0.5 - self.shape.distance(r, np.arctan2(v, u)) * pose.radius, 0, 1)
-      rings = 1 - self.rings * (0.5 + 0.5 * np.cos(9 * r))
-      cover, paint = cover[..., None], self.colour * rings[..., None]
-      picture = picture * (1 - cover) + paint * cover
-    noisy = picture + self.noise * self.rng.standard_normal(picture.shape)
-    return (np.clip(noisy, 0, 1) * 255).round().astype(np.uint8)
 
 
 def write_avi(path: os.PathLike | str, frames: list[np.ndarray], fps: int) -> None:

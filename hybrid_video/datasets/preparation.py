@@ -73,11 +73,11 @@ def _listing(
 ) -> listing.Listing:
   """The videos of a data set, made or fetched first if need be."""
   dataset = experiment.dataset
-  films, seed = experiment.made_films, experiment.made_seed
-  if dataset == "made_actions" and made_actions.make(folder, films, seed):
+  films, seed, look = experiment.made_films, experiment.made_seed, experiment.made_look
+  if dataset == "made_actions" and made_actions.make(folder, films, seed, look=look):
     log.info("Made %d videos in %s", films * len(made_actions.ACTIONS), folder)
   if dataset == "made_events" and made_events.make(
-    folder, films, experiment.made_gap_seconds, seed
+    folder, films, experiment.made_gap_seconds, seed, look=look
   ):
     log.info("Made %d videos in %s", films * len(made_events.CLASSES), folder)
   if experiment.download:

@@ -25,7 +25,7 @@ STUDY, TABLE = "study.json", "table.md"
 _NUMBERS = ("test", "validation", "train")
 # Settings that decide what a run is tested on.
 _DATA = (
-  "dataset", "data_dir", "made_films", "made_seed", "made_gap_seconds", "test_share", "folds",
+  "dataset", "data_dir", "made_films", "made_seed", "made_look", "made_gap_seconds", "test_share", "folds",
 )  # fmt: skip
 
 
