@@ -20,7 +20,7 @@ LAYOUT = 3
 # What models can be read of; the one before had no checksums and no averages.
 READABLE = (2, LAYOUT)
 # Options of a model that change neither its parameters nor what they mean.
-_FREE_OPTIONS = ("dtype", "dropout", "remat", "freeze_statistics")
+FREE_OPTIONS = ("dtype", "dropout", "remat", "freeze_statistics")
 
 
 class CheckpointError(errors.UserError):
@@ -93,7 +93,7 @@ def shape_of_checkpoint(description: Description) -> dict[str, Any]:
   model = {
     f"model.{name}": value
     for name, value in experiment.model.to_json().items()
-    if name not in _FREE_OPTIONS
+    if name not in FREE_OPTIONS
   }
   optimizer = experiment.optimizer
   return {

@@ -214,7 +214,7 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
       from hybrid_video.study import configured
 
       study = configured.study_of(_CONFIG.value)
-    chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value)
+    chosen = None if _CONFIG.value is None else experiment.from_config(_CONFIG.value, _model_of)
     workdir = None if mode == "plan" else paths.resolve(_WORKDIR.value, "--workdir")
   except errors.UserError as error:
     hosts.refuse(place, str(error))
@@ -230,6 +230,13 @@ def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopReq
     is_writer = mode in _WRITING and (place is None or place.process == 0)
     with locks.of_work_directory(workdir, mode) if is_writer else contextlib.nullcontext():
       return _run_mode(pipeline_module, workdir, mode, chosen, stop)
+
+
+def _model_of(source: str) -> dict[str, Any]:
+  """The model of what a run starts from; few configs ask, and reading it takes half the package."""
+  from hybrid_video import origins
+
+  return origins.model_of(source, _WORKDIR.value if _MODE.value == "train" else None)
 
 
 def _agreement(workdir: epath.Path, chosen: "Experiment | None") -> dict[str, Any]:

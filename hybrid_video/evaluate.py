@@ -4,7 +4,7 @@ In: an experiment whose checkpoint is in a work directory, and its stored videos
 `predictions.npz` and `figures/` in the work directory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import logging
 import math
@@ -22,6 +22,7 @@ from hybrid_video import (
   compilation,
   loading,
   models,
+  origins,
   probing,
   progress,
   scoring,
@@ -327,6 +328,7 @@ def report(
   workdir: pathlib.Path,
   compiled: compilation.Compilations,
   began: float,
+  origin: origins.Origin | None = None,
 ) -> dict[str, Any]:
   """Evaluates every list that the experiment asks for; writes predictions, results, then figures.
 
@@ -341,6 +343,7 @@ def report(
     workdir: where everything goes.
     compiled: programs compiled in the run.
     began: when the run began, of `time.monotonic`.
+    origin: what the training started from, where that is known.
 
   Returns:
     What `results.json` holds.
@@ -353,6 +356,7 @@ def report(
   views = evaluator.views("test")
   tested = evaluator.run(chosen.variables, "test")
   outcome = _described(evaluator, chosen, records, experiment)
+  outcome |= origins.for_results(origin, experiment, records.class_names)
   if writes:
     with parts.making(predictions, needed=True):
       about = results.about(records, views.video_ids)
@@ -370,7 +374,10 @@ def report(
       with parts.making(f"{results_file} (analysis)"):
         outcome["analysis"] = summary.summarize(Predictions.read(predictions))
         results.write(workdir, outcome)
-    _log(outcome, compiled, [path for path in (results_file, predictions) if not parts.lacks(path)])
+    log.info("%s", results.summary(outcome))
+    log.info("Compiled in all: %s", compiled)
+    for path in (path for path in (results_file, predictions) if not parts.lacks(path)):
+      log.info("%s: %s", path.stem.capitalize(), path)
   tested = dataclasses.replace(tested, numbers=outcome["test"])
   drawn = run_figures.RunFigures(
     workdir, records, evaluator, views, tested, experiment, chosen.step, chosen.variables
@@ -378,15 +385,6 @@ def report(
   drawn.draw(parts)
   parts.finish()
   return outcome
-
-
-def _log(
-  outcome: dict[str, Any], compiled: compilation.Compilations, written: Sequence[pathlib.Path]
-) -> None:
-  log.info("%s", results.summary(outcome))
-  log.info("Compiled in all: %s", compiled)
-  for path in written:
-    log.info("%s: %s", path.stem.capitalize(), path)
 
 
 def _described(
@@ -493,4 +491,5 @@ def run(
     chosen = Parameters.of_saved(saved, mesh, "last")
     log.info("Evaluating %s: %s", saved.source, saved.words)
     evaluator = Evaluator(records, task, experiment, pipeline, mesh)
-    return report(evaluator, chosen, records, experiment, workdir, compiled, began)
+    origin = origins.recorded(saved.source)
+    return report(evaluator, chosen, records, experiment, workdir, compiled, began, origin)

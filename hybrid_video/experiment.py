@@ -4,13 +4,13 @@ In: a ConfigDict, as the files in `configs/` make it, with the command line's ch
 a checkpoint. Out: an `Experiment`. `configuration` makes ConfigDicts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Self
 
 import ml_collections
 
-from hybrid_video import models
+from hybrid_video import model_settings, models
 from hybrid_video.analysis.aggregation import WHOLE_VIDEO
 from hybrid_video.augmentation import AugmentationSettings
 from hybrid_video.decoding.storing import DecodingLimits, StoredScale
@@ -164,12 +164,13 @@ class Experiment(Settings):
   evaluate_train: bool = setting(False)
 
   def validate(self) -> None:
-    """Checks that names of classes come with the weights that they belong to."""
+    """Checks what holds between settings of several groups."""
     if self.init_classes and not self.init_from:
       raise SettingError(
         f"{self.path('init_classes')} is {self.init_classes!r} and {self.path('init_from')} is not set: "
         "it names the classes of weights to start from. Set both or none."
       )
+    self.optimizer.check_head_first(self.task, self.init_from, self.epochs)
     if self.folds and (self.folds == 1 or self.dataset != "folder"):
       raise SettingError(
         f"{self.path('folds')} is {self.folds} with {self.path('dataset')}={self.dataset}: expected 2 or "
@@ -257,8 +258,15 @@ def _plain(value: Any) -> Any:
   return list(value) if isinstance(value, tuple) else value
 
 
-def from_config(config: ml_collections.ConfigDict) -> Experiment:
+def from_config(
+  config: ml_collections.ConfigDict,
+  model_of: Callable[[str], Mapping[str, Any]] | None = None,
+) -> Experiment:
   """The experiment of a config.
+
+  Args:
+    config: every setting.
+    model_of: (`init_from`) to the name and options of its model, which is that of a config without one.
 
   Raises:
     SettingError: a value that cannot be used, named by its full path.
@@ -266,6 +274,7 @@ def from_config(config: ml_collections.ConfigDict) -> Experiment:
   values = config.to_dict()
   values.pop("study", None)
   presets, chosen = values.pop("presets"), values.pop("model")
+  chosen = model_settings.named(chosen, values["init_from"], model_of)
   name = chosen["name"]
   model = ModelSettings.resolve(chosen, presets.get(name) or {})
   values["model"] = model

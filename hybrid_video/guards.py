@@ -44,8 +44,12 @@ class StepGuard:
     return self._steps == 1
 
   @contextlib.contextmanager
-  def watch(self, step: int) -> Iterator[None]:
+  def watch(self, step: int, *, compiles: bool = False) -> Iterator[None]:
     """Watches a step being handed to the devices.
+
+    Args:
+      step: its number.
+      compiles: whether it is known to be another program than the one before it.
 
     Raises:
       Exception: JAX's, where host memory is transferred that was not placed on the devices.
@@ -55,7 +59,7 @@ class StepGuard:
       yield
     self._steps += 1
     programs = self._compiled.programs - before
-    if programs and self._steps > 1:
+    if programs and self._steps > 1 and not compiles:
       log.warning(
         "Step %d compiled %d program(s) again, which takes time: a batch or a number was of another "
         "shape or type than before.",

@@ -4,29 +4,27 @@ In: a task and what its model is. Out: parameters and batch statistics on the ho
 only where the weights' class names are known to be the model's.
 """
 
-import json
+from collections.abc import Iterator
+import contextlib
 import pathlib
 
-from etils import epath
-
 from hybrid_video import (
-  checkpoint_files,
   checkpoints,
   class_identity,
   errors,
   loading,
   models,
+  origins,
+  phases,
   weights,
 )
-from hybrid_video.checkpoints import Description
+from hybrid_video.checkpoint_description import FREE_OPTIONS, Description
 from hybrid_video.experiment import Experiment
 from hybrid_video.tasks import Task, Tree
-from hybrid_video.weights import Classes, sharded_files, sources
+from hybrid_video.weights import Classes, sources
 
 _SAME = "same"
 _SETTING = Experiment.path("init_classes")
-# Hugging Face's description of a model, beside its weights; LABEL_0 is its word for no name.
-_HUB_DESCRIPTION, _HUB_NAMELESS = "config.json", "LABEL_0"
 
 
 def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
@@ -46,23 +44,66 @@ def variables(task: Task, description: Description) -> tuple[Tree, Tree]:
   model = loading.build(description)
   folder = sources.path_of(source)
   replace_head = experiment.replace_head
-  if folder is not None and _is_run(folder):
+  if folder is not None and origins.is_run(folder):
     saved = checkpoints.read(folder)
     classes = _classes(description, saved.description.class_names, saved.source)
-    weights.load_trees(
-      model,
-      saved.params,
-      saved.batch_stats,
-      source=saved.source,
-      replace_head=replace_head,
-      classes=classes,
-    )
+    with _with_model_of(saved.description.experiment, experiment):
+      ported = weights.load_trees(
+        model,
+        saved.params,
+        saved.batch_stats,
+        source=saved.source,
+        replace_head=replace_head,
+        classes=classes,
+      )
+      _check_trunk(ported, experiment)
   else:
     path = sources.locate(source)
     classes = _classes(description, *_names_of(source, path))
-    weights.load_pretrained(model, path, replace_head=replace_head, classes=classes)
+    ported = weights.load_pretrained(model, path, replace_head=replace_head, classes=classes)
+    _check_trunk(ported, experiment)
   _, params, batch_stats = models.split(model)
   return params, batch_stats
+
+
+def _check_trunk(ported: weights.Ported, experiment: Experiment) -> None:
+  """Refuses to train a head alone on what is random.
+
+  Raises:
+    PortingError: parts that the weights have nothing for.
+  """
+  fresh = [part for part in ported.fresh if part != phases.HEAD]
+  first = experiment.optimizer.head_first_epochs
+  if fresh and first:
+    raise weights.PortingError(
+      f"{errors.printable(experiment.init_from)} has nothing for {errors.shown(fresh)} of "
+      f"{experiment.model.name}: at random values, nothing is learnt on it in the first {first:g} epochs, which "
+      f"train the head alone. Start from a run of this model, or set {experiment.optimizer.path('head_first_epochs')}=0."
+    )
+
+
+@contextlib.contextmanager
+def _with_model_of(theirs: Experiment, ours: Experiment) -> Iterator[None]:
+  """Adds to an error of weights that do not fit what would make this model the run's own."""
+  try:
+    yield
+  except weights.PortingError as error:
+    there, here = (
+      {key: value for key, value in one.model.to_json().items() if key not in FREE_OPTIONS}
+      for one in (theirs, ours)
+    )
+    known = models.options(ours.model.name) if there["name"] == here["name"] else there
+    flags = [
+      f"--config.model.{name}={value}"
+      for name, value in there.items()
+      if (name == "name" or name in known) and here.get(name) != value and value is not None
+    ]
+    if not flags:
+      raise
+    raise weights.PortingError(
+      f"{error}\nThe run's model is {there['name']}; set {' '.join(flags)} for the same one (with "
+      "configs/transfer.py it is the run's own unless model=NAME follows the colon)."
+    ) from error
 
 
 def _classes(description: Description, theirs: tuple[str, ...] | None, source: str) -> Classes:
@@ -103,32 +144,4 @@ def _names_of(source: str, path: pathlib.Path) -> tuple[tuple[str, ...] | None, 
   described = loading.description_in(path)
   if described:
     return described.class_names, errors.printable(path)
-  beside = path.with_name(_HUB_DESCRIPTION)
-  return _hub_names(beside), errors.printable(beside)
-
-
-def _hub_names(path: pathlib.Path) -> tuple[str, ...] | None:
-  """The names in a Hugging Face `config.json`; None where it has none."""
-  try:
-    by_id = json.loads(path.read_bytes())["id2label"]
-    names = tuple(by_id[str(i)] for i in range(len(by_id)))
-  except (OSError, ValueError, KeyError, TypeError, RecursionError):
-    return None
-  usable = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-  return names if usable and names and names[0] != _HUB_NAMELESS else None
-
-
-def _is_run(folder: epath.Path) -> bool:
-  """Whether a path names a run's checkpoints, and no weights as others store them."""
-  if checkpoint_files.names_run(folder):
-    return True
-  return folder.is_dir() and not _is_published(folder)
-
-
-def _is_published(folder: epath.Path) -> bool:
-  """Whether a folder has weights in files, as Hugging Face's have, and no run's checkpoints.
-
-  A run's folder may have an exported file beside its checkpoints.
-  """
-  has_checkpoints = (folder / checkpoints.FOLDER).is_dir()
-  return not has_checkpoints and sharded_files.in_folder(folder) is not None
+  return origins.names_beside(path), errors.printable(origins.hub_description(path))

@@ -36,16 +36,15 @@ from hybrid_video.datasets import splits
 from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.meter import Length, Meter
+from hybrid_video.phases import Phases
 from hybrid_video.pipeline import Batch, Pipeline
 from hybrid_video.prefetch import PlacedBatch, Prefetch
 from hybrid_video.report import device_memory, writers
 from hybrid_video.report.profiling import Profile
 from hybrid_video.state import State
-from hybrid_video.tasks import Sums, Task
+from hybrid_video.tasks import Task
 
 log = logging.getLogger("hybrid_video")
-
-StepFunction = Callable[..., tuple[State, Sums]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ def train(
   run: Run,
   state: State,
   progress: resuming.Progress,
-  step_function: StepFunction,
+  phases: Phases,
   schedule: optimizers.Schedule,
   saved: checkpoints.Checkpoints,
 ) -> tuple[State, resuming.Progress]:
@@ -148,7 +147,7 @@ def train(
     run: what is trained, on what.
     state: of the last step done.
     progress: how far the run is.
-    step_function: see `steps.jitted`.
+    phases: the compiled steps.
     schedule: the learning rate of each step.
     saved: where checkpoints go.
 
@@ -176,7 +175,7 @@ def train(
     try:
       profile.step(at.step + 1, at.state)
       hold = functools.partial(stack.enter_context, run.stop.held())
-      for step in _steps(run, at, meter, writer, step_function, schedule, saved, batches, hold):
+      for step in _steps(run, at, meter, writer, phases, schedule, saved, batches, hold):
         status.update(step, **meter.latest)
         profile.step(step + 1, at.state)
     except stopping.Stopped as stopped:
@@ -199,7 +198,7 @@ def _steps(
   at: _Place,
   meter: Meter,
   writer: metric_writers.MetricWriter,
-  step_function: StepFunction,
+  phases: Phases,
   schedule: optimizers.Schedule,
   saved: checkpoints.Checkpoints,
   batches: Prefetch,
@@ -217,7 +216,7 @@ def _steps(
   seed = sharding.place(steps.as_seed(experiment.seed), whole)
   guard = guards.StepGuard(run.compiled)
   # A run may have been stopped between this step and its report.
-  if at.progress.finished < at.step and _finish(run, at, meter, writer, schedule):
+  if at.progress.finished < at.step and _finish(run, at, meter, writer, phases, schedule):
     _mark_best(at, saved)
   while at.step < total and not run.stops_early(at.progress):
     rate = sharding.place(np.asarray(schedule(at.step + run.length.shift)), whole)
@@ -229,8 +228,8 @@ def _steps(
         experiment.batch_size // jax.process_count(), run.stop.requested is not None, np.int32
       )
       batch |= sharding.put_batch({"stop": asked}, run.mesh)
-    with guard.watch(at.step + 1):
-      at.state, sums = step_function(at.state, batch, rate, seed)
+    with guard.watch(at.step + 1, compiles=phases.ends_at(at.step)):
+      at.state, sums = phases.update(at.state, at.step, batch, rate, seed)
     if guard.first:
       hold()
       # The first step compiles: it is not part of any speed.
@@ -239,14 +238,15 @@ def _steps(
       meter.start_clock()
     at.step += 1
     meter.add(at.step, sums)
-    saves = at.step == total or at.step % save_every == 0
+    # What follows the head's phase compiles, which a notice of the machine's end does not wait for.
+    saves = at.step == total or at.step % save_every == 0 or phases.ends_at(at.step)
     if saves or _is_due(run, at.step) or _is_asked_to_stop(run, meter):
       meter.drain()
     if meter.refused is not None:
       _refuse(run, at, meter, saved)
     if _is_asked_to_stop(run, meter):
       raise run.stop.stopped(at.step)
-    is_best = _finish(run, at, meter, writer, schedule)
+    is_best = _finish(run, at, meter, writer, phases, schedule)
     if saves or is_best or run.stops_early(at.progress):
       _save(at, meter, saved)
     if is_best:
@@ -293,6 +293,7 @@ def _finish(
   at: _Place,
   meter: Meter,
   writer: metric_writers.MetricWriter,
+  phases: Phases,
   schedule: optimizers.Schedule,
 ) -> bool:
   """Writes what is due after a step; gives whether it is the best one so far."""
@@ -304,7 +305,7 @@ def _finish(
       "learning_rate": rate,
       **{
         f"learning_rate/{group}": rate * factor
-        for group, factor in optimizers.rates(run.experiment.optimizer, at.state["params"]).items()
+        for group, factor in phases.rates(at.step, at.state["params"]).items()
       },
       **meter.report(at.step),
     }

@@ -3,7 +3,7 @@
 In: names and values. Out: `ModelSettings`, checked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import types
 import typing
@@ -70,6 +70,32 @@ class ModelSettings:
       for option, value in values.items()
     }
     return cls(name, dtype, types.MappingProxyType(options))
+
+
+def named(
+  chosen: Mapping[str, Any],
+  init_from: str,
+  model_of: Callable[[str], Mapping[str, Any]] | None,
+) -> Mapping[str, Any]:
+  """What was chosen, over the model of the weights to start from where none was named.
+
+  Args:
+    chosen: `name`, "" where it is that of the weights, and options.
+    init_from: the weights.
+    model_of: (weights) to their model's name and options; None where they cannot be asked.
+
+  Raises:
+    SettingError: there are no weights to ask.
+  """
+  if chosen["name"]:
+    return chosen
+  if not init_from or model_of is None:
+    raise SettingError(
+      "--config.model.name is not set: it is that of --config.init_from, a work directory or published "
+      "weights. Set that, or name the model."
+    )
+  given = {name: value for name, value in chosen.items() if value not in (None, "")}
+  return {**model_of(init_from), **given}
 
 
 def _typed(path: str, value: Any, annotation: Any) -> Any:

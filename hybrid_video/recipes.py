@@ -130,6 +130,22 @@ RECIPES: dict[str, Mapping[str, Any]] = {
     "epochs": 100.0,
     "batch_size": 32,
   },
+  # From a run on a larger set: a linear probe, then everything, at a tenth of the head's rate (Kumar et al. 2022,
+  # arXiv:2202.10054: a random head would pull the features away before it has learnt to use them).
+  "transfer": {
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.part_rates.cnn": 0.1,
+    "optimizer.part_rates.attention": 0.1,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup_epochs": 1.0,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.head_first_epochs": 4.0,
+    "clip.crop_mode": "multi_scale",
+    "epochs": 24.0,
+    "batch_size": 8,
+  },
   # From scratch, for attention models: decoupled decay, warm-up, clipped gradients. Attention learns at
   # 0.3 of the CNN's rate; what other shares gave stands in docs/models.md.
   "scratch": {

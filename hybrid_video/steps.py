@@ -49,7 +49,8 @@ class StepOptions:
     micro_batches: parts that a batch is computed in, one after the other.
     ema_decay: of the moving averages; 0 is none.
     max_skipped: updates that are not finite and are left out; after one more, nothing is updated.
-    freeze: parts that are not trained, see `optimizers.trained`.
+    freeze: parts that are not trained, see `optimizers.trained`; all that the optimizer's settings freeze,
+      and maybe more.
   """
 
   micro_batches: int = 1
@@ -106,12 +107,11 @@ def train_step(
   prepared = task.prepare(batch, preparation_key)
   gradients, batch_stats, sums = _gradients(state, prepared, dropout_key, task, options)
   # What is not trained has no gradient, which is then not even computed.
-  gradients = jax.tree.map(
-    lambda gradient, trained: gradient if trained else jnp.zeros_like(gradient),
-    gradients,
-    optimizers.trained(state["params"], options.freeze),
-  )
+  trained = optimizers.trained(state["params"], options.freeze)
+  gradients = _of_trained(gradients, trained)
   updates, opt_state = optimizer.update(gradients, state["opt_state"], state["params"])
+  # The optimizer may know of less that stays, and decay the rest.
+  updates = _of_trained(updates, trained)
   updates = jax.tree.map(lambda update: learning_rate * update, updates)
   new = {
     "params": optax.apply_updates(state["params"], updates),
@@ -131,6 +131,11 @@ def train_step(
   finite = jnp.isfinite(jnp.stack([sums["loss"], *norms.values()])).all()
   finite &= jnp.isfinite(optax.tree.norm(batch_stats))
   return _if_finite(state, new, sums, finite, options.max_skipped)
+
+
+def _of_trained(values: Tree, trained: Tree) -> Tree:
+  """Values of what is trained; zeros for all else."""
+  return jax.tree.map(lambda one, own: one if own else jnp.zeros_like(one), values, trained)
 
 
 def _if_finite(
@@ -198,11 +203,15 @@ def _in_parts(rows: Array, parts: int) -> Array:
 def _averages(state: State, new: State, decay: float) -> Tree:
   """The moving averages after a step; the first step's are its own values, as PyTorch's are.
 
+  That of a value that stays is the value, to the last bit.
+
   Source: `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn` and `use_buffers`.
   """
   weight = jnp.where(state["step"] == state["skipped"], 0.0, decay)
   return jax.tree.map(
-    lambda average, value: weight * average + (1 - weight) * value,
+    lambda average, value: jnp.where(
+      average == value, value, weight * average + (1 - weight) * value
+    ),
     state["ema"],
     {name: new[name] for name in ("params", "batch_stats")},
   )

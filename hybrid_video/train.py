@@ -25,10 +25,11 @@ from hybrid_video import (
   loop,
   models,
   optimizers,
+  origins,
   paths,
+  phases,
   resuming,
   sharding,
-  steps,
   stopping,
 )
 from hybrid_video import state as training_state
@@ -103,7 +104,8 @@ def run(
     description = Description(experiment, records.class_names)
     with Checkpoints(workdir, description, experiment.keep_checkpoints) as saved:
       chosen = _train(training, description, saved)
-    return evaluate.report(evaluator, chosen, records, experiment, workdir, compiled, began)
+    origin = origins.recorded(workdir)
+    return evaluate.report(evaluator, chosen, records, experiment, workdir, compiled, began, origin)
 
 
 def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
@@ -150,6 +152,7 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
     tracker = Tracker(experiment.validation.metric_of(experiment.task))
     progress = resuming.Progress(0, tracker, data, len(run.video_ids))
     variables = initialization.variables(run.task, description)
+    _record_origin(run)
     state = training_state.create(
       optimizer, run.mesh, *variables, averaged=experiment.ema_decay > 0
     )
@@ -169,10 +172,10 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
     log.info("The training is done, at step %d: evaluating only", progress.finished)
   else:
     _announce(run, state)
-    step_function = steps.jitted(
-      run.task, optimizer, steps.StepOptions.of(experiment), run.mesh, abstract
-    )
-    state, progress = loop.train(run, state, progress, step_function, schedule, saved)
+    classes = len(run.records.class_names)
+    of_run = phases.make(experiment, run.length, run.task, optimizer, run.mesh, abstract, classes)
+    _announce_head(of_run, int(state["step"]))
+    state, progress = loop.train(run, state, progress, of_run, schedule, saved)
   return _chosen(run, state, progress, saved)
 
 
@@ -190,6 +193,19 @@ def _resumed(
   if not run.with_offset(progress.offset).is_done(progress):
     progress = resuming.with_comparable_best(before, progress, experiment)
   return state, progress
+
+
+def _record_origin(run: Run) -> None:
+  """Notes in the work directory what the run starts from, and says which classes it has seen there."""
+  origin, names = origins.of(run.experiment), run.records.class_names
+  if jax.process_index() == 0:
+    origins.record(run.workdir, origin)
+  if origin is None:
+    return
+  described = origin.described(run.experiment, names)
+  log.info("%s", origins.in_words(described, len(names)))
+  for name, theirs in described["shared"].items():
+    log.info("  %s: %s", errors.printable(name), errors.shown(theirs))
 
 
 def _announce(run: Run, state: State) -> None:
@@ -210,6 +226,14 @@ def _announce(run: Run, state: State) -> None:
     run.experiment.batch_size,
     f" in {parts} parts" if parts > 1 else "",
   )
+
+
+def _announce_head(of_run: phases.Phases, step: int) -> None:
+  if step < of_run.head_steps:
+    log.info(
+      "The head alone is trained up to step %d; all else, batch statistics too, stays until then",
+      of_run.head_steps,
+    )
 
 
 def _chosen(

@@ -9,7 +9,7 @@ import pytest
 from test_models import PARAMETERS
 
 from configs import hmdb51
-from hybrid_video import configuration, experiment, recipes
+from hybrid_video import configuration, experiment, origins, recipes
 from hybrid_video.study import configured
 from hybrid_video.study.settings import Row
 
@@ -86,7 +86,11 @@ def test_every_config_can_be_made(name):
   for module, options in set(re.findall(r"configs/(\w+)\.py(?::([\w,=]+))?", TEXTS[name])):
     get_config = importlib.import_module(f"configs.{module}").get_config
     if options != "ROW":
-      experiment.from_config(get_config(*([options] if options else [])))
+      config = get_config(*([options] if options else []))
+      if config.optimizer.head_first_epochs:
+        # A transfer has something to start from, which tells its model too.
+        config.init_from = "r2plus1d_18/kinetics400"
+      experiment.from_config(config, origins.model_of)
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -192,6 +192,8 @@ def test_every_recipe_makes_an_experiment(recipe):
   config = defaults.get_config()
   recipes.apply(config, recipe)
   assert config.is_locked
+  if config.optimizer.head_first_epochs:
+    config.init_from = "runs/large"
   made = experiment.from_config(config).to_json()
   for path, value in recipes.RECIPES[recipe].items():
     stored = functools.reduce(operator.getitem, path.split("."), made)

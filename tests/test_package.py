@@ -36,6 +36,7 @@ ONLY_FOR_TRAINING = (
   "google_crc32c",
   "rarfile",
   "sklearn",
+  "snowballstemmer",
 )
 
 

@@ -139,6 +139,22 @@ def test_a_runs_page_has_its_numbers_and_needs_nothing_else(tmp_path):
   assert len(page) < 15e6
 
 
+def test_a_runs_page_says_which_classes_it_has_seen_before(tmp_path):
+  folder = make_run(tmp_path / "run")
+  outcome = json.loads((folder / "results.json").read_text())
+  outcome["started_from"] = {
+    "source": NASTY, "data": "ucf101", "classes": 101, "same_data": False,
+    "shared": {"class 1": ["RopeClimbing", NASTY], NASTY: ["PullUps"]},
+  }  # fmt: skip
+  (folder / "results.json").write_text(json.dumps(outcome))
+  _, parsed = report_of(folder)
+  text = "".join(parsed.words)
+  assert "trained on ucf101: 2 of 8 classes are also among its 101, which blurs" in text
+  assert "its name there" in text and "RopeClimbing, a<script>" in text
+  assert parsed.tags.count("script") == 1
+  assert "2 of 8 classes are also among its 101" in (folder / "report.md").read_text()
+
+
 def test_a_studys_page_has_rows_forms_and_tests(tmp_path):
   page, parsed = report_of(make_study(tmp_path / "study"))
   text = "".join(parsed.words)

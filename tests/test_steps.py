@@ -204,6 +204,21 @@ def test_what_is_frozen_stays_and_has_no_norm():
   )
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_what_the_step_alone_freezes_neither_decays_nor_drifts_in_its_average(name):
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(name=name, weight_decay=0.1))
+  task, options = _plain_task(), steps.StepOptions(freeze=("cnn",), ema_decay=0.9)
+  before = task.initial_variables()[0]
+  state = training_state.create(optimizer, mesh, *task.initial_variables(), averaged=True)
+  step = steps.jitted(task, optimizer, options, mesh, state)
+  for batch in _batches(3):
+    state, _ = step(state, sharding.put_batch(batch, mesh), RATE, SEED)
+  for params in (state["params"], state["ema"]["params"]):
+    np.testing.assert_array_equal(params["cnn"], before["cnn"])
+    assert not np.array_equal(params["head"], before["head"])
+
+
 AUGMENTED = augmentation.AugmentationSettings(
   label_smoothing=0.1,
   mixup=0.8,

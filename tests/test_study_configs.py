@@ -11,6 +11,8 @@ from test_models import PARAMETERS
 from configs import hmdb51
 from hybrid_video import configuration, experiment, models
 from hybrid_video.models import perceiver
+from hybrid_video.settings import differing as differing_settings
+from hybrid_video.settings import flat
 from hybrid_video.study import configured, scales, source
 
 NAMES = (
@@ -24,6 +26,7 @@ NAMES = (
   "attention_recipe",
   "label_efficiency",
   "clip_length",
+  "transfer",
 )
 # What the data of some studies need beside what all have.
 NEEDED = {
@@ -93,6 +96,33 @@ def test_what_training_the_cross_attention_is_worth_is_a_row_that_differs_in_not
   config.study.rows = ("cnn8_cross1_self1_frozen",)
   with pytest.raises(ValueError, match="no row that is chosen has one of these forms"):
     configured.study_of(config)
+
+
+@pytest.mark.parametrize("options", ["demo", "", "folder"])
+def test_a_transfer_starts_from_another_set_and_differs_from_scratch_in_nothing_it_is_tested_on(
+  options,
+):
+  study = configured.study_of(config_of("transfer", options))
+  by_row = {run.row.name: run for run in study.runs if run.seed == 0}
+  for model in ("hybrid", "cnn"):
+    larger, scratch = by_row[f"{model}_larger"], by_row[f"{model}_scratch"]
+    tuned = by_row[f"{model}_fine_tuned"]
+    assert tuned.experiment.init_from == f"{{workdir}}/{larger.folder}"
+    assert larger.experiment.init_from == scratch.experiment.init_from == ""
+    assert larger.experiment.model == scratch.experiment.model == tuned.experiment.model
+    assert larger.experiment.training_share == 1 and larger.experiment.data_dir.startswith(
+      "{workdir}"
+    )
+    ours, theirs = (flat(run.experiment.to_json()) for run in (tuned, scratch))
+    differing = {path.partition(".")[0] for path, _, _ in differing_settings(ours, theirs)}
+    assert differing == {"init_from", "optimizer"}
+  head_first = by_row["hybrid_head_first"].experiment.optimizer
+  assert 0 < head_first.head_first_epochs < by_row["hybrid_head_first"].experiment.epochs
+  if options == "demo":
+    looks = {run.row.name: run.experiment.made_look for run in study.runs}
+    assert looks["hybrid_larger"] == "plain" and looks["hybrid_fine_tuned"] == "textured"
+    assert by_row["cnn_scratch"].experiment.training_share == 0.1
+  assert ("hybrid_fine_tuned", "hybrid_scratch") in study.asks
 
 
 def test_published_numbers_are_the_sources():

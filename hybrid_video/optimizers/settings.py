@@ -68,6 +68,8 @@ class OptimizerSettings(Settings):
     part_rates: factors on the learning rate by part, on top of that.
     freeze: parts that are not trained, by the beginning of their path, such as `cnn` or
       `cnn/layer1`.
+    head_first_epochs: epochs from the start on that train the head alone, on features that stay; see
+      `phases`. 0 trains everything from the start.
   """
 
   PATH: ClassVar[str] = "optimizer"
@@ -97,6 +99,7 @@ class OptimizerSettings(Settings):
   layer_decay: float = setting(1.0, above=0, at_most=1)
   part_rates: PartRates = setting(PartRates)
   freeze: tuple[str, ...] = setting(())
+  head_first_epochs: float = setting(0.0, at_least=0)
 
   def for_batch(self, batch_size: int) -> "OptimizerSettings":
     """The same with the rates of a batch of so many clips."""
@@ -110,6 +113,35 @@ class OptimizerSettings(Settings):
       rate_for_batch=0,
     )
 
+  def check_head_first(self, task: str, init_from: str, epochs: float) -> None:
+    """Checks epochs of the head alone against the rest of an experiment.
+
+    Args:
+      task: "classification" or "pretraining".
+      init_from: what the model starts from; "" is random values.
+      epochs: of the whole training.
+
+    Raises:
+      SettingError: there is no head, nothing to put one on, or not as many epochs.
+    """
+    first, path = self.head_first_epochs, self.path("head_first_epochs")
+    if not first:
+      return
+    if task != "classification":
+      raise SettingError(
+        f"{path} is {first:g}, and a model that is pretrained has no head. Set it to 0."
+      )
+    if not init_from:
+      raise SettingError(
+        f"{path} is {first:g} and --config.init_from is not set: all but the head would stay at random "
+        f"values in these epochs. Set --config.init_from to weights or a work directory, or {path} to 0."
+      )
+    if first > epochs:
+      raise SettingError(
+        f"{path} is {first:g}: expected at most --config.epochs, {epochs:g}, which trains the head alone to "
+        "the end."
+      )
+
   def validate(self) -> None:
     """Checks what holds between settings, of the optimizer and the schedule that are chosen."""
     if self.nesterov and self.name != "sgd":
@@ -121,6 +153,11 @@ class OptimizerSettings(Settings):
       raise SettingError(
         f"{self.path('nesterov')} is True and {self.path('momentum')} is 0: there is no momentum to "
         "look ahead by. Set it above 0, such as 0.9."
+      )
+    if self.head_first_epochs and "head" in self.freeze:
+      raise SettingError(
+        f"{self.path('head_first_epochs')} is {self.head_first_epochs:g} and {self.path('freeze')} names the "
+        "head: nothing is left to train in these epochs. Set one of them back."
       )
     if self.schedule == "cosine" and self.final_rate > self.learning_rate:
       raise SettingError(

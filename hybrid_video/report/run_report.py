@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_video import errors
+from hybrid_video import errors, origins
 from hybrid_video.analysis import accuracy, summary
 from hybrid_video.analysis.predictions import Predictions
 from hybrid_video.report import charts, figures, markdown, pages, results, writers
@@ -146,7 +146,7 @@ def confusion(predictions: Predictions) -> dict[str, Any]:
   }
 
 
-def _tables(found: dict[str, Any]) -> dict[str, Any]:
+def _tables(found: dict[str, Any], seen: dict[str, list[str]]) -> dict[str, Any]:
   def of(caption: str, what: str, entries: list[dict[str, Any]], name: Any) -> pages.Table:
     rows = [
       (name(e), f"{e['videos']:,}", f"{e['right']:,}", percent(e["accuracy"])) for e in entries
@@ -154,6 +154,10 @@ def _tables(found: dict[str, Any]) -> dict[str, Any]:
     bars = [e["accuracy"] or 0.0 for e in entries]
     return pages.Table(caption, (what, "videos", "right", "accuracy"), rows, bars)
 
+  accuracy_of = {e["class"]: percent(e["accuracy"]) for e in found["per_class"]}
+  seen_before = [
+    (name, ", ".join(theirs), accuracy_of.get(name, "–")) for name, theirs in seen.items()
+  ]
   groups = [
     of(f"By tag: {tag}", tag, entries, lambda e: e["value"] or "none")
     for tag, entries in found["by_tag"].items()
@@ -174,6 +178,11 @@ def _tables(found: dict[str, Any]) -> dict[str, Any]:
   return {
     "classes": of("Accuracy by class", "class", found["per_class"], lambda e: e["class"]),
     "groups": groups,
+    "seen_before": pages.Table(
+      "Classes that it was trained on before, in the set it started from",
+      ("class", "its name there", "accuracy"),
+      seen_before,
+    ),
     "pairs": pages.Table("Most confused pairs", ("true as predicted", "videos", "share"), pairs),
   }
 
@@ -224,6 +233,8 @@ def values(
       "The predictions are of an earlier version and lack groups: there are no intervals. "
       "--mode=evaluate writes them anew."
     )
+  if started := outcome.get("started_from"):
+    notes.append(origins.in_words(started, len(outcome["classes"])))
   if not history:
     notes.append("There is no history.jsonl: the report has no learning curves.")
   config = outcome["config"]
@@ -240,7 +251,7 @@ def values(
     "numbers": None if found is None else numbers_table(found),
     "curves": learning_curves(history, outcome),
     "confusion": None if predictions is None else confusion(predictions),
-    "tables": None if found is None else _tables(found),
+    "tables": None if found is None else _tables(found, (started or {}).get("shared", {})),
     "calibration": None
     if found is None
     else charts.reliability(
@@ -261,4 +272,7 @@ def markdown_of(shown: dict[str, Any]) -> str:
     lines += markdown.table(
       ("number", "value"), [("loss", f"{shown['outcome']['test']['loss']:.4g}")]
     )
+  if started := shown["outcome"].get("started_from"):
+    words = origins.in_words(started, len(shown["outcome"]["classes"]))
+    lines += ["", markdown.escape(words)]
   return "\n".join([*lines, "", markdown.escape(shown["protocol"]) + ".", ""])

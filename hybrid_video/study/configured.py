@@ -116,16 +116,16 @@ def _of_run(
         f"The study's row {row.name!r} sets {path!r}, and there is no such setting."
         f"{errors.nearest(path, known)}"
       )
-  _set(of_run, row, row.settings)
+  of_row = dict(row.settings)
+  if row.starts_from:
+    first = settings.folder_of(form, row.starts_from, split, seed)
+    of_row["init_from"] = f"{{workdir}}/{first}"
+  _set(of_run, row, of_row)
   model = experiment.from_config(of_run).model
   cross_blocks = model.options.get("cross_blocks", 0)
   share = of_run.validation_share or _VALIDATION_SHARE
   of_form = settings.of_form(form, model.name, cross_blocks, share)
-  own: dict[str, Any] = {**of_form, "seed": seed, "split": split}
-  if row.starts_from:
-    first = settings.folder_of(form, row.starts_from, split, seed)
-    own["init_from"] = f"{{workdir}}/{first}"
-  _set(of_run, row, own)
+  _set(of_run, row, {**of_form, "seed": seed, "split": split})
   try:
     return experiment.from_config(of_run)
   except SettingError as error:
