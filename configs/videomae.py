@@ -57,7 +57,7 @@ def _finer(config: ml_collections.ConfigDict) -> None:
     "videomae_small": {"patch": (2, 8, 8)},
     "hybrid": {"cnn_blocks": 4},
     # Made backgrounds are flat and still: normalized, their patches are noise, and as they are, they hide what moves.
-    "videomae_small_pretraining": {"patch": (2, 8, 8), "targets": "motion"},
+    "videomae_small_pretraining": {"patch": (2, 8, 8), "targets": "motion", "decoder_width": 96},
     "hybrid_pretraining": {
       "cnn_blocks": 4,
       "mask_patch": (2, 8, 8),
@@ -72,7 +72,9 @@ def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:
   recipes.apply(config, "masked_pretraining")
   config.evaluation.clips = 1
   if demo:
-    config.epochs, config.batch_size = 40.0, 16
+    # A step of the hybrid takes twice as long, and it needs half as many.
+    config.epochs = 20.0 if config.model.name.startswith("hybrid") else 40.0
+    config.batch_size = 16
     config.optimizer.learning_rate, config.optimizer.rate_for_batch = 1e-3, 0
     config.optimizer.warmup_epochs = 2.0
     config.clip.crop_mode, config.clip.repeats = "random", 2
@@ -80,14 +82,15 @@ def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:
 
 
 def _finetune(config: ml_collections.ConfigDict, demo: bool) -> None:
-  recipes.apply(config, "videomae_fine_tuning")
   if demo:
-    # A tenth of the films has labels; what spares overfitting on large sets hides the small shapes.
+    # Of few and small videos: MixUp and its like spare overfitting on large sets, and hide the small shapes.
     recipes.apply(config, "scratch")
     config.training_share, config.epochs = 0.1, 60.0
-    config.optimizer.learning_rate, config.optimizer.layer_decay = 1e-3, 0.75
+    config.optimizer.no_decay = recipes.RECIPES["videomae_fine_tuning"]["optimizer.no_decay"]
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.part_rates.attention = 1.0
     config.validation.train_videos = 0
     return
+  recipes.apply(config, "videomae_fine_tuning")
   config.clip.crop_mode, config.clip.area, config.clip.repeats = "random_resized", (0.08, 1.0), 2
   config.evaluation.clips, config.evaluation.crops = 5, 3

@@ -204,8 +204,8 @@ def reconstruct(
 ) -> tuple[Array, Array]:
   """What a model saw of clips, and what it makes of the rest.
 
-  Normalized predictions do not say a patch's mean and deviation, nor those of motion the mean over time: these
-  are the hidden patch's own, as in VideoMAE's figures.
+  Normalized predictions do not say a patch's mean and deviation: these are the hidden patch's own, as in
+  VideoMAE's figures. Motion is drawn around grey, which stands for the mean over time.
 
   Args:
     pixels: clips `[B, T, H, W, 3]`, uint8.
@@ -224,13 +224,8 @@ def reconstruct(
   drawn = predictions.reshape(hidden.shape)
   if kind == NORMALIZED:
     drawn = drawn * hidden.std(2, keepdims=True, ddof=1) + hidden.mean(2, keepdims=True)
-  elif kind == PIXELS:
-    drawn = drawn * CONTRAST + GREY
   else:
-    still = hidden.reshape(predictions.shape) - CONTRAST * patch_targets(
-      pixels, masked, patch, kind=MOTION
-    )
-    drawn = drawn * CONTRAST + still.reshape(hidden.shape)
+    drawn = drawn * CONTRAST + GREY
 
   def with_patches(values: Array) -> Array:
     rows = jnp.arange(len(pixels))[:, None]

@@ -1,6 +1,6 @@
 """What masked pretraining has learnt, as a picture: clips, what a mask leaves of them, what is predicted.
 
-In: a pretrained model and a few clips. Out: a PNG file of film strips, three rows a clip.
+In: a pretrained model and a few clips. Out: a PNG file of film strips, three or four rows a clip.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from hybrid_video.tasks import pretraining
 
 FILE = "reconstructions.png"
 WORDS = (
-  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. What "
-  "it does not predict is the hidden patch's own: of normalized patches mean and contrast, of motion the mean over "
-  "time."
+  "Each clip, what its mask leaves, and what the model predicts in place of the hidden patches. Of "
+  "normalized patches mean and contrast, which it does not predict, are the hidden patch's own; motion is drawn "
+  "around grey, the mean over time."
 )
 _FRAMES = 8
 
@@ -47,22 +47,22 @@ def draw(
     jnp.asarray(clip_indices, jnp.int32), model.grid, model.mask_ratio
   )
   predictions = model(normalized, visible, masked)
-  pixels = jnp.asarray(clips)
-  seen, drawn = masking.reconstruct(pixels, predictions, masked, model.patch, kind=model.targets)
-  losses = masking.clip_losses(
-    predictions,
-    masking.patch_targets(pixels, masked, model.patch, kind=model.targets),
-  )
+  pixels, kind = jnp.asarray(clips), model.targets
+  targets = masking.patch_targets(pixels, masked, model.patch, kind=kind)
+  losses = masking.clip_losses(predictions, targets)
+  seen, drawn = masking.reconstruct(pixels, predictions, masked, model.patch, kind=kind)
+  rows = [("what the mask leaves", np.asarray(seen))]
+  if kind == masking.MOTION:
+    # Other than pixels, it cannot be told from the clip.
+    _, hidden = masking.reconstruct(pixels, targets, masked, model.patch, kind=kind)
+    rows.append(("motion of what is hidden", np.asarray(hidden)))
   indices = figures.even_frames(clips.shape[1], _FRAMES)
   labels = [f"frame {index}" for index in indices]
   strips = []
   for i, title in enumerate(titles):
-    for what, frames in (
-      (title, clips[i]),
-      ("what the mask leaves", np.asarray(seen[i])),
-      (f"prediction, error {float(losses[i]):.2f}", np.asarray(drawn[i])),
-    ):
-      strips.append(figures.Strip(what, frames[indices], labels))
+    predicted = (f"prediction, error {float(losses[i]):.2f}", np.asarray(drawn))
+    strips.append(figures.Strip(title, clips[i][indices], labels))
+    strips += [figures.Strip(what, of[i][indices], labels) for what, of in (*rows, predicted)]
   figures.sheet(path, strips)
 
 
