@@ -34,7 +34,7 @@ def get_config(options: str = "pretrain") -> ml_collections.ConfigDict:
   model = chosen["model"] or ("videomae_small" if demo else "videomae_base")
   config = configuration.default_config()
   if demo:
-    narrow.made_videos(config, films=100)
+    narrow.made_videos(config, films=60)
     narrow.models(config)
     _finer(config)
   else:
@@ -73,7 +73,7 @@ def _pretrain(config: ml_collections.ConfigDict, demo: bool) -> None:
   config.evaluation.clips = 1
   if demo:
     # A step of the hybrid takes twice as long, and it needs half as many.
-    config.epochs = 20.0 if config.model.name.startswith("hybrid") else 40.0
+    config.epochs = 30.0 if config.model.name.startswith("hybrid") else 60.0
     config.batch_size = 16
     config.optimizer.learning_rate, config.optimizer.rate_for_batch = 1e-3, 0
     config.optimizer.warmup_epochs = 2.0
