@@ -10,7 +10,7 @@ import logging
 from typing import Any, Self
 
 import hybrid_video
-from hybrid_video import class_identity, errors, settings
+from hybrid_video import class_identity, errors, models, settings
 from hybrid_video.experiment import Experiment
 
 log = logging.getLogger("hybrid_video")
@@ -132,7 +132,7 @@ def how_to_fine_tune(description: Description, source: str) -> str:
     source: its checkpoint.
   """
   name = description.experiment.model.name
-  classifier = name.removesuffix("_pretraining")
+  classifier = models.classifier_of(name)
   return (
     f"{source} holds {name}, pretrained without labels: it has no classes. Fine-tune it first, with videos that "
     f"have classes and the same options of the model: --config=configs/videomae.py:finetune,model={classifier} "
@@ -150,10 +150,10 @@ def check_same_task(saved: Description, wanted: Experiment, source: str) -> None
   """
   there, here = saved.experiment, wanted
   if there.task == here.task:
-    if here.task == "pretraining":
+    if here.task == models.PRETRAINING:
       log.info("Evaluating the loss alone. %s", how_to_fine_tune(saved, source))
     return
-  if there.task == "pretraining":
+  if there.task == models.PRETRAINING:
     raise CheckpointError(how_to_fine_tune(saved, source))
   raise CheckpointError(
     f"{source} holds {there.model.name}, which was trained for {there.task}, and {here.model.name} is for "

@@ -417,7 +417,7 @@ def _described(
 
 def _multiply_accumulates(experiment: Experiment, num_classes: int) -> int | None:
   """Of one evaluation clip's forward pass; None of a model that is no classifier."""
-  if experiment.task != "classification":
+  if experiment.task != models.CLASSIFICATION:
     return None
   crop = experiment.evaluation.crop
   clip = (experiment.evaluation.frames, crop, crop)
@@ -441,7 +441,7 @@ def _numbers(
   if experiment.validation.probe_every_epochs:
     shares = (experiment.validation_share, experiment.training_share)
     trained = splits.select(records, experiment.split, "train", *shares)
-    if probe := probing.Probe.of(evaluator, records, experiment, trained):
+    if probe := probing.Probe.of(evaluator.features, records, experiment, trained):
       of_test["probe_top1"] = probe.accuracy(chosen.variables, evaluator.views("test").video_ids)
       yield "test", of_test
   if experiment.evaluate_shuffled:

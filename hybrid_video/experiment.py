@@ -186,12 +186,12 @@ class Experiment(Settings):
       raise SettingError(
         f"{self.path('profile_steps')} is {first_last}: expected a first and a last step, such as (10, 12)."
       )
-    if self.task == "pretraining" and self.validation.metric not in ("", "loss"):
+    if self.task == models.PRETRAINING and self.validation.metric not in ("", "loss"):
       raise SettingError(
         f"{self.validation.path('metric')} is {self.validation.metric!r}, and {self.model.name} has no "
         "classes: set it to loss."
       )
-    if self.more_videos and self.task != "pretraining":
+    if self.more_videos and self.task != models.PRETRAINING:
       raise SettingError(
         f"{self.path('more_videos')} is {self.more_videos!r}: its videos have no labels, and {self.model.name} learns "
         "from labels. Leave it out, or choose a model of pretraining."

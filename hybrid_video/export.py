@@ -7,7 +7,7 @@ import logging
 import os
 import pathlib
 
-from hybrid_video import checkpoints, files, loading, weights
+from hybrid_video import checkpoints, files, loading, models, weights
 from hybrid_video.checkpoint_description import how_to_fine_tune
 
 log = logging.getLogger("hybrid_video")
@@ -38,6 +38,6 @@ def run(workdir: pathlib.Path, *, checkpoint: os.PathLike | str | None = None) -
   workdir.mkdir(parents=True, exist_ok=True)
   path = weights.save(trained.model, workdir / FILE, metadata)
   log.info("Exported %s: %s", checkpoints.words(trained.step, averaged=trained.averaged), path)
-  if description.experiment.task == "pretraining":
+  if description.experiment.task == models.PRETRAINING:
     log.info("%s", how_to_fine_tune(description, str(path)))
   return path

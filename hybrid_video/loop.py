@@ -112,7 +112,7 @@ class Run:
   @functools.cached_property
   def probe(self) -> probing.Probe | None:
     """What tells, by labels, how far pretraining is; None of a task that has labels."""
-    return probing.Probe.of(self.evaluator, self.records, self.experiment, self.video_ids)
+    return probing.Probe.of(self.evaluator.features, self.records, self.experiment, self.video_ids)
 
   @functools.cached_property
   def validates(self) -> bool:
@@ -281,10 +281,9 @@ def _validates_at(run: Run, step: int) -> bool:
 
 
 def _probes_at(run: Run, step: int) -> bool:
-  settings, per_epoch = run.experiment.validation, run.length.steps_per_epoch
-  if not settings.probe_every_epochs or run.probe is None:
+  every = run.experiment.validation.probes_every(run.length.steps_per_epoch)
+  if not every or run.probe is None:
     return False
-  every = max(1, round(settings.probe_every_epochs * per_epoch))
   return step % every == 0 or step == run.length.total_steps
 
 

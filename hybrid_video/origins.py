@@ -27,7 +27,6 @@ from hybrid_video import (
 from hybrid_video.checkpoint_description import FREE_OPTIONS, Description
 from hybrid_video.experiment import Experiment
 from hybrid_video.settings import SettingError
-from hybrid_video.tasks import pretraining
 from hybrid_video.weights import sharded_files, sources
 
 log = logging.getLogger("hybrid_video")
@@ -133,11 +132,11 @@ def of(experiment: Experiment) -> Origin | None:
     UserError: it cannot be read.
   """
   source = experiment.init_from
-  if not source or experiment.task == pretraining.NAME:
+  if not source or experiment.task == models.PRETRAINING:
     return None
   if description := description_of(source):
     theirs = description.experiment
-    has_labels = theirs.task != pretraining.NAME
+    has_labels = theirs.task != models.PRETRAINING
     return Origin(source, data_in_words(theirs), description.class_names if has_labels else ())
   published = sources.published(source)
   if published:
@@ -212,13 +211,13 @@ def model_of(source: str, workdir: os.PathLike | str | None = None) -> dict[str,
   description = description_of(os.fspath(workdir) if goes_on and workdir else source)
   if description is None:
     if published := sources.published(source):
-      return {"name": published.model.removesuffix("_pretraining")}
+      return {"name": models.classifier_of(published.model)}
     raise SettingError(
       f"--config.init_from is {source!r}, weights that do not say which model of hybrid_video they are: name "
       "it after the config's colon, model=NAME."
     )
   model = description.experiment.model
-  name = model.name.removesuffix("_pretraining")
+  name = models.classifier_of(model.name)
   known = models.options(name)
   options = {key: value for key, value in model.options.items() if key not in FREE_OPTIONS}
   return {"name": name, **{key: value for key, value in options.items() if key in known}}

@@ -1,15 +1,15 @@
 """What pretraining has learnt so far, told by labels that it does not see: a linear probe, nearest videos.
 
-In: an evaluator, parameters, and the lists of an experiment. Out: the probe's accuracy; features of videos.
+In: what makes features, parameters, and the lists of an experiment. Out: the probe's accuracy; features of videos.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from hybrid_video import validation
+from hybrid_video import models, validation
 from hybrid_video.analysis import probe
 from hybrid_video.datasets.folder import UNLABELLED
 from hybrid_video.datasets.records import Records
@@ -19,17 +19,8 @@ from hybrid_video.experiment import Experiment
 MOST_VIDEOS = 2000
 
 
-class Features(Protocol):
-  """What makes features of videos, such as `evaluate.Evaluator`."""
-
-  def features(
-    self,
-    variables: Mapping[str, Any],
-    videos: np.ndarray,
-    check: Callable[[], None] | None = None,
-  ) -> np.ndarray:
-    """Of the videos `[V]`, float32 `[V, D]`."""
-    ...
+# (variables, videos `[V]`, what is called after each batch) to float32 `[V, D]`, such as `evaluate.Evaluator.features`.
+Features = Callable[[Mapping[str, Any], np.ndarray, Callable[[], None] | None], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,32 +28,32 @@ class Probe:
   """Videos whose features are compared.
 
   Attributes:
-    evaluator: makes the features.
+    features: makes them.
     records: the stored videos, for their labels.
     trained: ids of the videos that a classifier is fitted to, `[V]`.
   """
 
-  evaluator: Features
+  features: Features
   records: Records
   trained: np.ndarray
 
   @classmethod
   def of(
-    cls, evaluator: Features, records: Records, experiment: Experiment, video_ids: np.ndarray
+    cls, features: Features, records: Records, experiment: Experiment, video_ids: np.ndarray
   ) -> "Probe | None":
     """The probe of a training; None where it has classes of its own, or the data has no two.
 
     Args:
-      evaluator: of the run.
+      features: of the run.
       records: its stored videos.
       experiment: every setting.
       video_ids: the training list, `[V]`.
     """
     with_label = _with_label(records, video_ids)
-    if experiment.task == "classification" or len(np.unique(records.labels[with_label])) < 2:
+    if experiment.task == models.CLASSIFICATION or len(np.unique(records.labels[with_label])) < 2:
       return None
     trained = validation.train_sample(with_label, MOST_VIDEOS, experiment.seed)
-    return cls(evaluator, records, trained)
+    return cls(features, records, trained)
 
   def accuracy(
     self,
@@ -73,7 +64,7 @@ class Probe:
     """The share of videos `[V]` that a linear classifier on frozen features recognizes."""
     with_label = _with_label(self.records, video_ids)
     fitted, tested = (
-      self.evaluator.features(variables, videos, check) for videos in (self.trained, with_label)
+      self.features(variables, videos, check) for videos in (self.trained, with_label)
     )
     labels = self.records.labels
     return probe.linear(fitted, labels[self.trained], tested, labels[with_label])

@@ -42,7 +42,7 @@ from hybrid_video.loop import Length, Run
 from hybrid_video.pipeline import Pipeline
 from hybrid_video.report import data_summary, log_file, results
 from hybrid_video.state import State
-from hybrid_video.tasks import pretraining, registry
+from hybrid_video.tasks import registry
 from hybrid_video.validation import Tracker, ValidationSettings
 
 log = logging.getLogger("hybrid_video")
@@ -115,7 +115,7 @@ def _training_list(experiment: Experiment, records: Records) -> np.ndarray:
   splits.select(records, split, "test")
   if splits.has_validation(records, split, share):
     splits.select(records, split, "validation", share)
-  if not experiment.allow_missing and experiment.task != pretraining.NAME:
+  if not experiment.allow_missing and experiment.task != models.PRETRAINING:
     splits.check_training_classes(records, split)
   on_test = experiment.validation.is_on_test
   has_list = on_test or splits.has_validation(records, split, share)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from hybrid_video import models
 from hybrid_video.settings import Settings, setting
 
 
@@ -57,11 +58,19 @@ class ValidationSettings(Settings):
     """Steps from one validation to the next; 0 is never."""
     if self.every_steps:
       return self.every_steps
-    return max(1, round(self.every_epochs * steps_per_epoch)) if self.every_epochs else 0
+    return _in_steps(self.every_epochs, steps_per_epoch)
+
+  def probes_every(self, steps_per_epoch: float) -> int:
+    """Steps from one linear probe to the next; 0 is never."""
+    return _in_steps(self.probe_every_epochs, steps_per_epoch)
 
   def metric_of(self, task: str) -> str:
     """The metric that tells the best checkpoint of a task."""
-    return self.metric or ("video_top1" if task == "classification" else "loss")
+    return self.metric or ("video_top1" if task == models.CLASSIFICATION else "loss")
+
+
+def _in_steps(epochs: float, steps_per_epoch: float) -> int:
+  return max(1, round(epochs * steps_per_epoch)) if epochs else 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import functools
 import pathlib
 import re
 
-from flax import nnx
+from flax import nnx, traverse_util
 from golden import optimizer_cases, reference_weights
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,6 @@ from hybrid_video.tasks import Task
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "optimizers.npz")
 ALL_KINDS = ("norms", "biases", "positions", "latents", "tokens")
-
-
-def _nested(flat):
-  tree = {}
-  for name, value in flat.items():
-    *above, last = name.split("/")
-    inner = tree
-    for part in above:
-      inner = inner.setdefault(part, {})
-    inner[last] = value
-  return tree
-
-
-def _flat(tree):
-  return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _made(given):
@@ -63,13 +48,17 @@ def _task():
       name: reference_weights.value(name, shape).astype(np.float64)
       for name, shape in optimizer_cases.SHAPES.items()
     }
-    return _nested(values), {"running": np.zeros(6)}
+    return traverse_util.unflatten_dict(values, sep="/"), {"running": np.zeros(6)}
 
   # The step around it runs as it stands: twenty of them take less than compiling one.
   @jax.jit
   def loss(params, batch_stats, prepared, key):
     losses, running = optimizer_cases.run_model(
-      jnp, _flat(params), batch_stats["running"], prepared["clips"], prepared["labels"]
+      jnp,
+      traverse_util.flatten_dict(params, sep="/"),
+      batch_stats["running"],
+      prepared["clips"],
+      prepared["labels"],
     )
     return {"loss": losses.sum(), "count": jnp.float64(len(losses))}, {"running": running}
 
@@ -117,7 +106,7 @@ def _trained_in_float64(given):
 
 
 def _vector(params):
-  values = _flat(params)
+  values = traverse_util.flatten_dict(params, sep="/")
   return np.concatenate([values[name].ravel() for name in optimizer_cases.SHAPES])
 
 
@@ -229,7 +218,7 @@ _MODELS = {entry.build: name for name, entry in reversed(models.MODELS.items())}
 
 @pytest.mark.parametrize("name", _MODELS)
 def test_every_parameter_but_the_kernels_can_be_spared_decay(name):
-  decays = _flat(groups.decays(_shapes(name), ALL_KINDS))
+  decays = traverse_util.flatten_dict(groups.decays(_shapes(name), ALL_KINDS), sep="/")
   assert [path for path, decayed in decays.items() if decayed != path.endswith("/kernel")] == []
 
 
@@ -238,7 +227,13 @@ def test_each_kind_that_is_spared_decay_is_what_its_name_says():
   pretraining = _shapes("videomae_small_pretraining")
 
   def spared(params, kind):
-    return [path for path, decayed in _flat(groups.decays(params, (kind,))).items() if not decayed]
+    return [
+      path
+      for path, decayed in traverse_util.flatten_dict(
+        groups.decays(params, (kind,)), sep="/"
+      ).items()
+      if not decayed
+    ]
 
   assert spared(hybrid, "latents") == ["attention/latents"]
   assert spared(hybrid, "tokens") == ["attention/cls"]
@@ -291,7 +286,7 @@ def test_layers_stand_in_the_order_in_which_a_clip_meets_them(name, options, exp
   starts = [start for layer in groups.layers(params) for start in layer]
   others = {
     path.partition("/")[0]
-    for path in _flat(params)
+    for path in traverse_util.flatten_dict(params, sep="/")
     if not any(path == start or path.startswith(f"{start}/") for start in starts)
   }
   assert others == {"head"}

@@ -46,11 +46,9 @@ def test_neighbours_are_the_nearest_by_cosine():
   np.testing.assert_array_equal(probe.neighbours(features, of, 4), expected)
 
 
-class _ByLabel:
+def _by_label(variables, videos, check=None):
   """Features that tell which videos were asked for."""
-
-  def features(self, variables, videos, check=None):
-    return np.stack([videos, videos % 2], axis=1).astype(np.float32)
+  return np.stack([videos, videos % 2], axis=1).astype(np.float32)
 
 
 def test_videos_without_a_class_are_left_out_of_the_probe():
@@ -58,8 +56,8 @@ def test_videos_without_a_class_are_left_out_of_the_probe():
     labels=np.array([0, 1, 0, 1, 2, 2]), class_names=("a", "b", UNLABELLED)
   )
   experiment = types.SimpleNamespace(task="pretraining", seed=0)
-  made = probing.Probe.of(_ByLabel(), records, experiment, np.arange(6))
+  made = probing.Probe.of(_by_label, records, experiment, np.arange(6))
   assert sorted(made.trained) == [0, 1, 2, 3]
   assert made.accuracy({}, np.array([0, 3, 5])) == 1.0
   # Without two classes there is nothing to tell apart.
-  assert probing.Probe.of(_ByLabel(), records, experiment, np.array([0, 4, 5])) is None
+  assert probing.Probe.of(_by_label, records, experiment, np.array([0, 4, 5])) is None

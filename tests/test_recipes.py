@@ -5,7 +5,7 @@ import math
 import pathlib
 import re
 
-from flax import nnx
+from flax import nnx, traverse_util
 from golden import recipe_cases, reference_weights
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,6 @@ from hybrid_video.tasks import Task
 from hybrid_video.weights import videomae_names
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "recipes.npz")
-
-
-def _nested(flat):
-  tree = {}
-  for name, value in flat.items():
-    *above, last = name.split("/")
-    inner = tree
-    for part in above:
-      inner = inner.setdefault(part, {})
-    inner[last] = value
-  return tree
-
-
-def _flat(tree):
-  return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _settings(recipe):
@@ -58,10 +43,16 @@ def _task(recipe):
       path: reference_weights.value(path, shape).astype(np.float64)
       for path, (_, shape) in rows.items()
     }
-    return _nested(values), {}
+    return traverse_util.unflatten_dict(values, sep="/"), {}
 
   def loss(params, batch_stats, prepared, key):
-    losses = recipe_cases.losses(jnp, recipe, _flat(params), prepared["clips"], prepared["labels"])
+    losses = recipe_cases.losses(
+      jnp,
+      recipe,
+      traverse_util.flatten_dict(params, sep="/"),
+      prepared["clips"],
+      prepared["labels"],
+    )
     return {"loss": losses.sum(), "count": jnp.float64(len(losses))}, batch_stats
 
   return Task(
@@ -96,7 +87,7 @@ def _trained_in_float64(recipe):
   for i, rate in enumerate(rates):
     state, sums = step(state, {"clips": inputs[i], "labels": shares[i]}, rate, np.uint32(0))
     losses.append(sums["loss"] / sums["count"])
-  values = _flat(state["params"])
+  values = traverse_util.flatten_dict(state["params"], sep="/")
   rows, _ = recipe_cases.MODELS[recipe]
   return rates, losses, np.concatenate([values[path].ravel() for path in rows])
 
@@ -143,9 +134,9 @@ def test_every_parameter_of_a_classifier_has_the_layer_and_the_decay_of_the_refe
   params = _params(name, pool=pool)
   names = _published_names(params, "classifier", pool)
   settings, _, _ = _settings("videomae_fine_tuning")
-  factors = _flat(groups.rate_groups(settings, params))
-  decays = _flat(groups.decays(params, settings.no_decay))
-  shapes = _flat(params)
+  factors = traverse_util.flatten_dict(groups.rate_groups(settings, params), sep="/")
+  decays = traverse_util.flatten_dict(groups.decays(params, settings.no_decay), sep="/")
+  shapes = traverse_util.flatten_dict(params, sep="/")
   assert names.keys() == factors.keys() == decays.keys()
   depth = len(params["attention"]["blocks"])
   numbers = {}
@@ -167,7 +158,10 @@ def test_every_parameter_of_pretraining_has_one_rate_and_the_decay_of_the_refere
   names = _published_names(params, "pretraining")
   settings, _, _ = _settings("masked_pretraining")
   assert {group.factor for group in jax.tree.leaves(groups.rate_groups(settings, params))} == {1}
-  decays, shapes = _flat(groups.decays(params, settings.no_decay)), _flat(params)
+  decays, shapes = (
+    traverse_util.flatten_dict(groups.decays(params, settings.no_decay), sep="/"),
+    traverse_util.flatten_dict(params, sep="/"),
+  )
   assert names.keys() == decays.keys()
   for path, theirs in names.items():
     is_vector = len(shapes[path].shape) == 1 or theirs.endswith(".bias")

@@ -10,11 +10,14 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid_video import errors
 from hybrid_video.datasets import folder as own_folder
 from hybrid_video.datasets import hmdb51, kinetics, listing, ucf101, unlabelled
+
+if TYPE_CHECKING:
+  from hybrid_video.experiment import Experiment
 
 # What `--config.dataset` may name, and what reads its folder.
 READERS: dict[str, Callable[..., listing.Listing]] = {
@@ -89,6 +92,21 @@ def read(
     options["replace_prefix"] = replace_prefix
   listed = dataclasses.replace(READERS[dataset](path, **options), dataset=dataset)
   return unlabelled.joined(listed, pathlib.Path(more_videos)) if more_videos else listed
+
+
+def read_for(
+  experiment: "Experiment", folder: os.PathLike | str, more_videos: os.PathLike | str
+) -> listing.Listing:
+  """Reads the data set of an experiment from its folders, see `read`."""
+  return read(
+    experiment.dataset,
+    folder,
+    test_share=experiment.test_share,
+    folds=experiment.folds,
+    needs_classes=experiment.task != "pretraining",
+    replace_prefix=experiment.replace_prefix,
+    more_videos=more_videos,
+  )
 
 
 if importlib.util.find_spec("tensorflow_datasets"):

@@ -83,12 +83,4 @@ def _listing(
   if experiment.download:
     own = paths.resolve(mirrors_file, experiment.path("mirrors")) if mirrors_file else None
     mirrors.fetch(dataset, folder, own)
-  return datasets.read(
-    dataset,
-    folder,
-    test_share=experiment.test_share,
-    folds=experiment.folds,
-    needs_classes=experiment.task != "pretraining",
-    replace_prefix=experiment.replace_prefix,
-    more_videos=more_videos,
-  )
+  return datasets.read_for(experiment, folder, more_videos)

@@ -131,6 +131,11 @@ def task_of(name: str) -> str:
   return _entry(name).task
 
 
+def classifier_of(name: str) -> str:
+  """The classifier that takes the encoder of a model of pretraining; a classifier's own name."""
+  return name.removesuffix("_pretraining")
+
+
 def pixel_statistics(name: str) -> Statistics:
   """Mean and standard deviation a channel, of pixels in 0 to 1, that a model's clips take.
 

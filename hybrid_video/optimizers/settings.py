@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import ClassVar
 
-from hybrid_video import errors
+from hybrid_video import errors, models
 from hybrid_video.settings import SettingError, Settings, setting
 
 # What `no_decay` may name, see `groups.kind`.
@@ -127,7 +127,7 @@ class OptimizerSettings(Settings):
     first, path = self.head_first_epochs, self.path("head_first_epochs")
     if not first:
       return
-    if task != "classification":
+    if task != models.CLASSIFICATION:
       raise SettingError(
         f"{path} is {first:g}, and a model that is pretrained has no head. Set it to 0."
       )

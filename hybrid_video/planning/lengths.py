@@ -102,15 +102,8 @@ def _listed(experiment: Experiment, workdir: os.PathLike | str | None) -> Length
   folder = pathlib.Path(paths.within(experiment.data_dir, workdir or "")).expanduser()
   if not folder.is_dir():
     return None
-  listing = datasets.read(
-    experiment.dataset,
-    folder,
-    test_share=experiment.test_share,
-    folds=experiment.folds,
-    needs_classes=experiment.task != "pretraining",
-    replace_prefix=experiment.replace_prefix,
-    more_videos=paths.within(experiment.more_videos, workdir or ""),
-  )
+  more_videos = paths.within(experiment.more_videos, workdir or "")
+  listing = datasets.read_for(experiment, folder, more_videos)
   split = experiment.split - 1
   training = [
     video

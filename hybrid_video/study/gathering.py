@@ -55,13 +55,10 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     outcome = results_file.read(workdir / run.folder)
     if outcome and state != states.DONE:
       _refuse_other(run, outcome, workdir)
-    if state == states.DONE and outcome and not run.has_accuracy:
-      runs.append(_described(run, state, outcome))
-    elif state == states.DONE and outcome:
+    done = (outcome or None) if state == states.DONE else None
+    if done and run.has_accuracy:
       answers[run.folder] = Predictions.read(workdir / run.folder)
-      runs.append(_described(run, state, outcome))
-    else:
-      runs.append(_described(run, state, None))
+    runs.append(_described(run, state, done))
   _check_together(study, runs, answers)
   in_table = {run.row.name for run in study.runs if run.has_accuracy}
   rows = [

@@ -10,7 +10,7 @@ import re
 import types
 from typing import TYPE_CHECKING, Any
 
-from hybrid_video import errors
+from hybrid_video import errors, models
 from hybrid_video.settings import SettingError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Run:
   @property
   def has_accuracy(self) -> bool:
     """Whether it stands in the study's tables."""
-    return self.experiment.task == "classification"
+    return self.experiment.task == models.CLASSIFICATION
 
 
 def folder_of(form: str, row: str, split: int, seed: int) -> str:

@@ -14,7 +14,7 @@ from hybrid_video.analysis import aggregation as aggregations
 from hybrid_video.augmentation import Augment
 from hybrid_video.tasks import Array, Evaluation, Pass, Sums, Task, Tree, pixels
 
-NAME = "classification"
+NAME = models.CLASSIFICATION
 
 
 def make(

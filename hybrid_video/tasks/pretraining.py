@@ -11,7 +11,7 @@ from hybrid_video import models, tasks
 from hybrid_video.models import masking
 from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
 
-NAME = "pretraining"
+NAME = models.PRETRAINING
 PROTOCOL = (
   "loss is the mean squared error of the masked patches' pixels, each view under a mask "
   "of its own that is the same at every evaluation"
