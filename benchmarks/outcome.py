@@ -66,7 +66,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(
-  name: str, draw: Callable[[Sequence[matplotlib.axes.Axes]], None], panels: int = 1
+  name: str,
+  draw: Callable[[Sequence[matplotlib.axes.Axes]], None],
+  panels: int = 1,
+  height: float = 3.4,
 ) -> None:
   """Draws `benchmarks/results/NAME.png`.
 
@@ -74,9 +77,10 @@ def plot(
     name: of the benchmark.
     draw: fills the axes, one a panel, side by side.
     panels: how many.
+    height: inches.
   """
   with matplotlib.rc_context(STYLE):
-    figure = matplotlib.figure.Figure(figsize=(4.6 * panels, 3.4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(4.6 * panels, height), layout="constrained")
     draw(list(figure.subplots(1, panels, squeeze=False)[0]))
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / f"{name}.png", dpi=110)

@@ -34,8 +34,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import outcome
-import tpu_compile
+
+from benchmarks import outcome, tpu_compile
+from benchmarks.compared import MODELS
 
 # Published: cloud.google.com/tpu/docs/v5e and v6e, "Inter-chip interconnect bandwidth" a chip, in bytes
 # a second, over four ports. Clocks: peak compute over the operations of a cycle, see CYCLES.
@@ -84,7 +85,7 @@ def main() -> None:
   for batch in batches:
     print(f"compiling for 8 {arguments.generation} chips, {batch} clips each ...", flush=True)
     compiled[batch] = made = tpu_compile.compile_step(
-      f"{arguments.generation}:2x4", "ours", batch=8 * batch, frames=16
+      f"{arguments.generation}:2x4", "ours", MODELS["r2plus1d_18"], 8 * batch
     )
     print(f"  {made['cycles'] / 1e6:.2f} M cycles in {made['compile_seconds']:.0f} s", flush=True)
   seconds = [made["cycles"] / clock for made in compiled.values()]

@@ -7,7 +7,7 @@ input, so that all of them share one compiled program.
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,12 @@ import numpy as np
 import optax
 
 from hybrid_video import optimizers, sharding
-from hybrid_video.experiment import Experiment
 from hybrid_video.state import State
 from hybrid_video.tasks import Array, Sums, Task, Tree
+
+if TYPE_CHECKING:
+  # Not for what only computes: an experiment needs a video decoder.
+  from hybrid_video.experiment import Experiment
 
 # Folded into the seed's key before the step, so that what `Task.prepare` draws is none of dropout's;
 # no step's number gets so far.
@@ -59,7 +62,7 @@ class StepOptions:
   freeze: tuple[str, ...] = ()
 
   @classmethod
-  def of(cls, experiment: Experiment) -> "StepOptions":
+  def of(cls, experiment: "Experiment") -> "StepOptions":
     """What an experiment says."""
     return cls(
       experiment.micro_batches,

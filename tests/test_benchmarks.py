@@ -1,5 +1,7 @@
 """That the benchmarks run and say what they promise; how fast is no matter of tests."""
 
+import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,7 +11,9 @@ import sys
 
 import pytest
 
-from benchmarks import end_to_end, pretraining, train_step
+from benchmarks import end_to_end, sides, train_step
+from benchmarks.compared import MODELS
+from hybrid_video import models
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -42,10 +46,11 @@ def _run(*command: str) -> subprocess.CompletedProcess:
   )
 
 
-def test_train_step_measures_our_side_where_there_is_no_pytorch(tmp_path):
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")
+def test_train_step_measures_our_side_where_there_is_no_pytorch_and_says_so(tmp_path):
   done = _run(
     "benchmarks/train_step.py",
-    "--no_peer",
+    "--model=r2plus1d_18",
     "--works=forward",
     "--batches=2",
     "--frames=2",
@@ -55,6 +60,8 @@ def test_train_step_measures_our_side_where_there_is_no_pytorch(tmp_path):
     f"--results={tmp_path}",
   )
   assert done.returncode == 0, done.stderr
+  assert "measured without its peer. Python has no module 'torch'" in done.stdout
+  assert "pip install -r benchmarks/requirements.txt" in done.stdout
   found = json.loads(done.stdout.splitlines()[-1])
   (row,) = found["rows"]
   assert (row["work"], row["frames"], row["batch"]) == ("forward", 2, 2)
@@ -63,46 +70,79 @@ def test_train_step_measures_our_side_where_there_is_no_pytorch(tmp_path):
   assert row["ours_program_mib"] > row["ours_temporary_mib"] + 119
   assert row["ours_peak_mib"] > 119
   assert found["failed"] == []
-  assert json.loads((tmp_path / "train_step_cpu.json").read_text()) == found
+  assert json.loads((tmp_path / "train_step_cpu.json").read_text()) == {"models": found["models"]}
+
+
+def test_results_of_other_models_stay(tmp_path):
+  given = argparse.Namespace(results=tmp_path, name="")
+  entry = {"backend": "cpu", "rows": [], "ratio_train": 1.5, "ratio_forward": 1.25}
+  for model in ("videomae_small", "r2plus1d_18", "videomae_small"):
+    train_step._keep(given, model, entry)
+  kept = json.loads((tmp_path / "train_step_cpu.json").read_text())["models"]
+  assert kept == {"r2plus1d_18": entry, "videomae_small": entry}
+  assert [*kept] == ["r2plus1d_18", "videomae_small"]
   assert (tmp_path / "train_step_cpu.png").stat().st_size > 1000
 
 
-def test_pretraining_measures_our_side_where_there_is_no_pytorch(tmp_path):
-  done = _run(
-    "benchmarks/pretraining.py",
-    "--no_peer",
-    "--sizes=small",
-    "--blocks=1",
-    "--frames=2",
-    "--size=32",
-    "--turns=1",
-    "--seconds=0.01",
-    f"--results={tmp_path}",
-  )
+def test_every_model_is_measured_and_has_a_peer_or_none():
+  assert {*models.MODELS} <= {compared.model for compared in MODELS.values()}
+  peers = pathlib.Path(train_step.__file__).parent / "peers"
+  for compared in MODELS.values():
+    assert bool(compared.peer) == bool(compared.beside)
+    assert not compared.peer or (peers / f"{compared.peer}.py").exists()
+    for option in compared.model_options:
+      models.check_option(compared.model, option)
+
+
+_WITHOUT = """
+import sys
+
+class Blocked:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in {"tensorflow", "tensorflow_datasets", "clu", "av", "cv2", "orbax"}:
+      raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Blocked())
+from benchmarks import ours, sides
+from benchmarks.compared import MODELS
+
+side = ours.Ours("bfloat16", MODELS["hybrid_pretraining"])
+print(sides.Worker(side, MODELS["hybrid_pretraining"]).about())
+"""
+
+
+def test_our_side_needs_neither_tensorflow_nor_a_video_decoder():
+  done = _run("-c", _WITHOUT)
   assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout.splitlines()[-1])
-  (row,) = found["rows"]
-  assert (row["model"], row["work"], row["batch"]) == ("videomae_small", "train", 2)
-  # Parameters and both of AdamW's averages of them, without their activations.
-  assert row["ours_program_mib"] > row["ours_temporary_mib"] + 30
-  assert json.loads((tmp_path / "pretraining_cpu.json").read_text()) == found
-  assert (tmp_path / "pretraining_cpu.png").stat().st_size > 1000
+  assert "'backend': 'cpu'" in done.stdout
 
 
 def test_masks_of_the_benchmark_hide_the_same_cells_at_all_times():
-  masks = pretraining.tube_masks(3, 4, 64).reshape(3, 2, 16)
+  masks = sides.tube_masks(3, 4, 64).reshape(3, 2, 16)
   assert (masks[:, 0] == masks[:, 1]).all()
   assert (masks[:, 0].sum(1) == 14).all()
   assert len({row.tobytes() for row in masks[:, 0]}) == 3
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")
-def test_train_step_without_pytorch_says_what_to_install():
-  done = _run("benchmarks/train_step.py")
-  assert done.returncode == 1
-  assert "'torch'" in done.stderr
-  assert "pip install -r benchmarks/requirements.txt" in done.stderr
-  assert "Traceback" not in done.stderr
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(monkeypatch, capsys):
+  plan = train_step.Plan(
+    *("r2plus1d_18", ("train",), (16,), (64,), 112, "bfloat16", ("kept",)),
+    *(False, True, 1, 0.1, {"JAX_PLATFORMS": "cpu"}),
+  )
+  monkeypatch.setattr(train_step.Plan, "side", lambda *_, **__: contextlib.nullcontext())
+
+  def works(plan, frames, batch, *_):
+    if batch > 16:
+      raise sides.BenchmarkError("JAX failed at 'prepare': XlaRuntimeError: RESOURCE_EXHAUSTED")
+    yield {"batch": batch}
+
+  monkeypatch.setattr(train_step, "_works", works)
+  entry = {"error": None, "peer_forms": [], "failed": []}
+  assert list(train_step._rows(plan, [], entry)) == [{"batch": 16}]
+  assert entry["failed"] == []
+  told = capsys.readouterr().out
+  assert "batch 64, 16 frames, kept does not fit into memory: 32 instead" in told
+  assert "batch 32, 16 frames, kept does not fit into memory: 16 instead" in told
 
 
 class _Answers:
@@ -116,16 +156,22 @@ class _Answers:
     return answer(**arguments) if callable(answer) else answer
 
 
-def test_two_sides_that_give_other_logits_are_not_compared():
-  peer = _Answers(logits={"logits": [[1.0, -2.0]]})
-  near = _Answers(logits={"logits": [[1.0001, -2.0]]})
-  assert train_step.check_agreement(near, peer, 2, 16) == pytest.approx(5e-5, rel=1e-3)
-  far = _Answers(logits={"logits": [[1.0, -1.99]]})
+def test_two_sides_that_give_other_outputs_are_not_compared():
+  peer = _Answers(outputs={"values": [1.0, -2.0], "loss": None})
+  near = _Answers(outputs={"values": [1.0001, -2.0], "loss": None})
+  assert sides.check_agreement(near, peer) == pytest.approx(5e-5, rel=1e-3)
+  far = _Answers(outputs={"values": [1.0, -1.99], "loss": None})
   with pytest.raises(train_step.BenchmarkError, match=r"differ by 5\.0e-03"):
-    train_step.check_agreement(far, peer, 2, 16)
-  broken = _Answers(logits={"logits": [[float("nan"), -2.0]]})
+    sides.check_agreement(far, peer)
+  broken = _Answers(outputs={"values": [float("nan"), -2.0], "loss": None})
   with pytest.raises(train_step.BenchmarkError, match="nan"):
-    train_step.check_agreement(broken, peer, 2, 16)
+    sides.check_agreement(broken, peer)
+  # Of pretraining, the loss too.
+  same = {"values": [1.0, -2.0], "loss": 0.5}
+  other = {"values": [1.0, -2.0], "loss": 0.51}
+  assert sides.check_agreement(_Answers(outputs=same), _Answers(outputs=same)) == 0
+  with pytest.raises(train_step.BenchmarkError, match=r"differ by 2\.0e-02"):
+    sides.check_agreement(_Answers(outputs=other), _Answers(outputs=same))
 
 
 def test_the_peer_takes_its_fastest_form_and_a_compiler_that_fails_is_no_end():
@@ -146,13 +192,12 @@ def test_the_peer_takes_its_fastest_form_and_a_compiler_that_fails_is_no_end():
     return {"seconds": seconds[current[0]] + 1, "first_seconds": 9.0}
 
   peer = _Answers(prepare=prepare, run=lambda calls: {"seconds": seconds[current[0]]})
-  shape = {"batch": 2, "frames": 16, "size": 112}
   forms = [
     {"layout": layout, "compiled": compiled}
     for compiled in (False, True)
-    for layout in train_step.LAYOUTS
+    for layout in ("contiguous", "channels_last_3d")
   ]
-  best, tried = train_step.best_forms(peer, train_step.WORKS, forms, shape, 2)
+  best, tried = sides.best_forms(peer, train_step.WORKS, forms, 2, 2)
   assert best == {
     "forward": {"layout": "channels_last_3d", "compiled": False},
     "train": {"layout": "channels_last_3d", "compiled": True},
@@ -161,9 +206,9 @@ def test_the_peer_takes_its_fastest_form_and_a_compiler_that_fails_is_no_end():
   assert failed == [("forward", "contiguous"), ("train", "contiguous")]
   del seconds["train", "contiguous", False]
   with pytest.raises(train_step.BenchmarkError, match="no compiler"):
-    train_step.best_forms(peer, train_step.WORKS, forms, shape, 2)
+    sides.best_forms(peer, train_step.WORKS, forms, 2, 2)
   # An only form is taken untried.
-  assert train_step.best_forms(_Answers(), ("train",), forms[:1], shape, 2) == (
+  assert sides.best_forms(_Answers(), ("train",), forms[:1], 2, 2) == (
     {"train": forms[0]},
     [],
   )
@@ -192,9 +237,9 @@ def test_ratios_are_of_the_first_clip_length_and_told_apart_by_allocator():
 
 
 def test_a_side_whose_process_ends_is_told_with_its_status(monkeypatch):
-  monkeypatch.setattr(train_step.sys, "executable", "false")
+  monkeypatch.setattr(sides.sys, "executable", "false")
   with (
-    train_step.Side("ours", "float32", True, {}) as side,
+    sides.Side("ours", "r3d_18", MODELS["r3d_18"], "float32", True, {}) as side,
     pytest.raises(train_step.BenchmarkError, match="JAX's process ended with status 1"),
   ):
     side.ask("about")

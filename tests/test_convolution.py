@@ -20,6 +20,7 @@ CONVOLUTIONS = [
   ((1, 1, 1), (2, 2, 2), (0, 0, 0)),
   ((1, 1, 1), (1, 1, 1), (0, 0, 0)),
   ((3, 3, 3), (1, 2, 2), (1, 1, 1)),
+  ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
 ]
 SIZES = [(7, 9, 11), (1, 5, 5), (3, 1, 2), (4, 8, 16)]
 
@@ -216,7 +217,7 @@ def test_the_lowering_follows_from_backend_and_shape():
   assert _choose(64, 64, (3, 3, 3)) == convolution.DIRECT
   for kernel in (spatial, temporal, (1, 1, 1)):
     assert _choose(64, 144, kernel, platform="gpu") == convolution.TWO_DIMENSIONAL
-  assert _choose(64, 144, (3, 3, 3), platform="gpu") == convolution.DIRECT
+  assert _choose(64, 144, (3, 3, 3), platform="gpu") == convolution.STACKED
   stem = {"kernel": (1, 7, 7), "strides": (1, 2, 2), "platform": "gpu"}
   assert _choose(3, 48, **stem) == convolution.SPACE_TO_DEPTH
   assert _choose(64, 48, **stem) == convolution.TWO_DIMENSIONAL

@@ -1,5 +1,6 @@
 """Our BERT pooling with the weights that a PyTorch twin ran with, and how far their outputs lie apart."""
 
+from collections.abc import Callable
 import pathlib
 
 import jax
@@ -14,33 +15,47 @@ GOLDEN = np.load(pathlib.Path(__file__).parent / "bert_pooling.npz")
 BATCH, WIDTH = 3, 512
 
 
-def reference(tokens: int) -> bert_pooling.BertPooling:
-  """BERT pooling with the weights that the reference ran with, in evaluation."""
-  pooling = bert_pooling.BertPooling(WIDTH, tokens, rng=np.random.default_rng(0))
-  fill = reference_weights.value
-  pooling.cls[...] = jnp.asarray(fill("cls", (1, 1, WIDTH))[0])
-  pooling.positions[...] = jnp.asarray(fill("positions", (1, 1 + tokens, WIDTH))[0])
+def fill(pooling: bert_pooling.BertPooling, value: Callable[[str], np.ndarray]) -> None:
+  """Gives BERT pooling the twin's weights, by the twin's keys."""
+  pooling.cls[...] = jnp.asarray(value("cls")[0])
+  pooling.positions[...] = jnp.asarray(value("positions")[0])
   for name in ("norm1", "norm2"):
     norm = getattr(pooling, name)
-    norm.scale[...] = jnp.asarray(fill(f"{name}.weight", (WIDTH,)))
-    norm.bias[...] = jnp.asarray(fill(f"{name}.bias", (WIDTH,)))
+    norm.scale[...] = jnp.asarray(value(f"{name}.weight"))
+    norm.bias[...] = jnp.asarray(value(f"{name}.bias"))
   # PyTorch stacks queries, keys and values.
-  kernels = np.split(fill("attention.in_proj_weight", (3 * WIDTH, WIDTH)), 3)
-  biases = np.split(fill("attention.in_proj_bias", (3 * WIDTH,)), 3)
+  kernels = np.split(value("attention.in_proj_weight"), 3)
+  biases = np.split(value("attention.in_proj_bias"), 3)
   attention = pooling.self_attention
   linears = [
     (attention.to_q, kernels[0], biases[0]),
     (attention.to_k, kernels[1], biases[1]),
     (attention.to_v, kernels[2], biases[2]),
   ]
-  for linear, key, shape in (
-    (attention.to_out, "attention.out_proj", (WIDTH, WIDTH)),
-    (pooling.expand, "feed_forward.0", (4 * WIDTH, WIDTH)),
-    (pooling.contract, "feed_forward.2", (WIDTH, 4 * WIDTH)),
+  for linear, key in (
+    (attention.to_out, "attention.out_proj"),
+    (pooling.expand, "feed_forward.0"),
+    (pooling.contract, "feed_forward.2"),
   ):
-    linears.append((linear, fill(f"{key}.weight", shape), fill(f"{key}.bias", shape[:1])))
+    linears.append((linear, value(f"{key}.weight"), value(f"{key}.bias")))
   for linear, kernel, bias in linears:
     linear.kernel[...], linear.bias[...] = jnp.asarray(kernel.T), jnp.asarray(bias)
+
+
+def reference(tokens: int) -> bert_pooling.BertPooling:
+  """BERT pooling with the weights that the reference ran with, in evaluation."""
+  pooling = bert_pooling.BertPooling(WIDTH, tokens, rng=np.random.default_rng(0))
+  shapes = {
+    "cls": (1, 1, WIDTH),
+    "positions": (1, 1 + tokens, WIDTH),
+    "attention.in_proj_weight": (3 * WIDTH, WIDTH),
+    "attention.in_proj_bias": (3 * WIDTH,),
+    "attention.out_proj.weight": (WIDTH, WIDTH),
+    "feed_forward.0.weight": (4 * WIDTH, WIDTH),
+    "feed_forward.0.bias": (4 * WIDTH,),
+    "feed_forward.2.weight": (WIDTH, 4 * WIDTH),
+  }
+  fill(pooling, lambda key: reference_weights.value(key, shapes.get(key, (WIDTH,))))
   pooling.eval()
   return pooling
 

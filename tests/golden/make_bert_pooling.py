@@ -34,26 +34,32 @@ class Norm(nn.Module):
 
 
 class Pooling(nn.Module):
-  def __init__(self, tokens: int):
+  def __init__(self, tokens: int, dropout: float = 0.0):
     super().__init__()
     self.cls = nn.Parameter(torch.empty(1, 1, WIDTH))
     self.positions = nn.Parameter(torch.empty(1, 1 + tokens, WIDTH))
     self.norm1 = Norm()
-    self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    self.attention = nn.MultiheadAttention(WIDTH, HEADS, dropout=dropout, batch_first=True)
     self.norm2 = Norm()
     self.feed_forward = nn.Sequential(
-      nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH)
+      nn.Linear(WIDTH, 4 * WIDTH),
+      nn.GELU(approximate="tanh"),
+      nn.Linear(4 * WIDTH, WIDTH),
     )
+    self.dropout = nn.Dropout(dropout)
 
   def forward(self, tokens, hidden=None):
     """`hidden`, bool `[B, T']`, is true for tokens that nothing attends to."""
     x = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1) + self.positions
+    x = self.dropout(x)
     if hidden is not None:
       hidden = nn.functional.pad(hidden, (1, 0), value=False)
     y = self.norm1(x)
-    x = x + self.attention(y, y, y, key_padding_mask=hidden)[0]
-    x = x + self.feed_forward(self.norm2(x))
-    return x[:, 0]
+    x = x + self.dropout(self.attention(y, y, y, key_padding_mask=hidden)[0])
+    expand, activate, contract = self.feed_forward
+    y = self.dropout(activate(expand(self.norm2(x))))
+    x = x + self.dropout(contract(y))
+    return self.dropout(x)[:, 0]
 
 
 def main() -> None:

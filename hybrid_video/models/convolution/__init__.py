@@ -22,6 +22,7 @@ Triple = tuple[int, int, int]
 DIRECT, POINTWISE, FOLDED = "direct", "pointwise", "folded"
 TWO_DIMENSIONAL, WINOGRAD = "two_dimensional", "winograd"
 SPACE_TO_DEPTH = "space_to_depth"
+STACKED = "stacked"
 
 # Lanes of a TPU's matrix unit: two pixels' channels have to fit.
 _LANES = 128
@@ -68,6 +69,8 @@ def lowerings(kernel: Array, strides: Triple, padding: Triple) -> tuple[str, ...
     forms.append(TWO_DIMENSIONAL)
     if kernel.shape[0] == 3 and unit and padding == (1, 0, 0):
       forms.append(WINOGRAD)
+  else:
+    forms.append(STACKED)
   return tuple(forms)
 
 
@@ -78,7 +81,7 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: 
   convolutions until the next stride in space keep the fold. Elsewhere the factorised ones run in two
   dimensions: on a GPU because XLA lays 3-D maps out with channels first, and cuDNN turns each of them
   round before and after its kernels; there RGB, too few channels to read, are gathered from four
-  pixels. On a CPU they run by Winograd's algorithm where there are many pixels for the channels; not in
+  pixels, and what does not factorise takes the frames around a frame as its channels. On a CPU they run by Winograd's algorithm where there are many pixels for the channels; not in
   bfloat16, whose eight bits are too few for the mixing, nor on several devices, because its loop
   would gather their shares of a batch.
   """
@@ -89,6 +92,8 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: 
     return DIRECT
   if platform == "cpu" and POINTWISE in possible:
     return POINTWISE
+  if platform == "gpu" and STACKED in possible:
+    return STACKED
   if platform == "gpu" and SPACE_TO_DEPTH in possible and kernel.shape[-2] == 3:
     return SPACE_TO_DEPTH
   exact = x.dtype in (jnp.float32, jnp.float64)
@@ -141,6 +146,8 @@ def convolve(
       padding=[(p, p) for p in padding],
       dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
+  if lowering == STACKED:
+    return two_dimensional.stacked(x, kernel, strides, padding, _ALIGNED_CHANNELS)
   if lowering == POINTWISE:
     return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
   if kernel.shape[:3] == (1, 1, 1):

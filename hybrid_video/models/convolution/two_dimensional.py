@@ -1,4 +1,4 @@
-"""Factorised convolutions as 2-D ones, for CPUs and GPUs, where XLA's 3-D convolutions are slow.
+"""Convolutions over time and space as 2-D ones, for CPUs and GPUs, where XLA's 3-D convolutions are slow.
 
 On a CPU XLA's gradient by the kernel is slow too, so that is written as matrix products here.
 """
@@ -116,3 +116,33 @@ def temporal(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   if target.platform() == "gpu":
     return _convolve(x, kernel[:, None], (stride, 1), (padding, 0))
   return _temporal(x, kernel, stride, padding)
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3, 4))
+def stacked(
+  x: Array,
+  kernel: Array,
+  strides: tuple[int, int, int],
+  padding: tuple[int, int, int],
+  aligned: int,
+) -> Array:
+  """A whole 3-D convolution `[B, T, H, W, C]` with `[kt, kh, kw, C, D]`, as one over single frames.
+
+  Each frame has the channels of those that the kernel sees around it beside its own, filled up with zeros to a
+  multiple of `aligned`. They are gathered again in the backward pass: kept, they would be `kt` maps in place of one.
+
+  Returns:
+    `[B, T', H', W', D]`.
+  """
+  taps, *sides, channels, out = kernel.shape
+  padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (0, 0), (0, 0), (0, 0)))
+  count = (padded.shape[1] - taps) // strides[0] + 1
+  reach = strides[0] * (count - 1) + 1
+  around = [padded[:, k : k + reach : strides[0]] for k in range(taps)]
+  frames = jnp.concatenate(around, -1).reshape(-1, *x.shape[2:4], taps * channels)
+  mixed = kernel.transpose(1, 2, 0, 3, 4).reshape(*sides, taps * channels, out)
+  if filling := -(taps * channels) % aligned:
+    frames = jnp.pad(frames, ((0, 0),) * 3 + ((0, filling),))
+    mixed = jnp.pad(mixed, ((0, 0),) * 2 + ((0, filling), (0, 0)))
+  y = _convolve(frames, mixed, strides[1:], padding[1:])
+  return y.reshape(len(x), count, *y.shape[1:])

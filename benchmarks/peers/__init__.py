@@ -1,0 +1,1 @@
+"""The networks that ours are measured beside, in PyTorch; nothing here imports JAX."""
