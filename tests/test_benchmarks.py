@@ -299,6 +299,7 @@ def test_the_highest_rate_stops_at_the_first_that_waits():
   assert end_to_end.highest_under([(100.0, 0.02)], 0.02) is None
 
 
+@pytest.mark.slow
 def test_end_to_end_ends_with_one_json_object(tmp_path):
   done = _run(
     "benchmarks/end_to_end.py",

@@ -13,9 +13,15 @@ from hybrid_video.tasks import Array, Evaluation, Sums, Task, Tree, pixels
 
 NAME = models.PRETRAINING
 PROTOCOL = (
-  "loss is the mean squared error of the masked patches' pixels, each view under a mask "
+  "loss is the mean squared error of {targets}, in the masked patches, each view under a mask "
   "of its own that is the same at every evaluation"
 )
+# What is predicted, in words.
+_TARGETS = {
+  masking.NORMALIZED: "pixels normalized by patch and color",
+  masking.PIXELS: "pixels",
+  masking.MOTION: "pixels less their mean over the clip's time",
+}
 # The masks of evaluation follow from this and the clip's index.
 _EVALUATION_SEED = 0
 
@@ -73,7 +79,7 @@ def make(build: Callable[[], nnx.Module], mean: Sequence[float], std: Sequence[f
     outputs=outputs,
     summarize=summarize,
     merge=lambda params, batch_stats: nnx.merge(evaluation, params, batch_stats),
-    protocol=PROTOCOL,
+    protocol=PROTOCOL.format(targets=_TARGETS[targets]),
     features=features,
   )
 
