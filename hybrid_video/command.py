@@ -6,7 +6,6 @@ well, 1 for an error or for a video that could not be predicted, 130 after Ctrl-
 
 from collections.abc import Callable
 import contextlib
-import importlib
 import logging
 import os
 import pathlib
@@ -192,16 +191,6 @@ def _set_up_logging() -> None:
   logger.propagate = False
 
 
-def _load_pipeline(module: str) -> Any:
-  """The input pipeline, with TensorFlow kept away from accelerators."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  # TensorFlow only reads and decodes here; without oneDNN it starts without a page about it.
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  tensorflow = errors.require("tensorflow", "train", f"--mode={_MODE.value}")
-  tensorflow.config.set_visible_devices([], "GPU")
-  return importlib.import_module(module)
-
-
 def _run(pipeline_module: str, place: hosts.Place | None, stop: stopping.StopRequest) -> int:
   """Runs the mode that the flags name, on all processes; gives the exit code."""
   # Imported here, so that processes that decode videos start without them.
@@ -274,7 +263,7 @@ def _run_mode(
 
     export.run(workdir, checkpoint=_CHECKPOINT.value)
     return 0
-  pipeline = _load_pipeline(pipeline_module)
+  pipeline = platform_setup.load_pipeline(pipeline_module, f"--mode={_MODE.value}")
   if mode == "evaluate":
     from hybrid_video import evaluate
 

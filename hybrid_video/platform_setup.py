@@ -19,7 +19,7 @@ import zlib
 
 import jax
 
-from hybrid_video import paths
+from hybrid_video import errors, paths
 
 log = logging.getLogger("hybrid_video")
 
@@ -177,3 +177,23 @@ def keep_freed_memory() -> bool:
   # A refused setting gives 0.
   accepted = [mallopt(*setting) for setting in (_M_TRIM_THRESHOLD, _M_MMAP_MAX)]
   return all(accepted)
+
+
+def load_pipeline(module: str, purpose: str) -> Any:
+  """The input pipeline, with TensorFlow kept away from accelerators.
+
+  Args:
+    module: its name.
+    purpose: what needs it, such as "--mode=train".
+
+  Raises:
+    UserError: TensorFlow is not installed; the message says how to.
+  """
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # TensorFlow only reads and decodes here; without oneDNN it starts without a page about it.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  # Keras, which nothing here uses, would be a third of TensorFlow's start. Of the old one there is no package.
+  os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+  tensorflow = errors.require("tensorflow", "train", purpose)
+  tensorflow.config.set_visible_devices([], "GPU")
+  return importlib.import_module(module)

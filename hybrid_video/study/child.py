@@ -5,7 +5,6 @@ and an exit code. It stops, saving its step, by the signals that stop a training
 input does, that is, when whoever started it is gone.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -30,8 +29,6 @@ def _train(request: dict[str, Any], stop: stopping.StopRequest) -> None:
     # Read by XLA and TensorFlow when they start their threads.
     os.sched_setaffinity(0, request["cores"])
   # Imported once signals are seen to.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   from hybrid_video import paths, platform_setup, train
   from hybrid_video.experiment import Experiment
 
@@ -40,9 +37,7 @@ def _train(request: dict[str, Any], stop: stopping.StopRequest) -> None:
   with locks.of_work_directory(workdir, "train"):
     platform_setup.keep_compiled_programs()
     platform_setup.keep_freed_memory()
-    tensorflow = errors.require("tensorflow", "train", "--mode=train")
-    tensorflow.config.set_visible_devices([], "GPU")
-    pipeline: Any = importlib.import_module(request["pipeline"])
+    pipeline = platform_setup.load_pipeline(request["pipeline"], "--mode=train")
     train.run(experiment, workdir, pipeline, stop)
 
 
