@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from hybrid_video import models
-from hybrid_video.models import attention, target
-from hybrid_video.models.attention import FUSED, HEAD_BY_HEAD, PLAIN, RECOMPUTED, attend
+from hybrid_video.models import attention, blockwise_attention, target
+from hybrid_video.models.attention import (
+  BLOCKWISE,
+  FUSED,
+  HEAD_BY_HEAD,
+  PLAIN,
+  RECOMPUTED,
+  attend,
+)
 
 
 def _inputs(queries: int, keys: int, *, heads: int = 2, channels: int = 8, batch: int = 3):
@@ -37,7 +44,7 @@ def _float32(arrays):
 
 VISIBLE = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
 # Every way to the result that runs anywhere; the fused kernel needs its GPU.
-WAYS = [{"form": form} for form in (None, PLAIN, RECOMPUTED, HEAD_BY_HEAD)]
+WAYS = [{"form": form} for form in (None, PLAIN, RECOMPUTED, HEAD_BY_HEAD, BLOCKWISE)]
 WAYS.append({"dropout": lambda weights: weights})
 
 
@@ -69,6 +76,31 @@ def test_every_form_has_the_same_gradients_and_none_for_hidden_keys(way):
   assert (np.abs(of_form[2][VISIBLE]).max((1, 2)) > 0).all()
 
 
+@pytest.mark.parametrize("visible", [None, VISIBLE], ids=["all", "masked"])
+@pytest.mark.parametrize("queries", [1, 7, 8])
+def test_blocks_of_queries_have_the_outputs_and_gradients_of_all_at_once(
+  queries, visible, monkeypatch
+):
+  # Two or three queries a block; the last one is not full.
+  monkeypatch.setattr(blockwise_attention, "_SCORES_AT_ONCE", 3 * 5)
+  visible = None if visible is None else jnp.asarray(visible)
+
+  def outputs_and_gradients(**way):
+    def loss(*inputs):
+      out = attend(*inputs, visible, **way)
+      return jnp.sin(out).sum(), out
+
+    with jax.enable_x64(True):
+      inputs = [jnp.asarray(array, jnp.float64) for array in _inputs(queries, 5)]
+      (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*inputs)
+      return [np.asarray(array) for array in (out, *gradients)]
+
+  formula = outputs_and_gradients(dropout=lambda weights: weights)
+  for blocks, plain in zip(outputs_and_gradients(form=BLOCKWISE), formula, strict=True):
+    assert blocks.dtype == np.float64
+    np.testing.assert_allclose(blocks, plain, rtol=1e-12, atol=1e-13)
+
+
 def _float32_scores_saved(form):
   """How many float32 arrays of the scores' size the backward pass reads from the forward pass."""
 
@@ -82,6 +114,7 @@ def _float32_scores_saved(form):
 def test_only_the_plain_form_saves_scores_for_the_backward_pass():
   assert _float32_scores_saved(PLAIN) > 0
   assert _float32_scores_saved(RECOMPUTED) == _float32_scores_saved(HEAD_BY_HEAD) == 0
+  assert _float32_scores_saved(BLOCKWISE) == 0
 
 
 def test_an_unknown_form_is_refused_with_the_known_ones():
@@ -181,7 +214,7 @@ CPU, TPU = [_device("cpu")], [_device("tpu", "libtpu")]
 def test_the_fused_kernel_is_chosen_only_where_it_runs_and_pays_off(shapes, expected):
   query, key, _ = shapes
   assert attention.choose(query, key, HOPPER, masked=False) == expected
-  for devices in (CPU, TURING, ROCM, HOPPER + TURING, []):
+  for devices in (TURING, ROCM, HOPPER + TURING, []):
     assert attention.choose(query, key, devices, masked=False) == PLAIN
   assert attention.choose(query, key, HOPPER, masked=True) == PLAIN
 
@@ -196,6 +229,16 @@ def test_a_tpu_computes_scores_again_and_many_of_them_one_head_at_a_time(masked)
   assert form_of(392, 392) == form_of(1568, 1568, heads=12) == HEAD_BY_HEAD
   assert form_of(1568, 1568, heads=1) == RECOMPUTED
   assert form_of(3, 3) == PLAIN
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_cpu_takes_many_scores_in_blocks_unless_its_devices_share_a_batch(masked):
+  def form_of(queries, keys, devices):
+    query, key, _ = _shapes(queries, keys)
+    return attention.choose(query, key, devices, masked=masked)
+
+  assert form_of(1568, 1568, CPU) == form_of(256, 6272, CPU) == BLOCKWISE
+  assert form_of(1568, 1568, 2 * CPU) == form_of(160, 160, CPU) == form_of(1568, 8, CPU) == PLAIN
 
 
 def test_a_form_is_chosen_for_this_machines_own_devices():

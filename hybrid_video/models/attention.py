@@ -15,13 +15,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hybrid_video.models import target
+from hybrid_video.models import blockwise_attention, target
 
 Array = jax.Array
 
 PLAIN, FUSED = "plain", "fused"
-RECOMPUTED, HEAD_BY_HEAD = "recomputed", "head_by_head"
-FORMS = (PLAIN, FUSED, RECOMPUTED, HEAD_BY_HEAD)
+RECOMPUTED, HEAD_BY_HEAD, BLOCKWISE = "recomputed", "head_by_head", "blockwise"
+FORMS = (PLAIN, FUSED, RECOMPUTED, HEAD_BY_HEAD, BLOCKWISE)
 
 # What every GPU with the fused kernel takes; Hopper takes wider heads.
 _MOST_CHANNELS, _CHANNELS_STEP = 128, 8
@@ -30,6 +30,8 @@ _LEAST_CAPABILITY = (8, 0)
 # all at once: with 16 clips a chip more at 257 x 257, fewer at 392 x 392, half at 784 x 784 (the
 # compiler's estimate of a training step).
 _SCORES_WORTH_A_LOOP = 320 * 320
+# Scores of one head of one clip, from which blocks of them take less time on a CPU than all at once.
+_SCORES_WORTH_BLOCKS = 256 * 256
 _MASKED_SCORE = -1e9
 
 _observer: contextvars.ContextVar[Callable[[Array], Array] | None] = contextvars.ContextVar(
@@ -79,7 +81,8 @@ def choose(query: Array, key: Array, devices: Sequence[jax.Device], *, masked: b
   Pallas kernels are not among the forms: the compiler cannot partition them over a mesh, as it does
   everything else in a training step.
 
-  Anywhere else it is `PLAIN`: on a CPU computing scores again costs time.
+  On a CPU, scores of a block of queries at a time (`BLOCKWISE`) stay in the cache, forward and backward; not on
+  several devices, whose shares of a batch a loop would gather. Anywhere else it is `PLAIN`.
 
   Args:
     query: `[B, N, heads, D]`; only its shape and dtype are read.
@@ -93,6 +96,9 @@ def choose(query: Array, key: Array, devices: Sequence[jax.Device], *, masked: b
     return PLAIN
   if devices and all(device.platform == "tpu" for device in devices):
     return HEAD_BY_HEAD if heads > 1 and queries * keys >= _SCORES_WORTH_A_LOOP else RECOMPUTED
+  if devices and all(device.platform == "cpu" for device in devices):
+    is_worth_it = len(devices) == 1 and queries * keys >= _SCORES_WORTH_BLOCKS
+    return BLOCKWISE if is_worth_it else PLAIN
   takes = (
     query.dtype == key.dtype
     and query.dtype in (jnp.bfloat16, jnp.float16)
@@ -141,6 +147,8 @@ def attend(
     return jax.checkpoint(_plain)(query, key, value, mask)
   if form == HEAD_BY_HEAD:
     return _head_by_head(query, key, value, mask)
+  if form == BLOCKWISE:
+    return blockwise_attention.attend(query, key, value, visible)
   if form == FUSED and mask is None:
     return _fused(query, key, value)
   raise ValueError(
