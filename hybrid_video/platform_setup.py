@@ -192,8 +192,6 @@ def load_pipeline(module: str, purpose: str) -> Any:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # TensorFlow only reads and decodes here; without oneDNN it starts without a page about it.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  # Keras, which nothing here uses, would be a third of TensorFlow's start. Of the old one there is no package.
-  os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
   tensorflow = errors.require("tensorflow", "train", purpose)
   tensorflow.config.set_visible_devices([], "GPU")
   return importlib.import_module(module)

@@ -9,8 +9,6 @@ os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-# As training has it: a third less of TensorFlow's start.
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
 import contextlib
 import logging

@@ -32,8 +32,7 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
   """What `study.json` holds.
 
   Raises:
-    ReportError: it is missing or lacks something, two rows have one name, or runs of one form are of
-      several protocols.
+    ReportError: it is missing or lacks something, or two rows have one name.
   """
   path = workdir / FILE
   study = load_json(path, "a gathered study")
@@ -45,23 +44,7 @@ def load(workdir: pathlib.Path) -> dict[str, Any]:
   keys = [(row["row"], row["form"]) for row in study["table"]]
   if twice := sorted({key[0] for key in keys if keys.count(key) > 1}):
     raise results.ReportError(f"{name}: two rows are called {errors.shown(twice)}. Rename one.")
-  for form in {row["form"] for row in study["table"]}:
-    of_row: dict[str, str] = {}
-    for run in study["runs"]:
-      if run["form"] == form and run.get("protocol"):
-        words = _without_step(run["protocol"])
-        of_row.setdefault(words, run["workdir"])
-    if len(of_row) > 1 and not study.get("protocols_differ"):
-      lines = "".join(f"\n  {folder}: {words}" for words, folder in of_row.items())
-      raise results.ReportError(
-        f"{name}: runs of different protocols cannot stand in one table:{lines}\n"
-        "Evaluate them with the same views, or report them apart."
-      )
   return study
-
-
-def _without_step(protocol: str) -> str:
-  return " ".join(w if not w.rstrip(",;").isdigit() else "N" for w in protocol.split())
 
 
 def _mean(row: dict[str, Any], name: str = "video_top1") -> float | None:

@@ -75,17 +75,11 @@ def gather(study: Study, workdir: epath.Path) -> dict[str, Any]:
     "seeds": study.seeds,
     "splits": study.splits,
     "forms": study.forms,
-    # Rows that differ in their clips are evaluated by other views, on purpose.
-    "protocols_differ": len(_views(study)) > 1,
     "rows": [row.to_json() for row in study.rows],
     "runs": runs,
     "table": rows,
     "comparisons": _comparisons(study, answers),
   }
-
-
-def _views(study: Study) -> set[str]:
-  return {run.experiment.evaluation.describe_views() for run in study.runs if run.has_accuracy}
 
 
 def _published_elsewhere(study: Study) -> str:
