@@ -308,8 +308,9 @@ def against(
     caption: what is seen.
     points: per cent, each with `x`.
     words: of x.
-    log: whether x is logarithmic.
-    joined: whether points of one label are a curve with a name; otherwise each label has a number.
+    log: whether x is logarithmic, where its values lie far apart.
+    joined: whether points of one label are a curve with a name, over a few values of x; otherwise each label
+      has a number.
     chance: per cent, what a constant answer reaches.
   """
   labels = list(dict.fromkeys(point.label for point in points))
@@ -338,10 +339,14 @@ def against(
       axes.plot([], [], " ", label=f"{number}  {_short(label, _ROW_LETTERS)}")
     if chance is not None:
       axes.axhline(chance, **_CHANCE)
-    if log and max(p.x for p in points) > 10 * min(p.x for p in points):
+    xs = sorted({point.x for point in points})
+    if log and 0 < xs[0] < xs[-1] / (4 if joined else 10):
       axes.set_xscale("log")
       axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.3g}"))
       axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    if joined and len(xs) < 9:
+      axes.set_xticks(xs, [f"{x:g}" for x in xs])
+      axes.minorticks_off()
     axes.margins(0.15)
     axes.set_ylim(top=min(axes.get_ylim()[1], 104))
     axes.set_xlabel(words)

@@ -345,7 +345,9 @@ def _curves_against_axes(study: dict[str, Any]) -> list[charts.Chart]:
     words = _AXES.get(axis, axis.replace("_", " "))
     caption = f"Accuracy against {words}{common}"
     drawn.append(
-      charts.against(_file_name(axis), caption, points, words, joined=True, chance=_chance(study))
+      charts.against(
+        _file_name(axis), caption, points, words, log=True, joined=True, chance=_chance(study)
+      )
     )
   return drawn
 
