@@ -15,6 +15,7 @@ import logging
 import pathlib
 import subprocess
 
+import jax
 import numpy as np
 import programs
 import pytest
@@ -40,6 +41,14 @@ def write_lists(folder: pathlib.Path, lists: dict[str, tuple[str, tuple[int, ...
       lines[action] = lines.get(action, "") + f"{name} {codes[split - 1]} \n"
     for action, text in lines.items():
       (folder / f"{action}_test_split{split}.txt").write_text(text)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_of_this_process(tmp_path_factory: pytest.TempPathFactory) -> None:
+  """What one test has compiled, others find: many train the same small models."""
+  folder = tmp_path_factory.mktemp("programs")
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from hybrid_video import models
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_input_throughput_ends_with_one_json_object():
   command = [sys.executable, "benchmarks/input_throughput.py", "--turns=1", "--seconds=0.3"]
   command += ["--memory_clips=64", "--batch_size=4"]
@@ -46,6 +47,7 @@ def _run(*command: str) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")
 def test_train_step_measures_our_side_where_there_is_no_pytorch_and_says_so(tmp_path):
   done = _run(

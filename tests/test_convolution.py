@@ -153,6 +153,7 @@ def test_two_convolutions_at_once_are_the_two_one_after_the_other(size, tiles, m
         np.testing.assert_allclose(ours, plain, rtol=1e-9, atol=1e-10, err_msg=str(count))
 
 
+@pytest.mark.slow
 def test_in_evaluation_a_cpu_computes_two_convolutions_at_once_and_the_features_are_the_same(
   monkeypatch,
 ):

@@ -202,6 +202,7 @@ CLASSES = (
 )
 
 
+@pytest.mark.slow
 def test_a_folder_of_such_classes_is_trained_evaluated_and_predicted(tmp_path):
   data, run = tmp_path / "data", tmp_path / "run"
   rng = np.random.default_rng(0)

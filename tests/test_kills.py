@@ -58,6 +58,7 @@ def straight(runs):
   return results, seconds - results["compilation"]["seconds"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_ends_as_one_that_never_was(runs, straight):
   expected, _ = straight
   rng = random.Random(0)
@@ -67,6 +68,7 @@ def test_a_run_that_is_killed_three_times_ends_as_one_that_never_was(runs, strai
   assert_equal(runs, "killed", expected, steps=24)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_its_step_and_ends_as_one_that_never_was(runs, straight):
   expected, _ = straight
   for step, sent in ((4, signal.SIGTERM), (10, signal.SIGINT), (16, signal.SIGHUP)):

@@ -168,7 +168,8 @@ def transfer_of(finished, tmp_path_factory):
   return experiment.from_config(config, origins.model_of)
 
 
-@pytest.mark.parametrize("at", [(3,), pytest.param((2, 5), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [(3,), (2, 5)])
 def test_a_run_that_is_stopped_between_its_phases_or_in_them_ends_as_one_that_is_not(
   at, finished, transfer_of, tmp_path, monkeypatch, logged
 ):

@@ -97,6 +97,8 @@ def settings(monkeypatch):
   before = {name: jax.config.values[name] for name in _SETTINGS}
   for name in _SETTINGS:
     monkeypatch.delenv(name.upper(), raising=False)
+  jax.config.update("jax_compilation_cache_dir", None)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   yield
   for name, value in before.items():
     jax.config.update(name, value)

@@ -37,7 +37,10 @@ def task(request):
   return registry.create(chosen, 8, sharding.make_mesh())
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+  "model",
+  ["videomae_small_pretraining", pytest.param("hybrid_pretraining", marks=pytest.mark.slow)],
+)
 def test_a_run_pretrains_and_evaluates(made_folder, finished, tmp_path, model):
   _, workdir, _ = finished
   config = _config(made_folder, workdir / "records", model)

@@ -239,6 +239,7 @@ def _augmented_task(devices):
   return _task(augment, dropout=0.0)
 
 
+@pytest.mark.slow
 def test_augmented_training_is_the_same_on_any_number_of_devices():
   state, losses = _run(1, _augmented_task(1), count=2)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))

@@ -393,6 +393,7 @@ def test_a_pretrained_encoder_loads_into_a_classifier_and_its_decoder_is_left(tm
     weights.load_pretrained(_narrow(), path)
 
 
+@pytest.mark.slow
 def test_rematerialized_blocks_give_the_same_gradients_and_statistics():
   def results(remat):
     build = functools.partial(models.create, "r2plus1d_18", num_classes=3, width=4, remat=remat)
