@@ -323,7 +323,7 @@ def _draw(models: dict[str, Any]) -> Callable[[Sequence[Any]], None]:
     ax.invert_yaxis()
     ax.margins(x=0.12)
     ax.set_title("PyTorch's time / ours")
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.4, -0.1))
 
   return draw
 
