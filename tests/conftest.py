@@ -15,7 +15,6 @@ import logging
 import pathlib
 import subprocess
 
-import jax
 import numpy as np
 import programs
 import pytest
@@ -46,6 +45,9 @@ def write_lists(folder: pathlib.Path, lists: dict[str, tuple[str, tuple[int, ...
 @pytest.fixture(scope="session", autouse=True)
 def programs_of_this_process(tmp_path_factory: pytest.TempPathFactory) -> None:
   """What one test has compiled, others find: many train the same small models."""
+  # Processes that decode videos import this file, and are to start without.
+  import jax
+
   folder = tmp_path_factory.mktemp("programs")
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
