@@ -4,6 +4,7 @@ In: the name of a model. Out: its options, clips, optimizer and peer. Imports ne
 processes of both sides read it.
 """
 
+import argparse
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
@@ -126,7 +127,7 @@ def _videomae(size: str, batch: int) -> dict[str, Compared]:
   }
 
 
-MODELS = {
+MODELS: dict[str, Compared] = {
   "r2plus1d_18": Compared("r2plus1d_18", "video_resnets", _TORCHVISION, batches=(2, 4, 8)),
   "r3d_18": Compared("r3d_18", "video_resnets", _TORCHVISION),
   "mc3_18": Compared("mc3_18", "video_resnets", _TORCHVISION),
@@ -155,3 +156,17 @@ MODELS = {
     "hybrid_pretraining", "", "", update=ADAMW_OF_PRETRAINING, is_pretraining=True
   ),
 }
+
+
+def named(text: str) -> list[str]:
+  """Models of `MODELS` by comma, or `all`, as a type of argparse's.
+
+  Raises:
+    ArgumentTypeError: one that there is not.
+  """
+  names = [*MODELS] if text == "all" else text.split(",")
+  if unknown := {*names} - {*MODELS}:
+    raise argparse.ArgumentTypeError(
+      f"{', '.join(sorted(unknown))}: expected all, or of {', '.join(MODELS)}"
+    )
+  return names

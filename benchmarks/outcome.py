@@ -16,7 +16,19 @@ import matplotlib.figure
 
 from hybrid_video.report.figures import BLUE, INK, MUTED, ORANGE, STYLE
 
-__all__ = ["BLUE", "INK", "MUTED", "ORANGE", "plot", "processor", "table", "versions", "write"]
+__all__ = [
+  "BLUE",
+  "INK",
+  "MUTED",
+  "ORANGE",
+  "keep",
+  "kept",
+  "plot",
+  "processor",
+  "table",
+  "versions",
+  "write",
+]
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "transformers", "libtpu")
@@ -84,6 +96,30 @@ def plot(
     draw(list(figure.subplots(1, panels, squeeze=False)[0]))
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / f"{name}.png", dpi=110)
+
+
+def kept(name: str) -> dict[str, Any]:
+  """What `keep` has put into `benchmarks/results/NAME.json`, by model."""
+  path = RESULTS / f"{name}.json"
+  return json.loads(path.read_text())["models"] if path.exists() else {}
+
+
+def keep(name: str, found: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+  """Puts what was found of some models into `benchmarks/results/NAME.json`; those of others stay.
+
+  Args:
+    name: of the benchmark.
+    found: by model.
+    order: of the models in the file.
+
+  Returns:
+    What the file holds of all models.
+  """
+  known = {**kept(name), **found}
+  every = {model: known[model] for model in order if model in known}
+  RESULTS.mkdir(exist_ok=True)
+  (RESULTS / f"{name}.json").write_text(json.dumps({"models": every}, indent=1) + "\n")
+  return every
 
 
 def write(name: str, outcome: dict[str, Any]) -> None:

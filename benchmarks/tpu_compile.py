@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import ours, outcome
-from benchmarks.compared import MODELS, Compared
+from benchmarks.compared import MODELS, Compared, named
 from hybrid_video import sharding, steps
 from hybrid_video import state as training_state
 from hybrid_video.models import costs, target
@@ -197,12 +197,8 @@ def _draw(models: dict[str, Any], topology: str) -> Any:
 
 
 def _keep(model: str, topology: str, made: dict[str, Any]) -> None:
-  path = outcome.RESULTS / f"{_NAME}.json"
-  known = json.loads(path.read_text())["models"] if path.exists() else {}
-  known.setdefault(model, {})[topology] = made
-  every = {name: known[name] for name in MODELS if name in known}
-  path.parent.mkdir(exist_ok=True)
-  path.write_text(json.dumps({"models": every}, indent=1) + "\n")
+  of_model = outcome.kept(_NAME).get(model, {}) | {topology: made}
+  every = outcome.keep(_NAME, {model: of_model}, [*MODELS])
   count = sum(topology in of for of in every.values())
   outcome.plot(_NAME, _draw(every, "v5e:2x2"), height=1.2 + 0.5 * count)
 
@@ -210,18 +206,17 @@ def _keep(model: str, topology: str, made: dict[str, Any]) -> None:
 def main() -> None:
   """Compiles, and tells what it found."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", default="r2plus1d_18", help=f"all, or of {', '.join(MODELS)}")
+  parser.add_argument(
+    "--model", type=named, default=["r2plus1d_18"], help=f"all, or of {', '.join(MODELS)}"
+  )
   parser.add_argument("--topologies", default="v5e:2x2,v6e:2x2")
   parser.add_argument("--batch", type=int, default=64, help="clips over all chips")
   parser.add_argument("--frames", type=int, help="of a clip; each model has its own")
   parser.add_argument("--results", type=pathlib.Path, help="folder to write them to")
   given = parser.parse_args()
   outcome.RESULTS = given.results or outcome.RESULTS
-  names = [*MODELS] if given.model == "all" else given.model.split(",")
-  if unknown := {*names} - {*MODELS}:
-    parser.error(f"--model has {', '.join(unknown)}: expected all, or of {', '.join(MODELS)}")
   found: dict[str, Any] = {}
-  for model in names:
+  for model in given.model:
     compared = dataclasses.replace(MODELS[model], frames=given.frames or MODELS[model].frames)
     for topology in given.topologies.split(","):
       made = both_forms(topology, model, compared, given.batch)
@@ -229,8 +224,8 @@ def main() -> None:
       _keep(model, topology, made)
   print("\n" + outcome.table(_summary(found)) + "\n")
   alone: dict[str, Any] = {}
-  if len(names) == 1:
-    first = next(iter(found[names[0]].values()))
+  if len(given.model) == 1:
+    first = next(iter(found[given.model[0]].values()))
     print(outcome.table(_parts(first)) + "\n")
     alone = {key: first[key] for key in ("cycles_ratio", "cycles_ratio_unhidden", "memory_ratio")}
   print(json.dumps({**alone, "models": found}))

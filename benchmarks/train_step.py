@@ -62,7 +62,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import sides  # noqa: E402
-from benchmarks.compared import CLASSES, MODELS  # noqa: E402
+from benchmarks.compared import CLASSES, MODELS, named  # noqa: E402
 from benchmarks.sides import OURS, PEER, BenchmarkError, Side  # noqa: E402
 
 WORKS = ("forward", "train")
@@ -142,6 +142,7 @@ def _rows(
   forms: dict[str, dict[str, Any]] | None = None
   for allocator, frames, batch in itertools.product(plan.allocators, plan.frames, plan.batches):
     while True:
+      made: list[dict[str, Any]] = []
       with contextlib.ExitStack() as stack:
         # main.py has freed memory kept, so ours does in both cases.
         ours = stack.enter_context(plan.side(OURS, frames))
@@ -156,7 +157,7 @@ def _rows(
             forms, entry["peer_forms"] = sides.best_forms(
               peer, plan.works, candidates, batch, max(2, plan.turns)
             )
-          made = list(_works(plan, frames, batch, allocator, ours, peer, forms or {}))
+          made.extend(_works(plan, frames, batch, allocator, ours, peer, forms or {}))
         except BenchmarkError as problem:
           what = f"{plan.model}, batch {batch}, {frames} frames, {allocator}"
           if problem.is_of_memory and batch > 1:
@@ -165,7 +166,6 @@ def _rows(
             continue
           entry["failed"].append(f"{what}: {problem}")
           print(entry["failed"][-1], flush=True)
-          break
       yield from made
       break
 
@@ -222,6 +222,42 @@ def _peer_about(
   return known[peer]
 
 
+def _plan(
+  arguments: argparse.Namespace,
+  model: str,
+  backend: str,
+  with_peer: bool,
+  environment: dict[str, str],
+) -> Plan:
+  """What the command line asks of a model, and the model's own values where it says nothing."""
+  compared, on_cpu = MODELS[model], backend == "cpu"
+  allocators = arguments.allocators or ("default,kept" if on_cpu and with_peer else "kept")
+  return Plan(
+    model,
+    [work for work in arguments.works.split(",") if work in compared.works],
+    arguments.frames or [compared.frames],
+    arguments.batches or (compared.batches if on_cpu else compared.gpu_batches),
+    arguments.size or compared.size,
+    arguments.precision or ("float32" if on_cpu else "bfloat16"),
+    allocators.split(","),
+    with_peer,
+    not arguments.unchecked,
+    arguments.turns,
+    arguments.seconds,
+    environment,
+  )
+
+
+def _forms(arguments: argparse.Namespace, layouts: Sequence[str]) -> list[dict[str, Any]]:
+  """The forms that the peer is tried in, of the layouts that it can take."""
+  if arguments.peer_layout in layouts:
+    layouts = (arguments.peer_layout,)
+  compile_too = {"auto": (False, True), "yes": (True,), "no": (False,)}[arguments.peer_compile]
+  return [
+    {"layout": layout, "compiled": compiled} for compiled in compile_too for layout in layouts
+  ]
+
+
 def compare(
   arguments: argparse.Namespace, model: str, cache: str, known: dict[str, Any]
 ) -> dict[str, Any]:
@@ -238,7 +274,6 @@ def compare(
   """
   from benchmarks import outcome
 
-  compared = MODELS[model]
   # Caches that start empty, so that compile times are true; they serve the later processes.
   environment = {
     "JAX_COMPILATION_CACHE_DIR": f"{cache}/jax",
@@ -250,36 +285,13 @@ def compare(
     # Where PyTorch has a GPU, both use it, and JAX may not quietly fall back.
     environment["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(peer_about["backend"], "cpu")
   if OURS not in known:
-    with Side(OURS, model, compared, "float32", True, environment) as ours:
+    with Side(OURS, model, MODELS[model], "float32", True, environment) as ours:
       known[OURS] = ours.ask("about")
   about = known[OURS]
-  on_cpu = about["backend"] == "cpu"
-  environment.setdefault("JAX_PLATFORMS", "cpu" if on_cpu else about["backend"])
-  works = [work for work in arguments.works.split(",") if work in compared.works]
-  plan = Plan(
-    model,
-    works,
-    arguments.frames or [compared.frames],
-    arguments.batches or (compared.batches if on_cpu else compared.gpu_batches),
-    arguments.size or compared.size,
-    arguments.precision or ("float32" if on_cpu else "bfloat16"),
-    (
-      arguments.allocators or ("default,kept" if on_cpu and peer_about is not None else "kept")
-    ).split(","),
-    peer_about is not None,
-    not arguments.unchecked,
-    arguments.turns,
-    arguments.seconds,
-    environment,
-  )
+  environment.setdefault("JAX_PLATFORMS", about["backend"])
+  plan = _plan(arguments, model, about["backend"], peer_about is not None, environment)
   print(f"{model}, {CLASSES} classes, {plan.precision}, on {about['device']}", flush=True)
-  compile_too = {"auto": (False, True), "yes": (True,), "no": (False,)}[arguments.peer_compile]
-  layouts = peer_about["layouts"] if peer_about else ()
-  if arguments.peer_layout in layouts:
-    layouts = (arguments.peer_layout,)
-  candidates = [
-    {"layout": layout, "compiled": compiled} for compiled in compile_too for layout in layouts
-  ]
+  candidates = _forms(arguments, peer_about["layouts"] if peer_about else ())
   entry: dict[str, Any] = {"error": None, "peer_forms": [], "failed": []}
   rows: list[dict[str, Any]] = []
   try:
@@ -290,7 +302,7 @@ def compare(
     raise BenchmarkError(f"{model}: nothing could be measured, see the lines above.")
   return {
     **ratios(rows, plan.frames[0]),
-    "beside": compared.beside if plan.with_peer else None,
+    "beside": MODELS[model].beside if plan.with_peer else None,
     "backend": about["backend"],
     "device": about["device"],
     "precision": plan.precision,
@@ -335,12 +347,7 @@ def _keep(arguments: argparse.Namespace, model: str, entry: dict[str, Any]) -> N
   if arguments.results:
     outcome.RESULTS = arguments.results
   name = arguments.name or f"train_step_{entry['backend']}"
-  path = outcome.RESULTS / f"{name}.json"
-  known = json.loads(path.read_text())["models"] if path.exists() else {}
-  known[model] = entry
-  every = {model: known[model] for model in MODELS if model in known}
-  path.parent.mkdir(exist_ok=True)
-  path.write_text(json.dumps({"models": every}, indent=1) + "\n")
+  every = outcome.keep(name, {model: entry}, [*MODELS])
   if compared := sum("ratio_train" in entry for entry in every.values()):
     outcome.plot(name, _draw(every), height=1.2 + 0.45 * compared)
 
@@ -362,7 +369,9 @@ def _numbers(text: str) -> list[int]:
 
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--model", default="r2plus1d_18", help=f"all, or of {', '.join(MODELS)}")
+  parser.add_argument(
+    "--model", type=named, default=["r2plus1d_18"], help=f"all, or of {', '.join(MODELS)}"
+  )
   parser.add_argument("--batches", type=_numbers, help="such as 2,4,8; each model has its own")
   parser.add_argument("--frames", type=_numbers, help="clip lengths, such as 16,8,32")
   parser.add_argument("--size", type=int, help="height and width, pixels")
@@ -379,9 +388,6 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--results", type=pathlib.Path, help="folder to write them to")
   parser.add_argument("--serve", choices=[OURS, PEER], help=argparse.SUPPRESS)
   given = parser.parse_args()
-  given.models = [*MODELS] if given.model == "all" else given.model.split(",")
-  if unknown := {*given.models} - {*MODELS}:
-    parser.error(f"--model has {', '.join(unknown)}: expected all, or of {', '.join(MODELS)}")
   if unknown := {*given.works.split(",")} - {*WORKS}:
     parser.error(f"--works has {', '.join(unknown)}: expected {' or '.join(WORKS)}")
   return given
@@ -389,7 +395,7 @@ def _parse() -> argparse.Namespace:
 
 def _serve(arguments: argparse.Namespace) -> None:
   """Is one side: answers questions until there are no more."""
-  (model,), (frames,) = arguments.models, arguments.frames
+  (model,), (frames,) = arguments.model, arguments.frames
   compared = dataclasses.replace(MODELS[model], frames=frames, size=arguments.size)
   kept = arguments.allocators == "kept"
 
@@ -409,7 +415,7 @@ def main() -> None:
   measured: dict[str, Any] = {}
   known: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as cache:
-    for model in arguments.models:
+    for model in arguments.model:
       try:
         measured[model] = compare(arguments, model, cache, known)
         _keep(arguments, model, measured[model])

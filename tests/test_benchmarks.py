@@ -147,6 +147,27 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(monkeypatch, capsys):
   assert "batch 32, 16 frames, kept does not fit into memory: 16 instead" in told
 
 
+def test_what_was_measured_before_a_failure_stays(monkeypatch):
+  plan = train_step.Plan(
+    *("r2plus1d_18", train_step.WORKS, (16,), (2, 4), 112, "float32", ("kept",)),
+    *(False, True, 1, 0.1, {"JAX_PLATFORMS": "cpu"}),
+  )
+  monkeypatch.setattr(train_step.Plan, "side", lambda *_, **__: contextlib.nullcontext())
+
+  def works(plan, frames, batch, *_):
+    yield {"work": "forward", "batch": batch}
+    raise sides.BenchmarkError("JAX failed at 'prepare': no compiler")
+
+  monkeypatch.setattr(train_step, "_works", works)
+  entry = {"error": None, "peer_forms": [], "failed": []}
+  rows = list(train_step._rows(plan, [], entry))
+  assert rows == [{"work": "forward", "batch": 2}, {"work": "forward", "batch": 4}]
+  assert [text.partition(", 16")[0] for text in entry["failed"]] == [
+    "r2plus1d_18, batch 2",
+    "r2plus1d_18, batch 4",
+  ]
+
+
 class _Answers:
   """A side whose answers are given."""
 

@@ -64,20 +64,17 @@ def keep_freed_memory() -> None:
 class Peer:
   """A network, its optimizer, and clips that already lie on the device."""
 
-  def __init__(
-    self, precision: str, compared: Compared, network: Callable[[], Network], training: bool = True
-  ):
+  def __init__(self, precision: str, compared: Compared, network: Callable[[], Network]):
     """Chooses the device: a GPU if PyTorch sees one.
 
     Args:
       precision: "float32", or "bfloat16" by autocast. On a GPU, float32 allows TF32, as JAX does.
       compared: what is measured.
       network: makes it afresh.
-      training: whether dropout and its like act in a training step.
     """
     self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self._low = precision == "bfloat16"
-    self._compared, self._network, self._training = compared, network, training
+    self._compared, self._network = compared, network
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     self._allow_tf32(True)
     torch.backends.cudnn.benchmark = True
@@ -159,7 +156,7 @@ class Peer:
     inputs = self._inputs(network, clips, layout)
     is_pretraining = self._compared.is_pretraining
     given = torch.from_numpy(targets).to(self._device)
-    module.train(work == "train" and self._training)
+    module.train(work == "train")
     torch.compiler.reset()
     # Of the steps of a user: the optimizer stays eager, in its fused form.
     call = torch.compile(module, dynamic=False) if compiled else module

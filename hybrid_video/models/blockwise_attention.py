@@ -6,7 +6,6 @@ the scores again, from each query's logarithm of the sum, so no array of all sco
 Source: Dao et al. 2022 (arXiv:2205.14135), algorithms 1 and 4, with whole rows of scores in a block.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -74,7 +73,7 @@ def _heads(query: Array, key: Array, value: Array, visible: Array | None) -> _He
   return _Heads(_in_blocks(_rows(query) * scale, key.shape[1]), _rows(key), _rows(value), bias)
 
 
-@functools.partial(jax.custom_vjp)
+@jax.custom_vjp
 def attend(query: Array, key: Array, value: Array, visible: Array | None) -> Array:
   """See `attention.attend`; in the dtype of the queries."""
   return _forward(query, key, value, visible)[0]

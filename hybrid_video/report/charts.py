@@ -291,6 +291,17 @@ def _marks(axes: Any, own: Sequence[Point], style: dict[str, Any], number: int |
       )
 
 
+def _scale_x(axes: Any, xs: Sequence[float], *, log: bool, joined: bool) -> None:
+  """Ticks for the values `xs`, ascending; see `against`."""
+  if log and 0 < xs[0] < xs[-1] / (4 if joined else 10):
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.3g}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+  if joined and len(xs) < 9:
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.minorticks_off()
+
+
 def against(
   name: str,
   caption: str,
@@ -339,14 +350,7 @@ def against(
       axes.plot([], [], " ", label=f"{number}  {_short(label, _ROW_LETTERS)}")
     if chance is not None:
       axes.axhline(chance, **_CHANCE)
-    xs = sorted({point.x for point in points})
-    if log and 0 < xs[0] < xs[-1] / (4 if joined else 10):
-      axes.set_xscale("log")
-      axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:,.3g}"))
-      axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    if joined and len(xs) < 9:
-      axes.set_xticks(xs, [f"{x:g}" for x in xs])
-      axes.minorticks_off()
+    _scale_x(axes, sorted({point.x for point in points}), log=log, joined=joined)
     axes.margins(0.15)
     axes.set_ylim(top=min(axes.get_ylim()[1], 104))
     axes.set_xlabel(words)
