@@ -16,7 +16,7 @@ from scipy import ndimage
 import hybrid_video
 from hybrid_video import attribution, models
 from hybrid_video.attribution import covering, drawing
-from hybrid_video.models import attention, perceiver, relevance
+from hybrid_video.models import attention, perceiver, relevance, target
 
 HYBRID = {"cnn_blocks": 1, "cnn_width": 4, "width": 4, "self_heads": 2, "head_dim": 4}
 MODELS = {
@@ -170,7 +170,9 @@ def test_grad_cam_weighs_channels_by_the_logits_slope_along_each():
     def logits(offset):
       return model.from_features(features + offset)[jnp.arange(2), CLASSES]
 
-    return jax.jacfwd(logits)(jnp.zeros(features.shape[-1]))
+    # Layers in the form of a CPU have no forward-mode derivatives.
+    with target.traced_for([]):
+      return jax.jacfwd(logits)(jnp.zeros(features.shape[-1]))
 
   slopes = np.asarray(with_model(model, slopes_of, features))
   slopes = slopes / features[0, ..., 0].size

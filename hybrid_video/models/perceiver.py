@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_video.models import residual
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear
 from hybrid_video.models.model_error import ModelError
@@ -185,8 +186,8 @@ class CrossBlock(nnx.Module):
   def __call__(self, latents: Array, tokens: Array, rngs: nnx.Rngs | None = None) -> Array:
     """Latents `[B, N, D]` and tokens `[B, M, C]` to latents `[B, N, D]`."""
     attended = self.attention(self.norm(latents), self.norm_tokens(tokens))
-    latents = latents + self.dropout(attended, rngs=rngs)
-    return latents + self.dropout(self.feed_forward(latents), rngs=rngs)
+    latents = residual.add(latents, self.dropout(attended, rngs=rngs))
+    return residual.add(latents, self.dropout(self.feed_forward(latents), rngs=rngs))
 
   def read(self, so_far: Reading, latents: Array, tokens: Array) -> Reading:
     """Latents read one part more of their tokens, see `Attention.read`."""
@@ -220,5 +221,5 @@ class SelfBlock(nnx.Module):
   def __call__(self, x: Array, rngs: nnx.Rngs | None = None) -> Array:
     """`[B, N, D]` to `[B, N, D]`."""
     normed = self.norm(x)
-    x = x + self.dropout(self.attention(normed, normed), rngs=rngs)
-    return x + self.dropout(self.feed_forward(x), rngs=rngs)
+    x = residual.add(x, self.dropout(self.attention(normed, normed), rngs=rngs))
+    return residual.add(x, self.dropout(self.feed_forward(x), rngs=rngs))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.models import relevance
+from hybrid_video.models import relevance, residual
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal, resampled
 from hybrid_video.models.model_error import ModelError
@@ -226,8 +226,8 @@ class Block(nnx.Module):
 
   def __call__(self, x: Array, rngs: nnx.Rngs | None = None) -> Array:
     """`[B, N, D]` to `[B, N, D]`."""
-    x = x + self.drop_path(self.attn(self.norm1(x)), rngs=rngs)
-    return x + self.drop_path(self.mlp(self.norm2(x)), rngs=rngs)
+    x = residual.add(x, self.drop_path(self.attn(self.norm1(x)), rngs=rngs))
+    return residual.add(x, self.drop_path(self.mlp(self.norm2(x)), rngs=rngs))
 
 
 _rematerialized: Any = nnx.remat(Block.__call__)
