@@ -215,7 +215,8 @@ def test_the_lowering_follows_from_backend_and_shape():
   assert _choose(64, 230, spatial, strides=(1, 2, 2), platform="tpu") == convolution.DIRECT
   assert _choose(64, 230, spatial, strides=(1, 2, 2)) == convolution.TWO_DIMENSIONAL
   assert _choose(64, 128, (1, 1, 1), strides=(2, 2, 2)) == convolution.POINTWISE
-  assert _choose(64, 64, (3, 3, 3)) == convolution.DIRECT
+  assert _choose(64, 64, (3, 3, 3)) == convolution.STACKED
+  assert _choose(64, 64, (3, 3, 3), platform="tpu") == convolution.DIRECT
   for kernel in (spatial, temporal, (1, 1, 1)):
     assert _choose(64, 144, kernel, platform="gpu") == convolution.TWO_DIMENSIONAL
   assert _choose(64, 144, (3, 3, 3), platform="gpu") == convolution.STACKED

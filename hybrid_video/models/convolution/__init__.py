@@ -5,6 +5,7 @@ them. Out: feature maps. Every form computes the same function, with zeros outsi
 changes speed and the last bits, never a checkpoint.
 """
 
+import functools
 import math
 from typing import TypeAlias
 
@@ -81,9 +82,10 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: 
   convolutions until the next stride in space keep the fold. Elsewhere the factorised ones run in two
   dimensions: on a GPU because XLA lays 3-D maps out with channels first, and cuDNN turns each of them
   round before and after its kernels; there RGB, too few channels to read, are gathered from four
-  pixels, and what does not factorise takes the frames around a frame as its channels. On a CPU they run by Winograd's algorithm where there are many pixels for the channels; not in
+  pixels. On a CPU they run by Winograd's algorithm where there are many pixels for the channels; not in
   bfloat16, whose eight bits are too few for the mixing, nor on several devices, because its loop
-  would gather their shares of a batch.
+  would gather their shares of a batch. On both, what does not factorise takes the frames around a frame
+  as its channels, and becomes a convolution in space.
   """
   possible = lowerings(kernel, strides, padding)
   if platform == "tpu" and FOLDED in possible and kernel.shape[-2] == 3:
@@ -92,7 +94,7 @@ def choose(x: Array, kernel: Array, strides: Triple, padding: Triple, platform: 
     return DIRECT
   if platform == "cpu" and POINTWISE in possible:
     return POINTWISE
-  if platform == "gpu" and STACKED in possible:
+  if STACKED in possible:
     return STACKED
   if platform == "gpu" and SPACE_TO_DEPTH in possible and kernel.shape[-2] == 3:
     return SPACE_TO_DEPTH
@@ -147,7 +149,7 @@ def convolve(
       dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
   if lowering == STACKED:
-    return two_dimensional.stacked(x, kernel, strides, padding, _ALIGNED_CHANNELS)
+    return _stacked(x, kernel, strides, padding, (target.platform(), target.device_count()))
   if lowering == POINTWISE:
     return x[:, :: strides[0], :: strides[1], :: strides[2]] @ kernel[0, 0, 0]
   if kernel.shape[:3] == (1, 1, 1):
@@ -169,6 +171,23 @@ def convolve(
   else:
     y = two_dimensional.temporal(pixels, kernel[:, 0, 0], strides[0], padding[0])
   return y.reshape(batch, -1, height, width, kernel.shape[-1])
+
+
+@functools.partial(jax.checkpoint, static_argnums=(2, 3, 4))
+def _stacked(
+  x: Array, kernel: Array, strides: Triple, padding: Triple, traced_for: tuple[str, int]
+) -> Array:
+  """A whole 3-D convolution as one in space, of frames with the channels of those around them.
+
+  They are gathered again in the backward pass: kept, they would be a map for each tap in time.
+
+  Args:
+    x, kernel, strides, padding: as in `convolve`.
+    traced_for: platform and number of devices of the `target`. JAX keeps what it traced, by its arguments.
+  """
+  aligned = _ALIGNED_CHANNELS if traced_for[0] == "gpu" else 1
+  frames, mixed = two_dimensional.stack(x, kernel, strides[0], padding[0], aligned)
+  return unfold(convolve(frames, mixed, (1, *strides[1:]), (0, *padding[1:])))
 
 
 def fuses(x: Array, spatial: Array, temporal: Array, strides: Triple) -> bool:

@@ -118,31 +118,29 @@ def temporal(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   return _temporal(x, kernel, stride, padding)
 
 
-@functools.partial(jax.checkpoint, static_argnums=(2, 3, 4))
-def stacked(
-  x: Array,
-  kernel: Array,
-  strides: tuple[int, int, int],
-  padding: tuple[int, int, int],
-  aligned: int,
-) -> Array:
-  """A whole 3-D convolution `[B, T, H, W, C]` with `[kt, kh, kw, C, D]`, as one over single frames.
+def stack(
+  x: Array, kernel: Array, stride: int, padding: int, aligned: int = 1
+) -> tuple[Array, Array]:
+  """A map and a kernel whose convolution in space alone is the whole 3-D one.
 
   Each frame has the channels of those that the kernel sees around it beside its own, filled up with zeros to a
-  multiple of `aligned`. They are gathered again in the backward pass: kept, they would be `kt` maps in place of one.
+  multiple of `aligned`.
+
+  Args:
+    x: feature map `[B, T, H, W, C]`.
+    kernel: `[kt, kh, kw, C, D]`.
+    stride, padding: in time.
+    aligned: what the channels become a multiple of.
 
   Returns:
-    `[B, T', H', W', D]`.
+    The map `[B, T', H, W, kt C]` and the kernel `[1, kh, kw, kt C, D]`.
   """
   taps, *sides, channels, out = kernel.shape
-  padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (0, 0), (0, 0), (0, 0)))
-  count = (padded.shape[1] - taps) // strides[0] + 1
-  reach = strides[0] * (count - 1) + 1
-  around = [padded[:, k : k + reach : strides[0]] for k in range(taps)]
-  frames = jnp.concatenate(around, -1).reshape(-1, *x.shape[2:4], taps * channels)
-  mixed = kernel.transpose(1, 2, 0, 3, 4).reshape(*sides, taps * channels, out)
+  padded = jnp.pad(x, ((0, 0), (padding, padding), (0, 0), (0, 0), (0, 0)))
+  reach = padded.shape[1] - taps + 1
+  frames = jnp.concatenate([padded[:, k : k + reach : stride] for k in range(taps)], -1)
+  mixed = kernel.transpose(1, 2, 0, 3, 4).reshape(1, *sides, taps * channels, out)
   if filling := -(taps * channels) % aligned:
-    frames = jnp.pad(frames, ((0, 0),) * 3 + ((0, filling),))
-    mixed = jnp.pad(mixed, ((0, 0),) * 2 + ((0, filling), (0, 0)))
-  y = _convolve(frames, mixed, strides[1:], padding[1:])
-  return y.reshape(len(x), count, *y.shape[1:])
+    frames = jnp.pad(frames, ((0, 0),) * 4 + ((0, filling),))
+    mixed = jnp.pad(mixed, ((0, 0),) * 3 + ((0, filling), (0, 0)))
+  return frames, mixed
