@@ -5,6 +5,9 @@ python main.py --config=configs/ig65m.py --config.data_dir=DIR --workdir=runs/ig
 After the colon: the data set. Published: 79.8 to 82.8 % on HMDB51, split 1
 (microsoft/computervision-recipes); from Kinetics 74.5 %, mean of three splits (Tran et al. 2018,
 arXiv:1711.11248).
+
+Hours of its 48 epochs, estimated: 0.22 on one v5e-8 (--mode=plan --topology=v5e:2x4), 0.2 on one H100 (from the 943
+clips/s measured of R(2+1)D-18, by multiply-accumulates).
 """
 
 import ml_collections

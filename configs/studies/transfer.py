@@ -18,13 +18,13 @@ from hybrid_video.study.settings import Row
 
 # The larger set of each scale, of which a model sees every label first.
 LARGER = {"hmdb51": "ucf101", "ucf101": "kinetics", "folder": "folder", "demo": "made_actions"}
-MODELS = {"hybrid": "hybrid: CNN blocks + 1 cross + 1 self", "cnn": "CNN: R(2+1)D-18"}
+MODELS = {"hybrid": "hybrid, 1 cross + 1 self", "cnn": "R(2+1)D-18"}
 _NAMES = {"hybrid": "hybrid", "cnn": "r2plus1d_18"}
 SCRATCH, FINE_TUNED, HEAD_FIRST = "scratch", "fine_tuned", "head_first"
 _WORDS = {
   SCRATCH: "from scratch",
-  FINE_TUNED: "from the larger set, all at once",
-  HEAD_FIRST: "from the larger set, head first",
+  FINE_TUNED: "fine-tuned, all at once",
+  HEAD_FIRST: "fine-tuned, head first",
 }
 
 
@@ -45,9 +45,9 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
     own = {"model.name": _NAMES[model]}
     larger = Row(
       f"{model}_larger",
-      f"{label}, the larger set",
+      f"{label}, the larger set itself",
       own | _larger(scale),
-      axes={"model": label, "start": "the larger set"},
+      axes={"model": label, "start": "the larger set itself"},
       forms=("corrected",),
     )
     rows.append(larger)

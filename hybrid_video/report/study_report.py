@@ -213,8 +213,14 @@ def words_of(row: dict[str, Any]) -> str:
 
 
 def best_row(study: dict[str, Any]) -> dict[str, Any] | None:
-  """The row with the highest mean; none chosen on the test list, unless there is no other."""
-  measured = [row for row in study["table"] if _mean(row) is not None]
+  """The row with the highest mean; none chosen on the test list, unless there is no other.
+
+  Rows that others start from are no answers of their own: they may be of another data set.
+  """
+  begun_with = {row.get("starts_from") for row in study.get("rows", ())}
+  measured = [
+    row for row in study["table"] if _mean(row) is not None and row["row"] not in begun_with
+  ]
   honest = [row for row in measured if not row.get("as_published")] or measured
   return max(honest, key=lambda row: _mean(row) or 0.0, default=None)
 
