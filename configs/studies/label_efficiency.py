@@ -21,7 +21,7 @@ SHARES = (0.1, 0.25, 1.0)
 _EPOCHS = {0.1: 60.0, 0.25: 40.0, 1.0: 20.0}
 # The study's own, whatever a stage says.
 _DATA = ("dataset", "data_dir", "records_dir", "made_films", "training_share")
-LABELS = {"videomae": "VideoMAE", "hybrid": "hybrid: CNN blocks + 1 cross + 1 self"}
+LABELS = {"videomae": "VideoMAE", "hybrid": "hybrid, 1 cross + 1 self"}
 
 
 def get_config(options: str = "") -> ml_collections.ConfigDict:
@@ -55,7 +55,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
       for start, first in (("scratch", ""), ("pretrained", before.name)):
         row = Row(
           f"{name}_{start}_share{100 * share:g}",
-          f"{label}, {start}, {100 * share:g} % of the labels",
+          f"{label}, {start}, {100 * share:g} % labelled",
           dict(own),
           axes={"model": label, "start": start, "training_share": 100 * share},
           forms=("corrected",),
