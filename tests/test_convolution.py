@@ -136,8 +136,8 @@ def _fused_with_gradients(x, spatial, temporal, scale, shift, fused):
   ("size", "tiles"),
   [
     (SIZES[0], (3, 40, 10_000)),
-    (SIZES[1], (3, 12, 40)),
-    (SIZES[2], (3, 40)),
+    pytest.param(SIZES[1], (3, 12, 40), marks=pytest.mark.slow),
+    pytest.param(SIZES[2], (3, 40), marks=pytest.mark.slow),
     (SIZES[3], (3, 40, 10_000)),
   ],
 )
