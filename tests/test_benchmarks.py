@@ -345,3 +345,24 @@ def test_end_to_end_ends_with_one_json_object(tmp_path):
   assert found["waiting_share_at"].keys() == {"10"}
   assert found["stored_videos"] == 3
   assert (tmp_path / "end_to_end_cpu.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_start_is_measured_by_its_parts(tmp_path):
+  done = _run(
+    "benchmarks/startup.py",
+    "--turns=1",
+    "--frames=4",
+    "--crop=16",
+    "--width=4",
+    f"--results={tmp_path}",
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found == json.loads((tmp_path / "startup.json").read_text())
+  assert found["first_step_seconds"] == pytest.approx(sum(found["parts"].values()))
+  assert 0 < found["import_seconds"] < found["first_step_seconds"]
+  assert found["programs"] >= 1
+  if importlib.util.find_spec("torch") is None:
+    assert found["ratio_first_step"] is None
+    assert "PyTorch is not installed: ours alone" in done.stdout
