@@ -17,6 +17,7 @@ PyTorch is not installed. Medians over the turns.
 import argparse
 from collections.abc import Iterator
 import contextlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -104,7 +105,7 @@ def measure(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
   first_step(command("stored"), {**environment, "JAX_COMPILATION_CACHE_DIR": str(folder / "other")})
   cold = first_step(command("cold"), environment)
   warm = [first_step(command(f"warm{turn}"), environment) for turn in range(given.turns)]
-  imports = [_printed([sys.executable, "-c", _IMPORTS], environment) for _ in warm]
+  imports = [float(_run([sys.executable, "-c", _IMPORTS], environment)[1]) for _ in warm]
   return {
     "first_step_seconds": statistics.median(sum(one["parts"].values()) for one in warm),
     "first_step_seconds_cold": sum(cold["parts"].values()),
@@ -117,37 +118,28 @@ def measure(given: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def _printed(command: list[str], environment: dict[str, str] | None = None) -> float:
-  """The number in a program's last line."""
+def _run(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+  """Seconds of a whole process, and what it printed.
+
+  Raises:
+    BenchmarkError: it failed; the message ends as its errors do.
+  """
+  began = time.perf_counter()
   done = subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_LIMIT
   )
   if done.returncode:
-    raise BenchmarkError(
-      done.stderr.strip()[-500:] or f"{command[1]} ended with {done.returncode}."
-    )
-  return float(done.stdout.splitlines()[-1])
+    raise BenchmarkError(done.stderr.strip()[-500:] or f"It ended with {done.returncode}.")
+  return time.perf_counter() - began, done.stdout
 
 
 def measure_peer(given: argparse.Namespace) -> float | None:
   """Seconds of the PyTorch script, of its whole process; None without PyTorch."""
-  command = [sys.executable, "-m", "benchmarks.peers.first_step"]
-  seconds = []
-  for _ in range(given.turns):
-    began = time.perf_counter()
-    done = subprocess.run(
-      [*command, str(given.batch), str(given.frames), str(given.crop)],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      timeout=_LIMIT,
-    )
-    if done.returncode:
-      if "No module named 'torch" in done.stderr:
-        return None
-      raise BenchmarkError(done.stderr.strip()[-500:])
-    seconds.append(time.perf_counter() - began)
-  return statistics.median(seconds)
+  if importlib.util.find_spec("torch") is None:
+    return None
+  sizes = [str(size) for size in (given.batch, given.frames, given.crop)]
+  command = [sys.executable, "-m", "benchmarks.peers.first_step", *sizes]
+  return statistics.median(_run(command, {**os.environ})[0] for _ in range(given.turns))
 
 
 def main() -> None:

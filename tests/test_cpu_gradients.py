@@ -55,6 +55,15 @@ def test_a_gradient_that_is_not_a_number_stays_one():
   assert np.isnan(found[0]).all()
 
 
+def test_what_is_not_a_number_in_one_clip_reaches_no_other():
+  x = np.ones((2, 3), np.float32)
+  x[0, 0] = np.nan
+  total = np.asarray(jax.jit(residual.add)(x, x))
+  np.testing.assert_array_equal(total, x + x)
+  found, _ = gradients(lambda x: residual.add(x, x), x)
+  np.testing.assert_array_equal(np.isnan(found[0]), np.isnan(x))
+
+
 def test_a_deeper_network_adds_up_no_gradient_again():
   def additions(depth):
     blocks = videomae.transformer_blocks(

@@ -7,7 +7,7 @@ import sys
 
 import torch  # type: ignore[import-not-found]
 
-from benchmarks.compared import SGD
+from benchmarks.compared import CLASSES, SGD
 from benchmarks.peers import video_resnets
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     model.parameters(), SGD.learning_rate, SGD.momentum, weight_decay=SGD.weight_decay
   )
   clips = torch.randn(batch, 3, frames, size, size)
-  labels = torch.randint(51, (batch,))
+  labels = torch.randint(CLASSES, (batch,))
   torch.nn.functional.cross_entropy(model(clips), labels).backward()
   optimizer.step()
 

@@ -21,7 +21,10 @@ def add(x: Array, branch: Array) -> Array:
   total = x + branch
   if target.platform() != "cpu":
     return total
-  # Nothing is fused across a condition. Of an array with a NaN, everything may as well be one.
+  # Nothing is fused across a condition. Both ways give `total`, which the compiler does not see.
   return lax.cond(
-    jnp.isnan(total.ravel()[0]), lambda total: total * jnp.nan, lambda total: total, total
+    jnp.isnan(total.ravel()[0]),
+    lambda total: total + jnp.where(jnp.isnan(total), jnp.nan, 0.0).astype(total.dtype),
+    lambda total: total,
+    total,
   )

@@ -118,9 +118,7 @@ def temporal(x: Array, kernel: Array, stride: int, padding: int) -> Array:
   return _temporal(x, kernel, stride, padding)
 
 
-def stack(
-  x: Array, kernel: Array, stride: int, padding: int, aligned: int = 1
-) -> tuple[Array, Array]:
+def stack(x: Array, kernel: Array, stride: int, padding: int, aligned: int) -> tuple[Array, Array]:
   """A map and a kernel whose convolution in space alone is the whole 3-D one.
 
   Each frame has the channels of those that the kernel sees around it beside its own, filled up with zeros to a
