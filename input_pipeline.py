@@ -84,6 +84,8 @@ def training_batches(
     records, video_ids, settings, batch_size=batch_size, seed=seed, offset=offset
   )
 
+  # Without a statement that AutoGraph would have to turn into an operation, it is only slow.
+  @tf.autograph.experimental.do_not_convert
   def with_labels(step: tf.Tensor) -> dict[str, tf.Tensor]:
     plan = plans.tensors(step)
     labels = tf.gather(tf.constant(records.labels, tf.int32), plan["video_ids"])

@@ -14,7 +14,7 @@ updated parameters:
 `estimated_cycles`, which the compiler writes beside each operation it schedules, are summed, see
 `hybrid_video/planning/program.py`: a model, not a measurement. The bytes of prefetches are not in it, and
 are therefore told as well, with the ratio as it would be if nothing of them were hidden behind other work,
-at the measured 442 bytes a cycle of a v5e.
+at the measured 442 bytes a cycle of a v5e. Some operations have no estimate; how many there are is told too.
 
 One compilation takes two minutes or more on two CPU cores. Results are kept by model and topology in
 benchmarks/results/tpu_compile.json; others stay. The last line is one JSON object, `models`, with what was compiled
@@ -151,6 +151,7 @@ def _summary(models: dict[str, Any]) -> list[dict[str, Any]]:
       "ms": made[OURS]["milliseconds"],
       "plain, MiB": made[PLAIN]["memory_mib"],
       "ours, MiB": made[OURS]["memory_mib"],
+      "not estimated": made[PLAIN]["not_estimated"] + made[OURS]["not_estimated"],
     }
     for model, by_topology in models.items()
     for topology, made in by_topology.items()

@@ -35,6 +35,6 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
   configuration.use_model(config, chosen["model"])
   recipes.apply(config, "bert")
   config.clip.frames, config.clip.mode, config.clip.stride = 64, "stride", 1
-  config.model.remat = True
+  config.model.remat = "blocks"
   config.init_from = WEIGHTS.get(chosen["model"], "")
   return config.lock()

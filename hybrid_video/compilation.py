@@ -1,12 +1,15 @@
-"""What compiling costs: a block of code in, the programs compiled meanwhile and the seconds out.
+"""When programs are compiled, and what that costs.
 
-JAX reports every program through `jax.monitoring`; nothing here compiles, or changes what is
-compiled.
+In: a jitted function and the shapes that it will be called with. Out: the same function, compiled beside what is done
+before its first call. And a block of code in, the programs compiled meanwhile and the seconds out, by what JAX reports
+through `jax.monitoring`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 import contextlib
 import dataclasses
+import threading
 from typing import Any
 
 import jax
@@ -35,6 +38,35 @@ class Compilations:
 
   def __str__(self) -> str:
     return f"{self.programs} programs in {self.seconds:.1f} s, {self.from_cache} from the cache"
+
+
+class InBackground:
+  """A function that is traced at once, and compiled or read from the cache in a thread until it is first called."""
+
+  def __init__(self, function: Any, *shapes: Any):
+    """Traces, and begins.
+
+    Args:
+      function: of `jax.jit`.
+      *shapes: its arguments, or `jax.ShapeDtypeStruct`s with the shardings that they will have.
+    """
+    self._program: futures.Future[Callable[..., Any]] = futures.Future()
+    # Not one of an executor, which the interpreter would wait for where a run ends in an error.
+    threading.Thread(target=self._compile, args=(function.lower(*shapes),), daemon=True).start()
+
+  def _compile(self, lowered: Any) -> None:
+    try:
+      self._program.set_result(lowered.compile())
+    except BaseException as error:
+      self._program.set_exception(error)
+
+  def __call__(self, *arguments: Any) -> Any:
+    """Calls it, once it is compiled.
+
+    Raises:
+      Exception: what the compiler raised, or JAX's where arguments are of other shapes.
+    """
+    return self._program.result()(*arguments)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ from hybrid_video import (
   scoring,
   sharding,
 )
-from hybrid_video.analysis import summary
 from hybrid_video.analysis.predictions import Predictions
 from hybrid_video.checkpoint_description import Description, check_same_model, check_same_task
 from hybrid_video.checkpoints import SavedModel
@@ -37,7 +36,7 @@ from hybrid_video.datasets.records import Records
 from hybrid_video.experiment import Experiment
 from hybrid_video.models import costs
 from hybrid_video.pipeline import Batch, Pipeline
-from hybrid_video.report import device_memory, log_file, results, run_figures
+from hybrid_video.report import device_memory, log_file, results
 from hybrid_video.sampling import plans
 from hybrid_video.state import State
 from hybrid_video.tasks import Evaluation, Task, Tree, registry
@@ -351,6 +350,10 @@ def report(
   Raises:
     ReportError: predictions or results could not be written; everything else was.
   """
+  # What analyses and draws imports scikit-learn and Matplotlib, which a training does not wait for.
+  from hybrid_video.analysis import summary
+  from hybrid_video.report import run_figures
+
   parts, writes = results.Parts(), jax.process_index() == 0
   predictions, results_file = workdir / results.PREDICTIONS, workdir / results.RESULTS
   views = evaluator.views("test")

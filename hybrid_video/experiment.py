@@ -243,7 +243,11 @@ class Experiment(Settings):
       SettingError: an unknown name, or a value out of range.
     """
     values = dict(values)
-    values["model"] = ModelSettings.resolve(values["model"], {})
+    model = dict(values["model"])
+    if isinstance(again := model.get("remat"), bool):
+      # Before there was a choice, blocks were computed again or not.
+      model["remat"] = "blocks" if again else "none"
+    values["model"] = ModelSettings.resolve(model, {})
     if "stretch" not in values["stored"]:
       # Before there was a choice, every video was stretched.
       values["stored"] = {**values["stored"], "stretch": True}

@@ -11,9 +11,8 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from clu import metric_writers
 import jax
 import numpy as np
 
@@ -39,10 +38,13 @@ from hybrid_video.meter import Length, Meter
 from hybrid_video.phases import Phases
 from hybrid_video.pipeline import Batch, Pipeline
 from hybrid_video.prefetch import PlacedBatch, Prefetch
-from hybrid_video.report import device_memory, writers
+from hybrid_video.report import device_memory, results
 from hybrid_video.report.profiling import Profile
 from hybrid_video.state import State
 from hybrid_video.tasks import Task
+
+if TYPE_CHECKING:
+  from clu import metric_writers
 
 log = logging.getLogger("hybrid_video")
 
@@ -170,7 +172,7 @@ def train(
       )
     )
     profile = stack.enter_context(
-      Profile(run.workdir / writers.TENSORBOARD, run.experiment.profile_steps)
+      Profile(run.workdir / results.TENSORBOARD, run.experiment.profile_steps)
     )
     try:
       profile.step(at.step + 1, at.state)
@@ -197,7 +199,7 @@ def _steps(
   run: Run,
   at: _Place,
   meter: Meter,
-  writer: metric_writers.MetricWriter,
+  writer: "metric_writers.MetricWriter",
   phases: Phases,
   schedule: optimizers.Schedule,
   saved: checkpoints.Checkpoints,
@@ -291,7 +293,7 @@ def _finish(
   run: Run,
   at: _Place,
   meter: Meter,
-  writer: metric_writers.MetricWriter,
+  writer: "metric_writers.MetricWriter",
   phases: Phases,
   schedule: optimizers.Schedule,
 ) -> bool:
@@ -393,11 +395,10 @@ def _refuse(run: Run, at: _Place, meter: Meter, saved: checkpoints.Checkpoints) 
 
 
 @contextlib.contextmanager
-def _writer(run: Run, first_step: int) -> Iterator[metric_writers.MetricWriter]:
-  """The writers of the first process; the others' write nothing."""
-  if jax.process_index():
-    yield metric_writers.MultiWriter([])
-    return
+def _writer(run: Run, first_step: int) -> Iterator["metric_writers.MetricWriter"]:
+  # With clu's come TensorBoard, Keras, scikit-learn and Matplotlib: not before the step is being compiled.
+  from hybrid_video.report import writers
+
   writer = writers.create(
     run.workdir,
     first_step=first_step,

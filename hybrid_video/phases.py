@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import optax
 
-from hybrid_video import models, optimizers, steps
+from hybrid_video import compilation, models, optimizers, steps
 from hybrid_video.experiment import Experiment
 from hybrid_video.meter import Length
 from hybrid_video.optimizers import OptimizerSettings
@@ -61,6 +61,17 @@ class Phases:
     if self.ends_at(step) and self.begin is not None:
       state = {**state, "opt_state": self.begin(state["params"])}
     return self.whole(state, *given)
+
+  def compiling(self, step: int, *shapes: Any) -> "Phases":
+    """The same, while the program of the step after `step` others is compiled in a thread.
+
+    Args:
+      step: steps done.
+      *shapes: of a step's arguments, see `steps.shapes`.
+    """
+    if self.head is not None and step < self.head_steps:
+      return dataclasses.replace(self, head=compilation.InBackground(self.head, *shapes))
+    return dataclasses.replace(self, whole=compilation.InBackground(self.whole, *shapes))
 
   def rates(self, step: int, params: Any) -> dict[str, float]:
     """Factors on the learning rate of step number `step`, from 1, by group; see `optimizers.rates`."""

@@ -4,7 +4,8 @@ In: the environment. Out: a folder of compiled programs that the next run reads,
 that keeps freed memory for the next step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -36,6 +37,9 @@ _ASYNC = "jax_cpu_enable_async_dispatch"
 # Marks when the entries were checked; those older than this file are whole.
 _CHECKED = "checked"
 _DAMAGE = (zlib.error, _zstandard.ZstdError) if _zstandard else (zlib.error,)
+
+# Makes TensorFlow look for Keras 2, which is not installed, and is read again at the first use of `tf.keras`.
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 # malloc.h of glibc: the parameter, and the value that turns it off.
 _M_TRIM_THRESHOLD = (-1, -1)
@@ -179,6 +183,19 @@ def keep_freed_memory() -> bool:
   return all(accepted)
 
 
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+  """While TensorFlow is imported, keeps it from importing Keras 3, a third of the time; it does so at first use."""
+  if _LEGACY_KERAS in os.environ:
+    yield
+    return
+  os.environ[_LEGACY_KERAS] = "1"
+  try:
+    yield
+  finally:
+    del os.environ[_LEGACY_KERAS]
+
+
 def load_pipeline(module: str, purpose: str) -> Any:
   """The input pipeline, with TensorFlow kept away from accelerators.
 
@@ -192,6 +209,7 @@ def load_pipeline(module: str, purpose: str) -> Any:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # TensorFlow only reads and decodes here; without oneDNN it starts without a page about it.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  tensorflow = errors.require("tensorflow", "train", purpose)
+  with _without_keras():
+    tensorflow = errors.require("tensorflow", "train", purpose)
   tensorflow.config.set_visible_devices([], "GPU")
   return importlib.import_module(module)

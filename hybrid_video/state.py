@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hybrid_video import sharding
+from hybrid_video import models, sharding
 from hybrid_video.tasks import Task, Tree
 
 State = dict[str, Any]
@@ -58,7 +58,8 @@ def abstract(
     task, optimizer, mesh: as in `create`.
     averaged: whether there are moving averages.
   """
-  variables = jax.eval_shape(task.initial_variables)
+  with models.shapes_only():
+    variables = jax.eval_shape(task.initial_variables)
   return _sharded(jax.eval_shape(lambda *of: _start(optimizer, averaged, *of), *variables), mesh)
 
 

@@ -15,12 +15,14 @@ import numpy as np
 import optax
 
 from hybrid_video import optimizers, sharding
+from hybrid_video.models.rematerialization import NONE
 from hybrid_video.state import State
 from hybrid_video.tasks import Array, Sums, Task, Tree
 
 if TYPE_CHECKING:
   # Not for what only computes: an experiment needs a video decoder.
   from hybrid_video.experiment import Experiment
+  from hybrid_video.sampling.clip_settings import ClipSettings
 
 # Folded into the seed's key before the step, so that what `Task.prepare` draws is none of dropout's;
 # no step's number gets so far.
@@ -54,12 +56,15 @@ class StepOptions:
     max_skipped: updates that are not finite and are left out; after one more, nothing is updated.
     freeze: parts that are not trained, see `optimizers.trained`; all that the optimizer's settings freeze,
       and maybe more.
+    saves_memory: whether XLA on a CPU orders a program for little memory rather than for speed. Unless it does,
+      `model.remat` saves nothing there: everything is computed again as early as it can be.
   """
 
   micro_batches: int = 1
   ema_decay: float = 0.0
   max_skipped: int = 0
   freeze: tuple[str, ...] = ()
+  saves_memory: bool = False
 
   @classmethod
   def of(cls, experiment: "Experiment") -> "StepOptions":
@@ -69,10 +74,13 @@ class StepOptions:
       experiment.ema_decay,
       experiment.max_skipped_steps,
       experiment.optimizer.freeze,
+      experiment.model.options.get("remat", NONE) != NONE,
     )
 
 
 _PLAIN = StepOptions()
+# Of XLA on a CPU.
+_LITTLE_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def train_step(
@@ -220,6 +228,29 @@ def _averages(state: State, new: State, decay: float) -> Tree:
   )
 
 
+def batch_shapes(clip: "ClipSettings", rows: int, where: Any = None) -> dict[str, Any]:
+  """Shapes and types of a batch of so many clips, `jax.ShapeDtypeStruct`s, with `where` as their sharding."""
+  shapes = {
+    "clips": ((rows, clip.frames, clip.crop, clip.crop, 3), jnp.uint8),
+    "labels": ((rows,), jnp.int32),
+    "mirrored": ((rows,), jnp.bool_),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    for name, (shape, dtype) in shapes.items()
+  }
+
+
+def shapes(experiment: "Experiment", mesh: jax.sharding.Mesh, state: State) -> tuple[Any, ...]:
+  """What a step of `jitted` is called with: the state, a batch, learning rate and seed, `jax.ShapeDtypeStruct`s."""
+  whole = sharding.replicated(mesh)
+  batch = batch_shapes(experiment.clip, experiment.batch_size, sharding.batch_sharding(mesh))
+  rate, seed = (
+    jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in (jnp.float32, jnp.uint32)
+  )
+  return state, batch, rate, seed
+
+
 def jitted(
   task: Task,
   optimizer: optax.GradientTransformation,
@@ -234,9 +265,12 @@ def jitted(
     mesh: the devices.
     state: with the shardings that it is to keep; `jax.ShapeDtypeStruct`s will do. It is donated.
   """
+  platform = next(iter(mesh.devices.flat)).platform
+  saves_memory = options.saves_memory and platform == "cpu"
   return jax.jit(
     functools.partial(train_step, task=task, optimizer=optimizer, options=options),
     donate_argnums=0,
+    compiler_options=_LITTLE_MEMORY if saves_memory else None,
     out_shardings=(
       jax.tree.map(lambda leaf: leaf.sharding, state),
       sharding.replicated(mesh),

@@ -14,6 +14,7 @@ from typing import Any
 from clu import parameter_overview
 import jax
 import numpy as np
+import optax
 
 from hybrid_video import (
   checkpoint_files,
@@ -30,6 +31,7 @@ from hybrid_video import (
   phases,
   resuming,
   sharding,
+  steps,
   stopping,
 )
 from hybrid_video import state as training_state
@@ -151,15 +153,16 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
   if restored is None:
     tracker = Tracker(experiment.validation.metric_of(experiment.task))
     progress = resuming.Progress(0, tracker, data, len(run.video_ids))
-    variables = initialization.variables(run.task, description)
-    _record_origin(run)
-    state = training_state.create(
-      optimizer, run.mesh, *variables, averaged=experiment.ema_decay > 0
-    )
-    del variables
   else:
     state, progress = _resumed(run, restored, data, saved)
   run = run.with_offset(progress.offset)
+  of_run = _phases(run, optimizer, abstract)
+  if not run.is_done(progress) and jax.process_count() == 1:
+    # While all else is made ready; several processes compile in one order.
+    step = 0 if restored is None else int(state["step"])
+    of_run = of_run.compiling(step, *steps.shapes(experiment, run.mesh, abstract))
+  if restored is None:
+    state = _fresh(run, description, optimizer)
   # Only now: what was not accepted leaves no trace.
   if jax.process_index() == 0:
     files.write_json(run.workdir / "config.json", experiment.to_json())
@@ -172,11 +175,22 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
     log.info("The training is done, at step %d: evaluating only", progress.finished)
   else:
     _announce(run, state)
-    classes = len(run.records.class_names)
-    of_run = phases.make(experiment, run.length, run.task, optimizer, run.mesh, abstract, classes)
     _announce_head(of_run, int(state["step"]))
     state, progress = loop.train(run, state, progress, of_run, schedule, saved)
   return _chosen(run, state, progress, saved)
+
+
+def _phases(run: Run, optimizer: optax.GradientTransformation, abstract: State) -> phases.Phases:
+  classes = len(run.records.class_names)
+  return phases.make(run.experiment, run.length, run.task, optimizer, run.mesh, abstract, classes)
+
+
+def _fresh(run: Run, description: Description, optimizer: optax.GradientTransformation) -> State:
+  """The state before the first step."""
+  variables = initialization.variables(run.task, description)
+  _record_origin(run)
+  averaged = run.experiment.ema_decay > 0
+  return training_state.create(optimizer, run.mesh, *variables, averaged=averaged)
 
 
 def _resumed(

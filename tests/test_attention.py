@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from hybrid_video import models
-from hybrid_video.models import attention, blockwise_attention, target
+from hybrid_video.models import attention, blockwise_attention, headwise_attention, target
 from hybrid_video.models.attention import (
   BLOCKWISE,
   FUSED,
-  HEAD_BY_HEAD,
+  HEADWISE,
   PLAIN,
   RECOMPUTED,
   attend,
@@ -44,7 +44,7 @@ def _float32(arrays):
 
 VISIBLE = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]], bool)
 # Every way to the result that runs anywhere; the fused kernel needs its GPU.
-WAYS = [{"form": form} for form in (None, PLAIN, RECOMPUTED, HEAD_BY_HEAD, BLOCKWISE)]
+WAYS = [{"form": form} for form in (None, PLAIN, RECOMPUTED, HEADWISE, BLOCKWISE)]
 WAYS.append({"dropout": lambda weights: weights})
 
 
@@ -76,13 +76,16 @@ def test_every_form_has_the_same_gradients_and_none_for_hidden_keys(way):
   assert (np.abs(of_form[2][VISIBLE]).max((1, 2)) > 0).all()
 
 
+@pytest.mark.parametrize("form", [BLOCKWISE, HEADWISE])
 @pytest.mark.parametrize("visible", [None, VISIBLE], ids=["all", "masked"])
 @pytest.mark.parametrize("queries", [1, 7, 8])
 def test_blocks_of_queries_have_the_outputs_and_gradients_of_all_at_once(
-  queries, visible, monkeypatch
+  queries, visible, form, monkeypatch
 ):
   # Two or three queries a block; the last one is not full.
   monkeypatch.setattr(blockwise_attention, "_SCORES_AT_ONCE", 3 * 5)
+  monkeypatch.setattr(headwise_attention, "_LANES", 3)
+  monkeypatch.setattr(headwise_attention, "_SCORES_AT_ONCE", 1)
   visible = None if visible is None else jnp.asarray(visible)
 
   def outputs_and_gradients(**way):
@@ -96,7 +99,7 @@ def test_blocks_of_queries_have_the_outputs_and_gradients_of_all_at_once(
       return [np.asarray(array) for array in (out, *gradients)]
 
   formula = outputs_and_gradients(dropout=lambda weights: weights)
-  for blocks, plain in zip(outputs_and_gradients(form=BLOCKWISE), formula, strict=True):
+  for blocks, plain in zip(outputs_and_gradients(form=form), formula, strict=True):
     assert blocks.dtype == np.float64
     np.testing.assert_allclose(blocks, plain, rtol=1e-12, atol=1e-13)
 
@@ -113,7 +116,7 @@ def _float32_scores_saved(form):
 
 def test_only_the_plain_form_saves_scores_for_the_backward_pass():
   assert _float32_scores_saved(PLAIN) > 0
-  assert _float32_scores_saved(RECOMPUTED) == _float32_scores_saved(HEAD_BY_HEAD) == 0
+  assert _float32_scores_saved(RECOMPUTED) == _float32_scores_saved(HEADWISE) == 0
   assert _float32_scores_saved(BLOCKWISE) == 0
 
 
@@ -220,14 +223,14 @@ def test_the_fused_kernel_is_chosen_only_where_it_runs_and_pays_off(shapes, expe
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_tpu_computes_scores_again_and_many_of_them_one_head_at_a_time(masked):
+def test_a_tpu_computes_scores_again_and_many_of_them_a_block_of_one_head_at_a_time(masked):
   def form_of(*shapes, **options):
     query, key, _ = _shapes(*shapes, **options)
     return attention.choose(query, key, TPU, masked=masked)
 
   assert form_of(256, 98, heads=1) == form_of(257, 257) == RECOMPUTED
-  assert form_of(392, 392) == form_of(1568, 1568, heads=12) == HEAD_BY_HEAD
-  assert form_of(1568, 1568, heads=1) == RECOMPUTED
+  assert form_of(392, 392) == form_of(1568, 1568, heads=12) == HEADWISE
+  assert form_of(256, 6272, heads=1) == HEADWISE
   assert form_of(3, 3) == PLAIN
 
 
@@ -310,3 +313,15 @@ def test_a_trace_for_no_device_shows_every_product(hopper):
   with target.traced_for([]):
     assert products() == 2
   assert products() == 0
+
+
+def test_a_block_of_a_tpu_is_a_multiple_of_its_lanes_and_of_the_clips_of_one_device(monkeypatch):
+  def rows(clips, queries, keys):
+    query = jax.ShapeDtypeStruct((clips, queries, 1, 64), jnp.bfloat16)
+    return [block.stop - block.start for block in headwise_attention._blocks(query, keys)]
+
+  monkeypatch.setattr(target, "device_count", lambda: 4)
+  assert rows(64, 1568, 1568) == [512, 512, 512, 32]
+  assert rows(64, 256, 6272) == [128, 128]
+  assert rows(4096, 200, 6272) == [128, 72]
+  assert rows(2, 40, 72) == [40]

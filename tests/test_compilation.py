@@ -1,5 +1,7 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hybrid_video import compilation
 
@@ -31,3 +33,32 @@ def test_counting_ends_with_the_block_that_fails():
     pass
   jax.jit(lambda x: x - 7)(np.ones(3, np.float32))
   assert compiled.programs == 0
+
+
+def _of_three(function):
+  return compilation.InBackground(jax.jit(function), jax.ShapeDtypeStruct((3,), jnp.float32))
+
+
+def test_a_function_is_compiled_once_before_its_first_call():
+  with compilation.counted() as compiled:
+    double = _of_three(lambda x: 2 * x)
+    np.testing.assert_array_equal(double(np.ones(3, np.float32)), [2, 2, 2])
+    np.testing.assert_array_equal(double(np.zeros(3, np.float32)), [0, 0, 0])
+  assert compiled.programs == 1
+
+
+def test_what_the_compiler_raises_is_raised_by_the_call(monkeypatch):
+  monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: 1 / 0)
+  double = _of_three(lambda x: 2 * x)
+  with pytest.raises(ZeroDivisionError):
+    double(np.ones(3, np.float32))
+
+
+def test_what_is_wrong_in_tracing_is_raised_at_once():
+  with pytest.raises(KeyError):
+    _of_three(lambda x: {}[0])
+
+
+def test_arguments_of_another_shape_are_refused():
+  with pytest.raises(TypeError, match=r"float32\[4\]"):
+    _of_three(lambda x: 2 * x)(np.ones(4, np.float32))

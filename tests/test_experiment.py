@@ -53,6 +53,13 @@ def test_an_experiment_comes_back_from_its_json(config):
   assert back.model.options == made.model.options
 
 
+@pytest.mark.parametrize(("before", "now"), [(False, "none"), (True, "blocks")])
+def test_rematerialization_was_a_yes_or_no_once(before, now):
+  values = experiment.from_config(CONFIGS["demo"]()).to_json()
+  values["model"]["remat"] = before
+  assert Experiment.from_json(values).model.options["remat"] == now
+
+
 def test_the_defaults_are_those_of_the_classes():
   made = experiment.from_config(defaults.get_config())
   assert made.to_json() == Experiment().to_json()

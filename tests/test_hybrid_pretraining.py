@@ -40,7 +40,7 @@ def mask(model, batch=2, seed=1):
     pytest.param({"cnn_blocks": 8, "mask_patch": (2, 16, 16)}, marks=pytest.mark.slow),
     {"cnn_blocks": 8, "mask_patch": (4, 16, 16), "cross_blocks": 2, "self_blocks": 2},
     {"cnn_blocks": 0, "patch": (2, 4, 4), "mask_patch": (2, 8, 8)},
-    {"cnn_blocks": 2, "cnn": "r3d_18", "mask_patch": (2, 8, 8), "remat": True},
+    {"cnn_blocks": 2, "cnn": "r3d_18", "mask_patch": (2, 8, 8), "remat": "blocks"},
     pytest.param(
       {"cnn_blocks": 4, "mask_patch": (2, 8, 8), "cross_blocks": 0, "width": 8, "pool": "mean"},
       marks=pytest.mark.slow,

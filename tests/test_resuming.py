@@ -38,7 +38,7 @@ HARMLESS = {
   "fsdp": 2,
   "validation__patience": 4,
   "evaluation__clips": 7,
-  "model__remat": True,
+  "model__remat": "blocks",
 }
 
 

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import augmentation, compilation, models, optimizers, sharding, steps
+from configs import defaults
+from hybrid_video import (
+  augmentation,
+  compilation,
+  experiment,
+  models,
+  optimizers,
+  sharding,
+  steps,
+)
 from hybrid_video import state as training_state
 from hybrid_video.tasks import classification, pixels
 
@@ -338,8 +347,8 @@ EXPERIMENTS = [
 def test_another_length_seed_rate_or_schedule_is_the_same_program():
   (batch,) = _batches(1)
   texts = set()
-  for experiment in EXPERIMENTS:
-    step, state, inputs = _experiment(**experiment)
+  for chosen in EXPERIMENTS:
+    step, state, inputs = _experiment(**chosen)
     texts.add(step.lower(state, batch, *inputs).as_text())
   assert len(texts) == 1
 
@@ -397,3 +406,24 @@ def test_a_state_starts_with_one_program():
   abstract = training_state.abstract(task, optimizer, mesh)
   for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
     assert (leaf.shape, leaf.dtype, leaf.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
+
+
+def test_on_a_cpu_blocks_that_are_computed_again_take_less_memory_than_kept_ones():
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  optimizer = optimizers.make_optimizer(optimizers.OptimizerSettings(name="sgd"))
+
+  def temporary_bytes(remat):
+    options = {"width": 48, "depth": 6, "heads": 2, "image_size": 64, "remat": remat}
+    build = functools.partial(models.create, "videomae_small", num_classes=3, **options)
+    task = classification.make(build, *STATISTICS)
+    config = defaults.get_config()
+    config.update_from_flattened_dict(
+      {"batch_size": 4, "clip.crop": 64, "model.name": "videomae_small", "model.remat": remat}
+    )
+    chosen = experiment.from_config(config)
+    state = training_state.abstract(task, optimizer, mesh)
+    step = steps.jitted(task, optimizer, steps.StepOptions.of(chosen), mesh, state)
+    compiled = step.lower(*steps.shapes(chosen, mesh, state)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes("blocks") < 0.75 * temporary_bytes("none")

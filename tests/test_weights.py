@@ -1,6 +1,9 @@
 """Published files into our models, strictly, and back."""
 
+import collections
+import contextlib
 import functools
+import io
 import json
 import pathlib
 import re
@@ -26,6 +29,7 @@ from hybrid_video import (
   weights,
 )
 from hybrid_video import state as training_state
+from hybrid_video.models import rematerialization
 from hybrid_video.report import results
 from hybrid_video.tasks import classification
 from hybrid_video.weights import own_names, porting, sources, video_resnet_names
@@ -411,8 +415,36 @@ def test_rematerialized_blocks_give_the_same_gradients_and_statistics():
     state, _ = step(start, batch, np.float32(0.1), np.uint32(0))
     return jax.tree.leaves((state["params"], state["batch_stats"]))
 
-  for a, b in zip(results(False), results(True), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  plain = results("none")
+  for remat in ("blocks", "convolutions_saved"):
+    for a, b in zip(plain, results(remat), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_policy_is_refused_with_the_nearest():
+  with pytest.raises(
+    models.ModelError, match=r"remat=block is none of none, blocks, conv.* mean blocks"
+  ):
+    models.create("r2plus1d_18", num_classes=3, width=4, remat="block")
+
+
+def test_a_policy_keeps_the_results_of_convolutions_and_less_than_none_does():
+  def kept(remat):
+    model = models.create("r2plus1d_18", num_classes=3, width=4, blocks=1, remat=remat)
+    graphdef, params, batch_stats = models.split(model)
+
+    def loss(params):
+      return nnx.merge(graphdef, params, batch_stats)(np.ones((1, 4, 16, 16, 3), np.float32)).sum()
+
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+      jax.ad_checkpoint.print_saved_residuals(loss, params)
+    maps = re.findall(r"f32\[1,4,8,8,(\d+)\]", told.getvalue())
+    return collections.Counter(int(channels) for channels in maps)
+
+  none, blocks, some = (kept(remat) for remat in rematerialization.POLICIES)
+  # Both halves of two (2+1)D convolutions in the block; what lies between blocks is 4 channels wide.
+  assert some[9] == 2 < none[9] and blocks[9] == 0
+  assert blocks[4] < some[4] < none[4]
 
 
 def test_frozen_statistics_stay_and_serve_in_training_too():

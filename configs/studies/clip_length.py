@@ -51,7 +51,7 @@ def get_config(options: str = "") -> ml_collections.ConfigDict:
       own = {
         **architectures.settings(name, is_narrow=scale.is_narrow),
         "clip.frames": frames,
-        "model.remat": frames >= _REMAT_FROM,
+        "model.remat": "blocks" if frames >= _REMAT_FROM else "none",
       }
       if scale.is_demo:
         own["epochs"] = _DEMO_EPOCHS[name]

@@ -7,7 +7,6 @@ that a linear classifier recognizes by theirs; for each of these the nearest of 
 import warnings
 
 import numpy as np
-from sklearn import exceptions, linear_model, pipeline, preprocessing
 
 WORDS = "share of videos that a logistic regression on frozen features recognizes, fitted to the training list's"
 _ITERATIONS = 1000
@@ -25,6 +24,9 @@ def linear(
   Returns:
     A fraction; that of the one class where the training list has no second.
   """
+  # A second to import, which a run spends before its first step otherwise.
+  from sklearn import exceptions, linear_model, pipeline, preprocessing
+
   if len(np.unique(labels)) < 2:
     return float(np.mean(tested_labels == labels[0]))
   probe = pipeline.make_pipeline(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import models
+from hybrid_video.models import rematerialization
 from hybrid_video.models.relevance import Map
 
 Array = jax.Array
@@ -25,7 +26,7 @@ def _maps(
     model = nnx.merge(graphdef, params, batch_stats)
     model.eval()
     # What is computed again is traced on its own, and weights could not leave that trace.
-    model.set_attributes(remat=False, raise_if_not_found=False)
+    model.set_attributes(remat=rematerialization.NONE, raise_if_not_found=False)
     return model.maps(clip[None], None if class_id is None else class_id[None])
 
   # One after the other: the weights of one clip may fill a good part of the memory.

@@ -5,7 +5,9 @@
 beside the clips and gives pixels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import contextvars
 import dataclasses
 import inspect
 from typing import Any
@@ -187,6 +189,29 @@ def clip_grid(
   return videomae.token_grid(frames, size, size, patch or known[option].default)
 
 
+class _Zeros(np.random.Generator):
+  """Draws nothing: zeros, all at one place in memory."""
+
+  def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
+    """Zeros of that shape."""
+    return np.broadcast_to(np.zeros((), dtype), () if size is None else size)
+
+  random = standard_normal
+
+
+_draws: contextvars.ContextVar[bool] = contextvars.ContextVar("draws", default=True)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+  """Within it, models are built without drawing initial values, for those who read their shapes alone."""
+  token = _draws.set(False)
+  try:
+    yield
+  finally:
+    _draws.reset(token)
+
+
 def create(
   name: str,
   *,
@@ -221,7 +246,7 @@ def create(
     check_option(name, option)
   built = {
     "dtype": DTYPES[dtype],
-    "rng": np.random.default_rng(seed),
+    "rng": np.random.default_rng(seed) if _draws.get() else _Zeros(np.random.PCG64(seed)),
     **entry.fixed,
     **model_options,
   }

@@ -15,13 +15,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hybrid_video.models import blockwise_attention, target
+from hybrid_video.models import blockwise_attention, headwise_attention, target
 
 Array = jax.Array
 
 PLAIN, FUSED = "plain", "fused"
-RECOMPUTED, HEAD_BY_HEAD, BLOCKWISE = "recomputed", "head_by_head", "blockwise"
-FORMS = (PLAIN, FUSED, RECOMPUTED, HEAD_BY_HEAD, BLOCKWISE)
+RECOMPUTED, HEADWISE, BLOCKWISE = "recomputed", "headwise", "blockwise"
+FORMS = (PLAIN, FUSED, RECOMPUTED, HEADWISE, BLOCKWISE)
 
 # What every GPU with the fused kernel takes; Hopper takes wider heads.
 _MOST_CHANNELS, _CHANNELS_STEP = 128, 8
@@ -77,7 +77,7 @@ def choose(query: Array, key: Array, devices: Sequence[jax.Device], *, masked: b
   of that size: the very memory that it exists to save.
 
   On a TPU, scores computed again in the backward pass (`RECOMPUTED`) take half the memory at about
-  the same cycles, and one head's scores at a time (`HEAD_BY_HEAD`) stay in the fast memory. JAX's
+  the same cycles, and a block of one head's scores at a time (`HEADWISE`) stays in the fast memory. JAX's
   Pallas kernels are not among the forms: the compiler cannot partition them over a mesh, as it does
   everything else in a training step.
 
@@ -90,12 +90,12 @@ def choose(query: Array, key: Array, devices: Sequence[jax.Device], *, masked: b
     devices: that will run it.
     masked: whether some keys are hidden.
   """
-  queries, heads, channels = query.shape[1:]
+  _, queries, _, channels = query.shape
   keys = key.shape[1]
   if keys <= channels:
     return PLAIN
   if devices and all(device.platform == "tpu" for device in devices):
-    return HEAD_BY_HEAD if heads > 1 and queries * keys >= _SCORES_WORTH_A_LOOP else RECOMPUTED
+    return HEADWISE if queries * keys >= _SCORES_WORTH_A_LOOP else RECOMPUTED
   if devices and all(device.platform == "cpu" for device in devices):
     is_worth_it = len(devices) == 1 and queries * keys >= _SCORES_WORTH_BLOCKS
     return BLOCKWISE if is_worth_it else PLAIN
@@ -145,8 +145,8 @@ def attend(
     return _plain(query, key, value, mask)
   if form == RECOMPUTED:
     return jax.checkpoint(_plain)(query, key, value, mask)
-  if form == HEAD_BY_HEAD:
-    return _head_by_head(query, key, value, mask)
+  if form == HEADWISE:
+    return headwise_attention.attend(query, key, value, visible)
   if form == BLOCKWISE:
     return blockwise_attention.attend(query, key, value, visible)
   if form == FUSED and mask is None:
@@ -159,16 +159,6 @@ def attend(
 
 def _plain(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
   return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
-
-
-def _head_by_head(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-  @jax.checkpoint
-  def one_head(inputs: tuple[Array, Array, Array]) -> Array:
-    query, key, value = (x[:, :, None] for x in inputs)
-    return _plain(query, key, value, mask)[:, :, 0]
-
-  heads_first = tuple(x.transpose(2, 0, 1, 3) for x in (query, key, value))
-  return jax.lax.map(one_head, heads_first).transpose(1, 2, 0, 3)
 
 
 def _fused(query: Array, key: Array, value: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import relevance
+from hybrid_video.models import relevance, rematerialization
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, Linear, normal, resampled, xavier_uniform
 from hybrid_video.models.model_error import ModelError
@@ -212,7 +212,7 @@ class BertClassifier(nnx.Module):
     multiplier: int = 4,
     attention_dropout: float = 0.1,
     key_keep: float = 0.8,
-    remat: bool = False,
+    remat: str = rematerialization.NONE,
     freeze_statistics: bool = False,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,

@@ -13,6 +13,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from hybrid_video.models import rematerialization
+
 Array = jax.Array
 
 # Scores of a block: smaller ones make products too small for the cores, larger ones leave the cache (measured on
@@ -96,7 +98,7 @@ def _forward(
     return lax.map(block, of.query)
 
   out, logarithms = lax.map(head, _heads(query, key, value, visible))
-  out = _back(out, query)
+  out, logarithms = rematerialization.saved((_back(out, query), logarithms))
   return out, (query, key, value, visible, out, logarithms)
 
 

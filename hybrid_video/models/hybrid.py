@@ -11,7 +11,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import perceiver, relevance
+from hybrid_video.models import perceiver, relevance, rematerialization
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal
 from hybrid_video.models.model_error import ModelError
 from hybrid_video.models.patches import Patches
@@ -270,7 +270,7 @@ class Hybrid(nnx.Module):
     cnn_blocks: int = 8,
     cnn_width: int = 64,
     patch: tuple[int, int, int] = (2, 8, 8),
-    remat: bool = False,
+    remat: str = rematerialization.NONE,
     freeze_statistics: bool = False,
     cross_blocks: int = 1,
     self_blocks: int = 1,

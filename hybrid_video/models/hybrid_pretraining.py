@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import masking, perceiver, sparse
+from hybrid_video.models import masking, perceiver, rematerialization, sparse
 from hybrid_video.models.hybrid import Hybrid
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, truncated_normal_002
 from hybrid_video.models.model_error import ModelError
@@ -112,7 +112,7 @@ class HybridForPreTraining(nnx.Module):
     cnn_blocks: int = 8,
     cnn_width: int = 64,
     patch: tuple[int, int, int] = (2, 8, 8),
-    remat: bool = False,
+    remat: str = rematerialization.NONE,
     cross_blocks: int = 1,
     self_blocks: int = 1,
     pool: str = "cls",

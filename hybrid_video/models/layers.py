@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import convolution, sparse, target
+from hybrid_video.models import convolution, rematerialization, sparse, target
 from hybrid_video.models.convolution import Map, folded
 from hybrid_video.models.convolution.folded import Folded
 
@@ -131,6 +131,7 @@ class Conv3D(nnx.Module):
       kernel = _filled(kernel, -2, x.shape[-1] - kernel.shape[-2])
     kernel = _filled(kernel, -1, filling)
     y = convolution.convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
+    y = rematerialization.saved(y)
     if norm is not None:
       return norm(y, activate=activate)
     if shift is not None:
@@ -399,5 +400,5 @@ class Linear(nnx.Module):
   def __call__(self, x: Array) -> Array:
     """`[..., in]` to `[..., out]`."""
     matmul = _matmul if target.platform() == "cpu" and x.ndim > 2 else jnp.matmul
-    y = matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+    y = rematerialization.saved(matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype)))
     return y + self.bias[...].astype(self.dtype) if self.use_bias else y

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.models import convolution, relevance, sparse
+from hybrid_video.models import convolution, relevance, rematerialization, sparse
 from hybrid_video.models.convolution import Map
 from hybrid_video.models.convolution.folded import Folded
 from hybrid_video.models.layers import (
@@ -95,12 +95,13 @@ class Numerics:
 
   Attributes:
     dtype: of the arithmetic; parameters and statistics stay float32.
-    remat: whether each block's activations are computed again in the backward pass, to save memory.
+    remat: what of each block is computed again in the backward pass, to save memory; one of
+      `rematerialization.POLICIES`.
     freeze_statistics: whether BatchNorm keeps and uses its running statistics in training too.
   """
 
   dtype: DType = jnp.float32
-  remat: bool = False
+  remat: str = rematerialization.NONE
   freeze_statistics: bool = False
 
 
@@ -328,7 +329,7 @@ def _block(block: Block, x: Map, seen: Array | None) -> Map:
 
 
 # What is seen is an argument: one program is kept for all calls of the same arguments.
-_rematerialized: Any = nnx.remat(_block)
+_BLOCK: Any = rematerialization.under(_block)
 
 
 class Trunk(nnx.Module):
@@ -402,7 +403,7 @@ class Trunk(nnx.Module):
     self.out_channels = channels
     self.temporal_halvings = halvings
     self.spatial_halvings = in_space
-    self.remat = numerics.remat
+    self.remat = rematerialization.policy(numerics.remat)
 
   def blocks(self) -> list[tuple[str, Block]]:
     """The residual blocks in the order in which a clip meets them, with names as "layer1.0"."""
@@ -443,7 +444,7 @@ class Trunk(nnx.Module):
     maps = [x]
     for name, block in self.blocks():
       with jax.named_scope(name):
-        x = _rematerialized(block, x, sparse.current()) if self.remat else block(x)
+        x = _BLOCK[self.remat](block, x, sparse.current())
       maps.append(x)
     return [convolution.unfold(x) for x in maps]
 
@@ -459,7 +460,7 @@ class VideoResNet(nnx.Module):
     blocks: int | None = None,
     width: int = FULL_WIDTH,
     dropout: float = 0.0,
-    remat: bool = False,
+    remat: str = rematerialization.NONE,
     freeze_statistics: bool = False,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,

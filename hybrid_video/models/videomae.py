@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import errors
-from hybrid_video.models import relevance, residual
+from hybrid_video.models import relevance, rematerialization, residual
 from hybrid_video.models.attention import attend
 from hybrid_video.models.layers import Array, DType, LayerNorm, Linear, normal, resampled
 from hybrid_video.models.model_error import ModelError
@@ -230,11 +230,11 @@ class Block(nnx.Module):
     return residual.add(x, self.drop_path(self.mlp(self.norm2(x)), rngs=rngs))
 
 
-_rematerialized: Any = nnx.remat(Block.__call__)
+_BLOCK: Any = rematerialization.under(Block.__call__)
 
 
 def through_blocks(
-  blocks: nnx.Dict, x: Array, rngs: nnx.Rngs | None = None, *, remat: bool = False
+  blocks: nnx.Dict, x: Array, rngs: nnx.Rngs | None = None, *, remat: str = rematerialization.NONE
 ) -> Array:
   """Tokens through blocks by number, `[B, N, D]` to `[B, N, D]`.
 
@@ -242,12 +242,11 @@ def through_blocks(
     blocks: as `transformer_blocks` makes them.
     x: tokens.
     rngs: of the dropping.
-    remat: whether each block's activations are computed again in the backward pass; only the tokens
-      between blocks are then kept.
+    remat: what of each block is computed again in the backward pass; one of `rematerialization.POLICIES`.
   """
   for i in range(len(blocks)):
     block = blocks[str(i)]
-    x = _rematerialized(block, x, rngs) if remat else block(x, rngs)
+    x = _BLOCK[remat](block, x, rngs)
   return x
 
 
@@ -293,7 +292,7 @@ class Encoder(nnx.Module):
     final_norm: bool,
     epsilon: float,
     init: Initializer,
-    remat: bool,
+    remat: str,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -318,7 +317,7 @@ class Encoder(nnx.Module):
       self.norm = LayerNorm(size.width, epsilon, dtype=dtype)
     self.final_norm = final_norm
     self.width = size.width
-    self.remat = remat
+    self.remat = rematerialization.policy(remat)
     self.dtype = dtype
 
   def __call__(
@@ -398,7 +397,8 @@ class VideoMAE(nnx.Module):
     init_scale: factor on the classifier's initial kernel.
     layer_norm_epsilon: in the blocks.
     head_norm_epsilon: in the head.
-    remat: whether each block's activations are computed again in the backward pass, to save memory.
+    remat: what of each block is computed again in the backward pass, to save memory; one of
+      `rematerialization.POLICIES`.
     dtype: of the arithmetic before the head; parameters and the head stay float32.
     rng: source of the initial values.
 
@@ -423,7 +423,7 @@ class VideoMAE(nnx.Module):
     init_scale: float = 0.001,
     layer_norm_epsilon: float = 1e-6,
     head_norm_epsilon: float = 1e-6,
-    remat: bool = False,
+    remat: str = rematerialization.NONE,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):

@@ -12,7 +12,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_video.models import masking
+from hybrid_video.models import masking, rematerialization
 from hybrid_video.models.layers import (
   Array,
   DType,
@@ -43,7 +43,7 @@ class Decoder(nnx.Module):
     *,
     epsilon: float,
     norm_epsilon: float,
-    remat: bool,
+    remat: str,
     dtype: DType,
     rng: np.random.Generator,
   ):
@@ -63,7 +63,7 @@ class Decoder(nnx.Module):
     self.norm = LayerNorm(width, norm_epsilon, dtype=dtype)
     self.head = initialized_linear(width, values, xavier_uniform, dtype=dtype, rng=rng)
     self.width = width
-    self.remat = remat
+    self.remat = rematerialization.policy(remat)
     self.dtype = dtype
 
   def __call__(self, tokens: Array, visible: Array, masked: Array) -> Array:
@@ -93,7 +93,8 @@ class VideoMAEForPreTraining(nnx.Module):
     targets: what is predicted, one of `masking.TARGETS`, see `masking.patch_targets`.
     layer_norm_epsilon: in all blocks and at the encoder's end.
     decoder_norm_epsilon: at the decoder's end.
-    remat: whether each block's activations are computed again in the backward pass, to save memory.
+    remat: what of each block is computed again in the backward pass, to save memory; one of
+      `rematerialization.POLICIES`.
     dtype: of the arithmetic; parameters stay float32.
     rng: source of the initial values.
 
@@ -125,7 +126,7 @@ class VideoMAEForPreTraining(nnx.Module):
     targets: str = masking.NORMALIZED,
     layer_norm_epsilon: float = 1e-6,
     decoder_norm_epsilon: float = 1e-6,
-    remat: bool = False,
+    remat: str = rematerialization.NONE,
     dtype: DType = jnp.float32,
     rng: np.random.Generator,
   ):

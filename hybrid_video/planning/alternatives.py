@@ -4,8 +4,8 @@ In: an experiment that takes too much memory, and how much it takes. Out: change
 flags that change them, cheapest first, without those that cannot be enough by what is known.
 
 The order: what costs nothing comes first. Without BatchNorm that is accumulation; with it, accumulation
-changes what is computed (statistics are of each part), so recomputing activations, a third more
-arithmetic, goes before it. Splitting the state (fsdp) costs messages and helps only the state, and so
+changes what is computed (statistics are of each part), so recomputing activations, up to a third more
+arithmetic, goes before it; first without convolutions, then with them. Splitting the state (fsdp) costs messages and helps only the state, and so
 comes first only where that is most of what is needed. A larger topology is last: it costs money.
 """
 
@@ -16,10 +16,12 @@ from typing import Any
 
 from hybrid_video import models
 from hybrid_video.experiment import Experiment
+from hybrid_video.models import rematerialization
+from hybrid_video.models.rematerialization import BLOCKS, CONVOLUTIONS_SAVED, NONE
 from hybrid_video.planning import topologies
 
-# Of activations that stay when blocks are computed again, at the least: what lies between blocks.
-_LEFT_BY_REMAT = 0.15
+# Of activations that stay under a policy, at the least: what convolutions give, and what lies between blocks.
+_LEFT_BY_REMAT = {NONE: 1.0, CONVOLUTIONS_SAVED: 0.4, BLOCKS: 0.15}
 # What is predicted to be less than this much too large is tried: the prediction is rough.
 _TOLERANCE = 1.15
 _MOST_STATE = 0.5
@@ -62,24 +64,30 @@ class Needed:
     return max(0, self.total - self.state - self.gradients)
 
 
-def has_remat(experiment: Experiment) -> bool:
-  """Whether its model can compute activations again, and does not yet."""
-  known = "remat" in models.options(experiment.model.name)
-  return known and not experiment.model.options.get("remat")
+def _policy(experiment: Experiment) -> str:
+  return rematerialization.policy(experiment.model.options.get("remat", NONE))
+
+
+def policies(experiment: Experiment) -> list[str]:
+  """Of what its model can compute again: the policy as it is, and those that keep less."""
+  if "remat" not in models.options(experiment.model.name):
+    return [NONE]
+  now = _LEFT_BY_REMAT[_policy(experiment)]
+  return [policy for policy, left in _LEFT_BY_REMAT.items() if left <= now]
 
 
 def _changed(
-  experiment: Experiment, micro_batches: int, fsdp: int, remat: bool
+  experiment: Experiment, micro_batches: int, fsdp: int, remat: str
 ) -> tuple[Experiment, tuple[str, ...]]:
   changes: dict[str, Any] = {}
   flags = []
   if micro_batches != experiment.micro_batches:
     changes["micro_batches"] = micro_batches
     flags.append(f"--config.micro_batches={micro_batches}")
-  if remat:
-    options = types.MappingProxyType({**experiment.model.options, "remat": True})
+  if remat != _policy(experiment):
+    options = types.MappingProxyType({**experiment.model.options, "remat": remat})
     changes["model"] = dataclasses.replace(experiment.model, options=options)
-    flags.append("--config.model.remat=True")
+    flags.append(f"--config.model.remat={remat}")
   if fsdp != experiment.fsdp:
     changes["fsdp"] = fsdp
     flags.append(f"--config.fsdp={fsdp}")
@@ -93,12 +101,13 @@ def _part_counts(experiment: Experiment, devices: int) -> list[int]:
   return [of for of in counts if experiment.batch_size % (of * devices) == 0] or [now]
 
 
-def _order(parts: Sequence[int], remat: bool, batch_norm: bool) -> list[tuple[int, bool]]:
-  """Pairs of parts and recomputation, most welcome first; the first is as it was."""
-  recomputed = [False, True] if remat else [False]
+def _order(
+  parts: Sequence[int], policies: Sequence[str], batch_norm: bool
+) -> list[tuple[int, str]]:
+  """Pairs of parts and policies, most welcome first; the first is as it was."""
   if batch_norm:
-    return [(of, again) for of in parts for again in recomputed]
-  return [(of, again) for again in recomputed for of in parts]
+    return [(of, policy) for of in parts for policy in policies]
+  return [(of, policy) for policy in policies for of in parts]
 
 
 def listed(
@@ -121,7 +130,7 @@ def listed(
     batch_norm: whether the model has batch statistics.
   """
   parts = _part_counts(experiment, devices)
-  pairs = _order(parts, has_remat(experiment), batch_norm)
+  pairs = _order(parts, policies(experiment), batch_norm)
   splits = [experiment.fsdp] + ([devices] if devices > experiment.fsdp else [])
   if needed.state > _MOST_STATE * limit:
     splits.reverse()
@@ -132,7 +141,7 @@ def listed(
       changed, flags = _changed(experiment, count, fsdp, remat)
       if not flags:
         continue
-      left = _LEFT_BY_REMAT if remat else 1.0
+      left = _LEFT_BY_REMAT[remat] / _LEFT_BY_REMAT[_policy(experiment)]
       activations = needed.activations * left * experiment.micro_batches / count
       predicted = round((needed.state + needed.gradients) / shared + activations)
       found.append(Alternative(changed, topology, flags, predicted))

@@ -18,6 +18,8 @@ from typing import Any
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# What the compiler writes where it has no estimate.
+_NO_ESTIMATE = 2**63 - 1
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _ARRAY = re.compile(r"\b(pred|[subf]\d+|bf16|f8\w+)\[([\d,]*)\]")
 _CALLED = re.compile(
@@ -102,7 +104,8 @@ def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
     parts: finds the part of the network in the name of an operation; without it all is "other".
 
   Returns:
-    `cycles` (the sum of estimates; 0 for other devices than TPUs), `parts` (of the network: forward and
+    `cycles` (the sum of estimates; 0 for other devices than TPUs), `not_estimated` (operations that the compiler
+    could not estimate, which `cycles` leaves out), `parts` (of the network: forward and
     backward cycles), `prefetched_bytes` (asynchronous copies, which have no estimate), `collectives` (by
     kind: `count` and `bytes` of a device), `all_reduces` (bytes of each).
   """
@@ -110,7 +113,7 @@ def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
   times = _calls(computations, entry)
   by_part: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
   collectives: dict[str, dict[str, int]] = {}
-  cycles, prefetched, reduced = 0, 0, []
+  cycles, not_estimated, prefetched, reduced = 0, 0, 0, []
   for computation, lines in computations.items():
     # What nobody seems to call is named in a way not known here.
     runs = times[computation] or 1
@@ -133,6 +136,9 @@ def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
         reduced += [moved] * runs if found[1] == "all-reduce" else []
       if not (estimate := _CYCLES.search(line)):
         continue
+      if int(estimate[1]) == _NO_ESTIMATE:
+        not_estimated += runs
+        continue
       count = runs * int(estimate[1])
       cycles += count
       op = named[1] if (named := _OP_NAME.search(line)) else ""
@@ -140,6 +146,7 @@ def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
       by_part[part]["transpose(" in op] += count
   return {
     "cycles": cycles,
+    "not_estimated": not_estimated,
     "parts": {part: {"forward": f, "backward": b} for part, (f, b) in sorted(by_part.items())},
     "prefetched_bytes": prefetched,
     "collectives": dict(sorted(collectives.items())),

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hybrid_video import models, optimizers, sharding, steps
@@ -68,21 +67,8 @@ def make(experiment: Experiment, num_classes: int, devices: Sequence[jax.Device]
     optimizer = optimizers.make_optimizer(experiment.optimizer)
     state = training_state.abstract(task, optimizer, mesh, averaged=experiment.ema_decay > 0)
   optimizers.trained(state["params"], experiment.optimizer.freeze)
-  batch = _batch(experiment, experiment.batch_size, sharding.batch_sharding(mesh))
+  batch = steps.batch_shapes(experiment.clip, experiment.batch_size, sharding.batch_sharding(mesh))
   return Step(experiment, task, optimizer, mesh, state, batch)
-
-
-def _batch(experiment: Experiment, rows: int, where: Any = None) -> dict[str, Any]:
-  clip = experiment.clip
-  shapes = {
-    "clips": ((rows, clip.frames, clip.crop, clip.crop, 3), jnp.uint8),
-    "labels": ((rows,), jnp.int32),
-    "mirrored": ((rows,), jnp.bool_),
-  }
-  return {
-    name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-    for name, (shape, dtype) in shapes.items()
-  }
 
 
 def _bytes(tree: Any) -> tuple[int, int]:
@@ -141,7 +127,7 @@ def _multiply_accumulates(step: Step) -> dict[str, int]:
 
   # As many clips as there are devices: augmentation is spread over them.
   rows = step.mesh.size
-  few = _batch(experiment, rows)
+  few = steps.batch_shapes(experiment.clip, rows)
   of_rows = costs.multiply_accumulates(forward, state["params"], state["batch_stats"], few, key)
   of_step = costs.multiply_accumulates(whole, state, step.batch, _LEARNING_RATE, _SEED)
   return {"clip": of_rows // rows, "step": of_step}

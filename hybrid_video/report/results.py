@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hybrid_video")
 
-PREDICTIONS = "predictions.npz"
+PREDICTIONS, TENSORBOARD = "predictions.npz", "tensorboard"
 
 
 class WorkdirError(errors.UserError):

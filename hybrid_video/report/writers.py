@@ -13,6 +13,7 @@ from typing import Any
 
 from clu import metric_writers
 from etils import epath
+import jax
 import numpy as np
 from tensorboard.compat import tf
 
@@ -26,7 +27,6 @@ from hybrid_video.validation import Tracker
 log = logging.getLogger("hybrid_video")
 
 HISTORY = "history.jsonl"
-TENSORBOARD = "tensorboard"
 
 History = list[dict[str, float]]
 Scalars = Mapping[str, float]
@@ -128,7 +128,7 @@ class EventsWriter(metric_writers.SummaryWriter):
     Raises:
       WorkdirError: the folder cannot be read or written.
     """
-    self._folder = epath.Path(workdir) / TENSORBOARD
+    self._folder = epath.Path(workdir) / results.TENSORBOARD
     with self._writing():
       event_files.drop_scalars_after(self._folder, first_step)
       super().__init__(os.fspath(self._folder))
@@ -214,7 +214,7 @@ def read_history(workdir: os.PathLike | str) -> History:
 def create(
   workdir: os.PathLike | str, *, first_step: int, steps: int, experiment: Experiment
 ) -> metric_writers.MetricWriter:
-  """The writers of a run; the first process alone is to create them.
+  """The writers of a run: of its first process, and none of the others.
 
   Args:
     workdir: has `tensorboard/` and `history.jsonl`.
@@ -225,6 +225,8 @@ def create(
   Raises:
     UserError: something cannot be written, or Weights & Biases cannot be used.
   """
+  if jax.process_index():
+    return metric_writers.MultiWriter([])
   history = HistoryWriter(workdir, first_step)
   before = read_history(workdir)
   # What is on this machine first: it is what a resumed run builds on.

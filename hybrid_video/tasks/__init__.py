@@ -87,7 +87,8 @@ def definitions(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.Grap
   Args:
     build: gives a fresh model, the same at every call.
   """
-  abstract = nnx.eval_shape(build)
+  with models.shapes_only():
+    abstract = nnx.eval_shape(build)
   abstract.train()
   training, _, _ = models.split(abstract)
   abstract.eval()

@@ -1,0 +1,131 @@
+"""Attention one head at a time and in it a block of queries at a time, for TPUs: a block's scores stay in fast memory.
+
+In: queries `[B, N, heads, D]`, keys and values `[B, M, heads, D]`. Out: `[B, N, heads, D]`. All clips of a device are
+taken at once, so that a loop never crosses the axis that devices share. The backward pass computes the scores again, from
+each query's logarithm of the sum.
+
+Source: Dao et al. 2022 (arXiv:2205.14135), algorithms 1 and 4, with whole rows of scores in a block.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from hybrid_video.models import rematerialization, target
+
+Array = jax.Array
+
+# Scores of a device's block, all its clips together: 512 queries of 16 clips with 1,568 keys, 26 MB in 16 bits. Of 256 to
+# 896 queries these take the fewest cycles on a v5e (the compiler's estimate).
+_SCORES_AT_ONCE = 16 * 512 * 1568
+# Queries lie along the lanes of a vector register: a block of another length would be moved first.
+_LANES = 128
+_HIDDEN = -1e30
+
+
+def _heads_first(x: Array) -> Array:
+  """`[B, N, heads, D]` to `[heads, B, N, D]`."""
+  return x.transpose(2, 0, 1, 3)
+
+
+def _back(x: Array) -> Array:
+  return x.transpose(1, 2, 0, 3)
+
+
+def _blocks(query: Array, keys: int) -> list[slice]:
+  """Which queries are taken at once."""
+  batch, count = query.shape[:2]
+  clips = math.ceil(batch / max(1, target.device_count()))
+  rows = _SCORES_AT_ONCE // (clips * keys) // _LANES * _LANES
+  rows = max(rows, _LANES)
+  return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def _scaled(query: Array) -> Array:
+  return query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+
+
+def _bias(visible: Array | None, dtype: Any) -> Array | None:
+  """`[B, 1, M]`, 0 or `_HIDDEN`."""
+  if visible is None:
+    return None
+  return jnp.where(visible, 0.0, _HIDDEN).astype(dtype)[:, None]
+
+
+def _wide(dtype: Any) -> Any:
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def _product(equation: str, left: Array, right: Array) -> Array:
+  return jnp.einsum(equation, left, right, preferred_element_type=_wide(left.dtype))
+
+
+def _scores(query: Array, key: Array, bias: Array | None) -> Array:
+  scores = _product("bqd,bkd->bqk", query, key)
+  return scores if bias is None else scores + bias
+
+
+@jax.custom_vjp
+def attend(query: Array, key: Array, value: Array, visible: Array | None) -> Array:
+  """See `attention.attend`; in the dtype of the queries."""
+  return _forward(query, key, value, visible)[0]
+
+
+def _forward(
+  query: Array, key: Array, value: Array, visible: Array | None
+) -> tuple[Array, tuple[Any, ...]]:
+  blocks = _blocks(query, key.shape[1])
+  bias = _bias(visible, _wide(query.dtype))
+
+  def head(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    queries, key, value = given
+    # A column of ones sums the weights in the same product: sums along the lanes are slow.
+    value = jnp.pad(value, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+    outputs, logarithms = [], []
+    for block in blocks:
+      scores = _scores(queries[:, block], key, bias)
+      largest = scores.max(-1, keepdims=True)
+      shares = jnp.exp(scores - largest).astype(value.dtype)
+      mixed = _product("bqk,bkd->bqd", shares, value)
+      total = mixed[..., -1:]
+      outputs.append((mixed[..., :-1] / total).astype(query.dtype))
+      logarithms.append((largest + jnp.log(total))[..., 0])
+    return jnp.concatenate(outputs, 1), jnp.concatenate(logarithms, 1)
+
+  given = _heads_first(_scaled(query)), _heads_first(key), _heads_first(value)
+  out, logarithms = lax.map(head, given)
+  out, logarithms = rematerialization.saved((_back(out), logarithms))
+  return out, (query, key, value, visible, out, logarithms)
+
+
+def _backward(residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Array, None]:
+  query, key, value, visible, out, logarithms = residuals
+  blocks = _blocks(query, key.shape[1])
+  wide = logarithms.dtype
+  bias = _bias(visible, wide)
+  # Each query's sum of its weights' gradients, weighted: what softmax takes off all of them.
+  taken_off = (dout.astype(wide) * out.astype(wide)).sum(-1).transpose(2, 0, 1)
+
+  def head(given: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    queries, key, value, douts, logarithms, taken_off = given
+    dqueries = []
+    dkey, dvalue = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
+    for block in blocks:
+      query, dout = queries[:, block], douts[:, block]
+      shares = jnp.exp(_scores(query, key, bias) - logarithms[:, block, None])
+      dshares = _product("bqd,bkd->bqk", dout, value)
+      dscores = (shares * (dshares - taken_off[:, block, None])).astype(query.dtype)
+      dvalue = dvalue + _product("bqk,bqd->bkd", shares.astype(dout.dtype), dout)
+      dkey = dkey + _product("bqk,bqd->bkd", dscores, query)
+      dqueries.append(_product("bqk,bkd->bqd", dscores, key).astype(query.dtype))
+    return jnp.concatenate(dqueries, 1), dkey.astype(key.dtype), dvalue.astype(value.dtype)
+
+  of_heads = (_heads_first(x) for x in (_scaled(query), key, value, dout))
+  dquery, dkey, dvalue = lax.map(head, (*of_heads, logarithms, taken_off))
+  return _scaled(_back(dquery)), _back(dkey), _back(dvalue), None
+
+
+attend.defvjp(_forward, _backward)
