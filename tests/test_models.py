@@ -366,3 +366,18 @@ def test_the_mid_width_keeps_the_parameters_of_a_full_convolution():
 def test_options_that_do_not_fit_are_refused_in_words(name, options, message):
   with pytest.raises(models.ModelError, match=message):
     nnx.eval_shape(lambda: models.create(name, num_classes=5, **options))
+
+
+def test_a_model_for_its_shapes_alone_has_them_and_draws_nothing():
+  def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+  options = {"num_classes": 3, "cnn_width": 4, "latents": 4, "width": 16}
+  drawn = models.split(models.create("hybrid", **options))[1]
+  with models.shapes_only():
+    empty = models.split(models.create("hybrid", **options))[1]
+  assert shapes(empty) == shapes(drawn)
+  kernel = empty["cnn"]["stem"]["conv"]["spatial"]["kernel"]
+  assert not np.asarray(kernel).any()
+  again = models.split(models.create("hybrid", **options))[1]
+  jax.tree.map(np.testing.assert_array_equal, again, drawn)

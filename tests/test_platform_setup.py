@@ -216,3 +216,16 @@ def test_with_an_accelerator_the_allocator_is_not_changed(monkeypatch, settings)
 def test_a_system_without_glibc_is_not_a_failure(monkeypatch, settings):
   monkeypatch.setattr(platform_setup.ctypes, "CDLL", lambda name: object())
   assert platform_setup.keep_freed_memory() is False
+
+
+def test_keras_is_not_imported_with_tensorflow_and_found_when_it_is_used():
+  program = (
+    "import os, sys; from hybrid_video import platform_setup; "
+    "platform_setup.load_pipeline('input_pipeline', 'a test'); "
+    "assert 'keras' not in sys.modules and 'TF_USE_LEGACY_KERAS' not in os.environ; "
+    "import tensorflow as tf; print(tf.keras.callbacks.Callback.__module__)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip().startswith("keras.src")
