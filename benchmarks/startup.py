@@ -8,7 +8,8 @@ network, makes a random batch of the same shape and takes one step of SGD, eager
 checkpoints and draws no curves.
 
 The last line is one JSON object: `first_step_seconds` (warm), `first_step_seconds_cold`, the seconds of its parts
-(`parts`: imports until the records are read, the model and its state, tracing, loading and running the step),
+(`parts`: imports until the records are read, tracing the step and making the model and its state, compiling or
+loading the step and running it),
 `import_seconds` of the training program alone, `programs` compiled or loaded before the first step is done,
 `peer_first_step_seconds`, and `ratio_first_step`, PyTorch's time / ours with a warm cache; the peer's are null where
 PyTorch is not installed. Medians over the turns.
@@ -39,8 +40,11 @@ _LIMIT = 600
 # The console's lines that end a part of a start, in their order.
 _PARTS = (
   ("imports and records", re.compile(r"\d+ videos listed")),
-  ("model and state", re.compile(r"Training on \d+ device")),
-  ("step traced, loaded and run", re.compile(r"Compiled up to the first step: (\d+) programs")),
+  ("step traced, model and state", re.compile(r"Training on \d+ device")),
+  (
+    "step compiled or loaded, and run",
+    re.compile(r"Compiled up to the first step: (\d+) programs"),
+  ),
 )
 _IMPORTS = (
   "import time; began = time.perf_counter(); from hybrid_video import platform_setup; "
