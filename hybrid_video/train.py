@@ -156,11 +156,9 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
   else:
     state, progress = _resumed(run, restored, data, saved)
   run = run.with_offset(progress.offset)
-  of_run = _phases(run, optimizer, abstract)
-  if not run.is_done(progress) and jax.process_count() == 1:
-    # While all else is made ready; several processes compile in one order.
+  if not run.is_done(progress):
     step = 0 if restored is None else int(state["step"])
-    of_run = of_run.compiling(step, *steps.shapes(experiment, run.mesh, abstract))
+    of_run = _phases(run, optimizer, abstract, step)
   if restored is None:
     state = _fresh(run, description, optimizer)
   # Only now: what was not accepted leaves no trace.
@@ -180,9 +178,17 @@ def _train(run: Run, description: Description, saved: Checkpoints) -> evaluate.P
   return _chosen(run, state, progress, saved)
 
 
-def _phases(run: Run, optimizer: optax.GradientTransformation, abstract: State) -> phases.Phases:
+def _phases(
+  run: Run, optimizer: optax.GradientTransformation, abstract: State, step: int
+) -> phases.Phases:
+  """The steps of the training, the one after `step` others being compiled while all else is made ready."""
+  experiment, mesh = run.experiment, run.mesh
   classes = len(run.records.class_names)
-  return phases.make(run.experiment, run.length, run.task, optimizer, run.mesh, abstract, classes)
+  made = phases.make(experiment, run.length, run.task, optimizer, mesh, abstract, classes)
+  # Several processes compile in one order.
+  if jax.process_count() > 1:
+    return made
+  return made.compiling(step, *steps.shapes(experiment, mesh, abstract))
 
 
 def _fresh(run: Run, description: Description, optimizer: optax.GradientTransformation) -> State:

@@ -66,13 +66,23 @@ def _scores(query: Array, key: Array, bias: Array | None) -> Array:
   return scores if bias is None else scores + bias
 
 
+def scaled(query: Array) -> Array:
+  """Times 1 / sqrt(D)."""
+  return query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+
+
+def bias(visible: Array | None, dtype: Any) -> Array | None:
+  """What hides keys when it is added to scores, `[B, M]`, at least float32; None where all are visible."""
+  if visible is None:
+    return None
+  return jnp.where(visible, 0.0, _HIDDEN).astype(jnp.promote_types(dtype, jnp.float32))
+
+
 def _heads(query: Array, key: Array, value: Array, visible: Array | None) -> _Heads:
-  scale = jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
-  bias = None
-  if visible is not None:
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    bias = jnp.repeat(jnp.where(visible, 0.0, _HIDDEN).astype(wide), query.shape[2], axis=0)
-  return _Heads(_in_blocks(_rows(query) * scale, key.shape[1]), _rows(key), _rows(value), bias)
+  hiding = bias(visible, query.dtype)
+  if hiding is not None:
+    hiding = jnp.repeat(hiding, query.shape[2], axis=0)
+  return _Heads(_in_blocks(_rows(scaled(query)), key.shape[1]), _rows(key), _rows(value), hiding)
 
 
 @jax.custom_vjp

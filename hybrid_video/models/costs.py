@@ -77,7 +77,8 @@ def of_model(name: str, clip: tuple[int, int, int], num_classes: int, **options:
   Raises:
     ModelError: an unknown name or option, or options that do not fit together.
   """
-  model = nnx.eval_shape(lambda: models.create(name, num_classes=num_classes, **options))
+  with models.shapes_only():
+    model = nnx.eval_shape(lambda: models.create(name, num_classes=num_classes, **options))
   model.eval()
   graphdef, params, batch_stats = models.split(model)
   clips = jax.ShapeDtypeStruct((1, *clip, 3), jnp.float32)

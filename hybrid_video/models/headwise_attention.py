@@ -15,6 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from hybrid_video.models import rematerialization, target
+from hybrid_video.models.blockwise_attention import bias, scaled
 
 Array = jax.Array
 
@@ -23,7 +24,6 @@ Array = jax.Array
 _SCORES_AT_ONCE = 16 * 512 * 1568
 # Queries lie along the lanes of a vector register: a block of another length would be moved first.
 _LANES = 128
-_HIDDEN = -1e30
 
 
 def _heads_first(x: Array) -> Array:
@@ -44,28 +44,14 @@ def _blocks(query: Array, keys: int) -> list[slice]:
   return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
-def _scaled(query: Array) -> Array:
-  return query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
-
-
-def _bias(visible: Array | None, dtype: Any) -> Array | None:
-  """`[B, 1, M]`, 0 or `_HIDDEN`."""
-  if visible is None:
-    return None
-  return jnp.where(visible, 0.0, _HIDDEN).astype(dtype)[:, None]
-
-
-def _wide(dtype: Any) -> Any:
-  return jnp.promote_types(dtype, jnp.float32)
-
-
 def _product(equation: str, left: Array, right: Array) -> Array:
-  return jnp.einsum(equation, left, right, preferred_element_type=_wide(left.dtype))
+  wide = jnp.promote_types(left.dtype, jnp.float32)
+  return jnp.einsum(equation, left, right, preferred_element_type=wide)
 
 
-def _scores(query: Array, key: Array, bias: Array | None) -> Array:
+def _scores(query: Array, key: Array, hiding: Array | None) -> Array:
   scores = _product("bqd,bkd->bqk", query, key)
-  return scores if bias is None else scores + bias
+  return scores if hiding is None else scores + hiding[:, None]
 
 
 @jax.custom_vjp
@@ -78,7 +64,7 @@ def _forward(
   query: Array, key: Array, value: Array, visible: Array | None
 ) -> tuple[Array, tuple[Any, ...]]:
   blocks = _blocks(query, key.shape[1])
-  bias = _bias(visible, _wide(query.dtype))
+  hiding = bias(visible, query.dtype)
 
   def head(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     queries, key, value = given
@@ -86,7 +72,7 @@ def _forward(
     value = jnp.pad(value, ((0, 0), (0, 0), (0, 1)), constant_values=1)
     outputs, logarithms = [], []
     for block in blocks:
-      scores = _scores(queries[:, block], key, bias)
+      scores = _scores(queries[:, block], key, hiding)
       largest = scores.max(-1, keepdims=True)
       shares = jnp.exp(scores - largest).astype(value.dtype)
       mixed = _product("bqk,bkd->bqd", shares, value)
@@ -95,7 +81,7 @@ def _forward(
       logarithms.append((largest + jnp.log(total))[..., 0])
     return jnp.concatenate(outputs, 1), jnp.concatenate(logarithms, 1)
 
-  given = _heads_first(_scaled(query)), _heads_first(key), _heads_first(value)
+  given = _heads_first(scaled(query)), _heads_first(key), _heads_first(value)
   out, logarithms = lax.map(head, given)
   out, logarithms = rematerialization.saved((_back(out), logarithms))
   return out, (query, key, value, visible, out, logarithms)
@@ -105,7 +91,7 @@ def _backward(residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Ar
   query, key, value, visible, out, logarithms = residuals
   blocks = _blocks(query, key.shape[1])
   wide = logarithms.dtype
-  bias = _bias(visible, wide)
+  hiding = bias(visible, query.dtype)
   # Each query's sum of its weights' gradients, weighted: what softmax takes off all of them.
   taken_off = (dout.astype(wide) * out.astype(wide)).sum(-1).transpose(2, 0, 1)
 
@@ -115,7 +101,7 @@ def _backward(residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Ar
     dkey, dvalue = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
     for block in blocks:
       query, dout = queries[:, block], douts[:, block]
-      shares = jnp.exp(_scores(query, key, bias) - logarithms[:, block, None])
+      shares = jnp.exp(_scores(query, key, hiding) - logarithms[:, block, None])
       dshares = _product("bqd,bkd->bqk", dout, value)
       dscores = (shares * (dshares - taken_off[:, block, None])).astype(query.dtype)
       dvalue = dvalue + _product("bqk,bqd->bkd", shares.astype(dout.dtype), dout)
@@ -123,9 +109,9 @@ def _backward(residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Ar
       dqueries.append(_product("bqk,bkd->bqd", dscores, key).astype(query.dtype))
     return jnp.concatenate(dqueries, 1), dkey.astype(key.dtype), dvalue.astype(value.dtype)
 
-  of_heads = (_heads_first(x) for x in (_scaled(query), key, value, dout))
+  of_heads = (_heads_first(x) for x in (scaled(query), key, value, dout))
   dquery, dkey, dvalue = lax.map(head, (*of_heads, logarithms, taken_off))
-  return _scaled(_back(dquery)), _back(dkey), _back(dvalue), None
+  return scaled(_back(dquery)), _back(dkey), _back(dvalue), None
 
 
 attend.defvjp(_forward, _backward)
