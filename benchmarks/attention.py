@@ -38,7 +38,6 @@ import itertools
 import math
 import os
 import pathlib
-import re
 import statistics
 import sys
 import tempfile
@@ -57,15 +56,17 @@ import matplotlib.axes  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import outcome  # noqa: E402
+from benchmarks.sides import BenchmarkError  # noqa: E402
 from hybrid_video import models, platform_setup  # noqa: E402
 from hybrid_video.models import costs, hybrid, perceiver, target, video_resnet  # noqa: E402
 from hybrid_video.models.bert_pooling import BertPooling  # noqa: E402
 from hybrid_video.models.layers import LayerNorm  # noqa: E402
+from hybrid_video.planning import program, topologies  # noqa: E402
 from hybrid_video.report.figures import BLUE, INK, MUTED, ORANGE  # noqa: E402
 
-torch: Any = None
+peers: Any = None
 with contextlib.suppress(ImportError):
-  torch = importlib.import_module("torch")
+  peers = importlib.import_module("benchmarks.peers.attention")
 
 KINDS = {
   "cross": ("256 latents to all tokens", BLUE),
@@ -77,12 +78,6 @@ SIZE = 112
 # Largest relative difference of the two sides' float32 outputs, and of bfloat16's.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 _LEAST_SECONDS = 0.05
-# What libtpu wants to be told where there is no TPU.
-_TPU_ENVIRONMENT = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-}
 
 _WIDTHS = (
   *("latents", "width", "cross_heads", "self_heads", "head_dim"),
@@ -90,10 +85,6 @@ _WIDTHS = (
 )
 
 Tree = dict[str, Any]
-
-
-class BenchmarkError(ValueError):
-  """A comparison that cannot be made; the message says which and what to do."""
 
 
 def options() -> dict[str, Any]:
@@ -166,120 +157,16 @@ class Ours:
     return costs.multiply_accumulates(self.functions["forward"], self.params, features)
 
 
-class Peer:
-  """The same blocks with the same weights in PyTorch."""
-
-  def __init__(self, kind: str, params: Tree, grid: tuple[int, int, int, int], dtype: str):
-    """Takes over our parameters; on a GPU compiles."""
-    self.device = "cuda" if torch.cuda.is_available() else "cpu"
-    self.params = self._tensors(params)
-    self.kind, self.dtype, self.grid = kind, dtype, grid
-    given = options()
-    self.heads = given["cross_heads"] if kind == "cross" else given["self_heads"]
-    positions = perceiver.fourier_positions(grid[:3], given["bands"], given["max_freq"])
-    self.positions = torch.from_numpy(positions).to(self.device)
-    # Read here: PyTorch's compiler does not get through the construction of one of our layers.
-    self._epsilon = LayerNorm(1).epsilon
-    self._run = torch.compile(self._read) if self.device == "cuda" else self._read
-
-  def _tensors(self, tree: Tree) -> Tree:
-    found: Tree = {}
-    for name, value in tree.items():
-      if isinstance(value, Mapping):
-        found[name] = self._tensors(dict(value))
-        continue
-      array = np.array(value, np.float32)
-      if name == "kernel":  # PyTorch keeps a linear map's matrix the other way round.
-        name, array = "weight", np.ascontiguousarray(array.T)
-      found[name] = torch.from_numpy(array).to(self.device).requires_grad_()
-    return found
-
-  def leaves(self) -> list[Any]:
-    """All parameters."""
-    return jax.tree.leaves(self.params)
-
-  def features(self, array: np.ndarray) -> Any:
-    """A feature map on the peer's device, to differentiate by."""
-    return torch.from_numpy(array).to(self.device).requires_grad_()
-
-  def forward(self, features: Any) -> Any:
-    """What the block gives for a feature map `[B, T', H', W', C]`."""
-    low = self.dtype == "bfloat16"
-    with torch.autocast(self.device, torch.bfloat16, enabled=low):
-      return self._run(features)
-
-  def infer(self, features: Any) -> Any:
-    """The same without gradients."""
-    with torch.inference_mode():
-      out = self.forward(features)
-    self._wait()
-    return out
-
-  def train(self, features: Any) -> Any:
-    """The gradients of all parameters and of the feature map that take part."""
-    loss = self.forward(features).float().square().mean()
-    found = torch.autograd.grad(loss, [*self.leaves(), features])
-    self._wait()
-    return found
-
-  def _wait(self) -> None:
-    if self.device == "cuda":
-      torch.cuda.synchronize()
-
-  def _read(self, features: Any) -> Any:
-    params, batch = self.params, len(features)
-    if self.kind == "bert":
-      return self._bert(features.mean((2, 3)))
-    tokens = features.flatten(1, 3)
-    if self.kind == "self":
-      return self._block(tokens, None, params["self_attention"]["0"])
-    tokens = torch.cat([tokens, self.positions.expand(batch, -1, -1)], dim=-1)
-    latents = params["latents"].expand(batch, -1, -1)
-    return self._block(latents, tokens, params["cross"]["0"])
-
-  def _block(self, x: Any, tokens: Any, params: Tree) -> Any:
-    normed = self._norm(x, params["norm"])
-    context = normed if tokens is None else self._norm(tokens, params["norm_tokens"])
-    inner = params["attention"]
-    query = self._linear(normed, inner["to_q"])
-    key, value = self._linear(context, inner["to_kv"]).chunk(2, dim=-1)
-    x = x + self._linear(self._attend(query, key, value), inner["to_out"])
-    widened = self._linear(
-      self._norm(x, params["feed_forward"]["norm"]), params["feed_forward"]["expand"]
-    )
-    value, gate = widened.chunk(2, dim=-1)
-    return x + self._linear(
-      value * torch.nn.functional.gelu(gate), params["feed_forward"]["contract"]
-    )
-
-  def _bert(self, tokens: Any) -> Any:
-    params, batch = self.params, len(tokens)
-    x = torch.cat([params["cls"].expand(batch, -1, -1), tokens], dim=1)
-    x = x + params["positions"][: x.shape[1]]
-    normed, inner = self._bert_norm(x, params["norm1"]), params["self_attention"]
-    query, key, value = (self._linear(normed, inner[name]) for name in ("to_q", "to_k", "to_v"))
-    x = x + self._linear(self._attend(query, key, value), inner["to_out"])
-    hidden = self._linear(self._bert_norm(x, params["norm2"]), params["expand"])
-    hidden = torch.nn.functional.gelu(hidden, approximate="tanh")
-    return (x + self._linear(hidden, params["contract"]))[:, 0]
-
-  def _attend(self, *projected: Any) -> Any:
-    split = [y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projected]
-    return torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-
-  @staticmethod
-  def _linear(x: Any, params: Tree) -> Any:
-    return torch.nn.functional.linear(x, params["weight"], params.get("bias"))
-
-  def _norm(self, x: Any, params: Tree) -> Any:
-    return torch.nn.functional.layer_norm(
-      x, x.shape[-1:], params["scale"], params["bias"], self._epsilon
-    )
-
-  @staticmethod
-  def _bert_norm(x: Any, params: Tree) -> Any:
-    std = x.std(-1, correction=1, keepdim=True)
-    return params["scale"] * (x - x.mean(-1, keepdim=True)) / (std + 1e-6) + params["bias"]
+def _peer(kind: str, params: Tree, grid: tuple[int, int, int, int], dtype: str) -> Any:
+  given = options()
+  return peers.Peer(
+    kind,
+    params,
+    perceiver.fourier_positions(grid[:3], given["bands"], given["max_freq"]),
+    heads=given["cross_heads" if kind == "cross" else "self_heads"],
+    epsilon=LayerNorm(1).epsilon,
+    dtype=dtype,
+  )
 
 
 def turn_by_turn(works: Mapping[str, Callable[[], object]], turns: int) -> dict[str, float]:
@@ -329,60 +216,18 @@ def tpu_chip(kind: str) -> jax.sharding.Sharding:
   Raises:
     BenchmarkError: libtpu is missing or knows no such TPU.
   """
-  from jax.experimental import topologies
-
-  for name, value in _TPU_ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
   try:
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:2x2")
+    topology = topologies.named(f"{kind}:2x2")
+    os.environ.update(topology.environment())
+    devices = topology.devices()
   except Exception as problem:  # whatever libtpu raises, the user has the same two ways on
     raise BenchmarkError(
       f"No TPU {kind!r} to compile for ({str(problem).splitlines()[0]}): pip install -r "
       "benchmarks/requirements.txt, take v5e or v6e, let no other process use libtpu, or leave "
       "--tpu away."
     ) from problem
-  mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("data",))
+  mesh = jax.sharding.Mesh(np.array(devices[:1]), ("data",))
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-
-def estimated_cycles(program: str) -> int:
-  """The TPU compiler's estimate for a compiled program's text, loops by how often they run.
-
-  Loops are those of `jax.lax.map` and `scan`: they count from 0 up to the one number that their
-  condition compares with.
-
-  Raises:
-    BenchmarkError: another kind of loop.
-  """
-  cycles: dict[str, int] = {}
-  numbers: dict[str, list[int]] = {}
-  loops: dict[str, list[tuple[str, str]]] = {}
-  entry = name = ""
-  for line in program.splitlines():
-    if begins := re.match(r"(ENTRY )?%?(\S+) \(.*\{$", line):
-      name = begins[2]
-      entry = name if begins[1] else entry
-    found = re.findall(r'"estimated_cycles":"(\d+)"', line)
-    cycles[name] = cycles.get(name, 0) + sum(map(int, found))
-    if constant := re.search(r"= s32\[\]\S* constant\((\d+)\)", line):
-      numbers.setdefault(name, []).append(int(constant[1]))
-    if loop := re.search(r" while\(.* condition=%?([\w.-]+), body=%?([\w.-]+)", line):
-      loops.setdefault(name, []).append((loop[1], loop[2]))
-
-  def total(name: str) -> int:
-    whole = cycles[name]
-    for condition, body in loops.get(name, []):
-      rounds = numbers.get(condition, [])
-      if len(rounds) != 1:
-        raise BenchmarkError(
-          f"The condition {condition} of a compiled loop compares with {rounds}, expected one number "
-          "of rounds: its cycles cannot be counted. Leave --tpu away, or take the libtpu of "
-          "benchmarks/requirements.txt."
-        )
-      whole += rounds[0] * total(body)
-    return whole
-
-  return total(entry)
 
 
 def tpu_costs(ours: Ours, features: tuple[int, ...], kind: str) -> dict[str, int]:
@@ -398,7 +243,9 @@ def tpu_costs(ours: Ours, features: tuple[int, ...], kind: str) -> dict[str, int
     with target.traced_for(list(chip.device_set)):
       traced = jax.jit(function).trace(params, shaped(features, jnp.bfloat16))
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    found[f"tpu_{name}_cycles"] = estimated_cycles(compiled.as_text() or "")
+    told = program.account(compiled.as_text() or "")
+    found[f"tpu_{name}_cycles"] = told["cycles"]
+    found[f"tpu_{name}_not_estimated"] = told["not_estimated"]
     found[f"tpu_{name}_temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
   return found
 
@@ -438,8 +285,8 @@ def measure(
     memory = compiled.memory_analysis()
     temporary[name] = None if memory is None else memory.temp_size_in_bytes
     works[name] = functools.partial(_finish, compiled, ours.params, features)
-  if torch is not None:
-    peer = Peer(kind, ours.params, grid, dtype)
+  if peers is not None:
+    peer = _peer(kind, ours.params, grid, dtype)
     theirs = peer.features(array)
     expected = np.asarray(peer.infer(theirs).float().cpu())
     found = np.asarray(works["forward"](), np.float32)
@@ -546,7 +393,7 @@ def main() -> None:
   backend = jax.default_backend()
   batch = given.batch or (1 if given.quick else 2 if backend == "cpu" else 16)
   dtype = given.dtype or ("float32" if backend == "cpu" else "bfloat16")
-  if torch is None:
+  if peers is None:
     print("PyTorch is not installed: our side alone (pip install -r benchmarks/requirements.txt).")
   rows = []
   lengths = given.lengths or (QUICK_LENGTHS if given.quick else LENGTHS)

@@ -29,7 +29,6 @@ row's `waiting_share_least` lies far below, something else used the cores.
 import argparse
 import collections
 from collections.abc import Callable, Iterator, Sequence
-import functools
 import os
 import pathlib
 import queue
@@ -172,31 +171,40 @@ class _Watch:
         times.append(time.perf_counter())
 
 
+def _training(experiment: Any, records: Any, total: int) -> tuple[Any, Any, Any, Callable]:
+  """What trains so many steps: mesh, state, its compiled step, and the rates by step."""
+  from hybrid_video import compilation, optimizers, platform_setup, sharding, steps
+  from hybrid_video import state as training_state
+  from hybrid_video.tasks import registry
+
+  platform_setup.keep_freed_memory()
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(experiment.batch_size, mesh, "--batch")
+  schedule = optimizers.make_schedule(
+    experiment.optimizer, steps=100 * total, steps_per_epoch=total
+  )
+  optimizer = optimizers.make_optimizer(experiment.optimizer)
+  task = registry.create(experiment, len(records.class_names), mesh)
+  state = training_state.create(optimizer, mesh, *task.initial_variables())
+  options = steps.StepOptions.of(experiment)
+  step = compilation.Program(
+    steps.jitted(task, optimizer, options, mesh, state), *steps.shapes(experiment, mesh, state)
+  )
+  return mesh, state, step, schedule
+
+
 def train(experiment: Any, records: Any, steps_wanted: int, warmup: int) -> dict[str, float]:
   """Trains so many steps after the warm-up, as `hybrid_video.train` does, and says what it took."""
   import jax
   import numpy as np
 
-  from hybrid_video import optimizers, platform_setup, sharding, steps
-  from hybrid_video import state as training_state
-  from hybrid_video.tasks import registry
+  from hybrid_video import sharding
   import input_pipeline
 
-  platform_setup.keep_freed_memory()
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(experiment.batch_size, mesh, "--batch")
-  settings = experiment.optimizer
   total = warmup + steps_wanted
-  schedule = optimizers.make_schedule(settings, steps=100 * total, steps_per_epoch=total)
-  optimizer = optimizers.make_optimizer(settings)
-  task = registry.create(experiment, len(records.class_names), mesh)
-  everywhere = sharding.replicated(mesh)
-  state = training_state.create(optimizer, mesh, *task.initial_variables())
-  step_fn = jax.jit(
-    functools.partial(steps.train_step, task=task, optimizer=optimizer),
-    donate_argnums=0,
-    out_shardings=(jax.tree.map(lambda _: everywhere, state), everywhere),
-  )
+  mesh, state, step, schedule = _training(experiment, records, total)
+  whole = sharding.replicated(mesh)
+  seed = sharding.place(np.array(0, np.uint32), whole)
   batches = input_pipeline.training_batches(
     records,
     np.arange(len(records)),
@@ -217,7 +225,8 @@ def train(experiment: Any, records: Any, steps_wanted: int, warmup: int) -> dict
     batch.pop("video_ids")
     on_device = sharding.put_batch(batch, mesh)
     put = time.perf_counter() - given[-1]
-    state, sums = step_fn(state, on_device, schedule(len(given) - 1), np.uint32(0))
+    rate = sharding.place(np.asarray(schedule(len(given) - 1)), whole)
+    state, sums = step(state, on_device, rate, seed)
     watch.add(on_device, sums)
     if len(given) <= warmup:
       # The first step compiles. The loop starts level with the device.
@@ -320,6 +329,39 @@ def _parse() -> argparse.Namespace:
   return parser.parse_args()
 
 
+def _draw(rows: Sequence[dict[str, float]]) -> Callable[[Sequence[Any]], None]:
+  """The share of waiting against the rate."""
+  from hybrid_video.report import figures
+
+  def draw(axes: Sequence[Any]) -> None:
+    axes[0].plot(
+      [row["rate_per_core"] for row in rows],
+      [100 * row["waiting_share"] for row in rows],
+      "o-",
+      color=figures.BLUE,
+    )
+    axes[0].axhline(100 * LIMIT, color=figures.MUTED, linestyle="--", linewidth=1)
+    axes[0].set_xlabel("clips/s a core that the card takes")
+    axes[0].set_title("Share of the card's time spent waiting, %")
+    axes[0].set_ylim(bottom=0)
+
+  return draw
+
+
+def _experiments(arguments: argparse.Namespace, backend: str) -> tuple[str, Any, Any]:
+  """The name of the model that is trained, its experiment, and that of the default stored size."""
+  from configs import defaults, demo
+  from hybrid_video import experiment
+
+  model = arguments.model or ("demo" if backend == "cpu" else "r2plus1d_18")
+  config = demo.get_config() if model == "demo" else defaults.get_config()
+  with config.unlocked():
+    config.batch_size = arguments.batch or (config.batch_size if backend == "cpu" else 64)
+    config.model.dtype = arguments.dtype or ("float32" if backend == "cpu" else "bfloat16")
+  plain = experiment.from_config(defaults.get_config())
+  return model, experiment.from_config(config), plain
+
+
 def main() -> None:
   """Measures and prints."""
   arguments = _parse()
@@ -334,33 +376,27 @@ def main() -> None:
   import jax
 
   from benchmarks import outcome
-  from configs import defaults, demo
-  from hybrid_video import experiment
-  from hybrid_video.report import figures
 
   backend = jax.default_backend()
-  model = arguments.model or ("demo" if backend == "cpu" else "r2plus1d_18")
-  plain = experiment.from_config(defaults.get_config())
-  config = demo.get_config() if model == "demo" else defaults.get_config()
-  with config.unlocked():
-    config.batch_size = arguments.batch or (config.batch_size if backend == "cpu" else 64)
-    config.model.dtype = arguments.dtype or ("float32" if backend == "cpu" else "bfloat16")
-  config = experiment.from_config(config)
+  model, experiment, plain = _experiments(arguments, backend)
   trained: dict[str, float] = {}
   with tempfile.TemporaryDirectory() as text:
     folder = pathlib.Path(text)
     if not arguments.no_train:
-      records = _records(arguments, config.stored, folder)
-      trained = train(config, records, arguments.steps, arguments.warmup)
+      records = _records(arguments, experiment.stored, folder)
+      trained = train(experiment, records, arguments.steps, arguments.warmup)
       print(
-        f"Training {model}, batch {config.batch_size}: {trained['clips_per_second']:.1f} clips/s, "
+        f"Training {model}, batch {experiment.batch_size}: {trained['clips_per_second']:.1f} clips/s, "
         f"waiting for data {100 * trained['waiting_share']:.2f} %, for its copy to the device "
         f"{100 * trained['handover_share']:.2f} % of the time",
         flush=True,
       )
     records = _records(arguments, plain.stored, folder)
     highest, rows, at = sweep(records, plain.clip, arguments, cores)
-    bytes_a_frame = records.record_bytes / int(records.num_frames.sum())
+    of_records = {
+      "stored_videos": len(records),
+      "stored_bytes_a_frame": round(records.record_bytes / int(records.num_frames.sum())),
+    }
   best = highest_under([(row["rate_per_core"], row["waiting_share"]) for row in rows], LIMIT)
   on_16 = best and best * CORES
   extrapolated = cores < CORES
@@ -368,46 +404,28 @@ def main() -> None:
   if on_16:
     how = "extrapolated by cores, not measured" if extrapolated else "measured"
     print(f"16 cores feed {on_16:.0f} clips/s with under 2 % waiting ({how})")
-
-  def draw(axes: Sequence[Any]) -> None:
-    axes[0].plot(
-      [row["rate_per_core"] for row in rows],
-      [100 * row["waiting_share"] for row in rows],
-      "o-",
-      color=figures.BLUE,
-    )
-    axes[0].axhline(100 * LIMIT, color=figures.MUTED, linestyle="--", linewidth=1)
-    axes[0].set_xlabel("clips/s a core that the card takes")
-    axes[0].set_title("Share of the card's time spent waiting, %")
-    axes[0].set_ylim(bottom=0)
-
   name = arguments.name or f"end_to_end_{'cpu' if backend == 'cpu' else 'gpu'}"
-  if arguments.results:
-    outcome.RESULTS = arguments.results
-  outcome.plot(name, draw)
-  rounded = {key: round(value, 5) for key, value in trained.items()}
-  outcome.write(
-    name,
-    {
-      **rounded,
-      "rate_per_core_2_percent": best and round(best, 1),
-      "rate_on_16_cores": on_16 and round(on_16),
-      "extrapolated": extrapolated,
-      "waiting_share_at": at,
-      "unlimited_clips_per_second": highest,
-      "model": model,
-      "dtype": config.model.dtype,
-      "batch": config.batch_size,
-      "feed_batch": arguments.feed_batch,
-      "ahead": arguments.ahead,
-      "backend": backend,
-      "cores": cores,
-      "videos": "given" if arguments.videos else "made",
-      "stored_videos": len(records),
-      "stored_bytes_a_frame": round(bytes_a_frame),
-      "rows": rows,
-    },
-  )
+  outcome.RESULTS = arguments.results or outcome.RESULTS
+  outcome.plot(name, _draw(rows))
+  found = {
+    **{key: round(value, 5) for key, value in trained.items()},
+    "rate_per_core_2_percent": best and round(best, 1),
+    "rate_on_16_cores": on_16 and round(on_16),
+    "extrapolated": extrapolated,
+    "waiting_share_at": at,
+    "unlimited_clips_per_second": highest,
+  }
+  of_run = {
+    "model": model,
+    "dtype": experiment.model.dtype,
+    "batch": experiment.batch_size,
+    "feed_batch": arguments.feed_batch,
+    "ahead": arguments.ahead,
+    "backend": backend,
+    "cores": cores,
+    "videos": "given" if arguments.videos else "made",
+  }
+  outcome.write(name, {**found, **of_run, **of_records, "rows": rows})
 
 
 if __name__ == "__main__":

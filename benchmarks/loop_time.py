@@ -49,31 +49,26 @@ def measure(epochs: float, films: int) -> dict[str, Any]:
   import jax
 
   from configs import demo
-  from hybrid_video import checkpoints, experiment, platform_setup, steps, train
+  from hybrid_video import checkpoints, experiment, phases, platform_setup, train
   import input_pipeline
 
   platform_setup.keep_compiled_programs()
   platform_setup.keep_freed_memory()
   spans: list[tuple[float, float]] = []
   saved: set[int] = set()
-  jitted, save = steps.jitted, checkpoints.Checkpoints.save
+  update, save = phases.Phases.update, checkpoints.Checkpoints.save
 
-  def timed(*arguments: Any) -> Any:
-    step = jitted(*arguments)
-
-    def run(*inputs: Any) -> Any:
-      began = time.perf_counter()
-      outputs = jax.block_until_ready(step(*inputs))
-      spans.append((began, time.perf_counter()))
-      return outputs
-
-    return run
+  def timed(*inputs: Any) -> Any:
+    began = time.perf_counter()
+    outputs = jax.block_until_ready(update(*inputs))
+    spans.append((began, time.perf_counter()))
+    return outputs
 
   def noted(self: Any, step: int, *rest: Any) -> None:
     saved.add(step)
     save(self, step, *rest)
 
-  steps.jitted, checkpoints.Checkpoints.save = timed, noted  # type: ignore[assignment, method-assign]
+  phases.Phases.update, checkpoints.Checkpoints.save = timed, noted  # type: ignore[method-assign]
   with tempfile.TemporaryDirectory() as folder:
     config = demo.get_config().unlock()
     config.made_films, config.epochs = films, epochs

@@ -73,6 +73,76 @@ def seconds_of(clips: np.ndarray, batches: list[int], seconds: list[float]) -> n
   return np.where(clips > batches[-1], seconds[-1] * clips / batches[-1], within)
 
 
+def slice_of(
+  chips: int, curve: np.ndarray, batches: list[int], of_bytes: float, of_latency: float
+) -> dict[str, Any]:
+  """What is told of one slice.
+
+  Args:
+    chips: in it.
+    curve: its efficiency for 1, 2, ... clips a chip.
+    batches: clips a chip that were compiled.
+    of_bytes, of_latency: see `communication`.
+  """
+  under = np.flatnonzero(curve < 0.9)
+  least = int(under[-1]) + 2 if len(under) else 1
+  return {
+    "chips": chips,
+    "slice": "x".join(str(size) for size in SLICES[chips]),
+    "all_reduce_bytes_ms": round(1e3 * of_bytes, 3),
+    "all_reduce_latency_ms": round(1e3 * of_latency, 3),
+    "efficiency": {batch: round(float(curve[batch - 1]), 4) for batch in batches},
+    "least_batch_for_90": least,
+    "global_batch_for_90": least * chips,
+  }
+
+
+def _print(
+  slices: list[dict[str, Any]], batches: list[int], seconds: list[float], best: float
+) -> None:
+  rows = [
+    {
+      "clips a chip": batch,
+      "arithmetic, ms": 1e3 * time,
+      "one chip, %": 100 * batch * best / time,
+      **{f"{row['chips']} chips, %": 100 * row["efficiency"][batch] for row in slices},
+    }
+    for batch, time in zip(batches, seconds, strict=True)
+  ]
+  print("\n" + outcome.table(rows) + "\n")
+  columns = {
+    "chips": "chips",
+    "slice": "slice",
+    "all_reduce_bytes_ms": "all-reduces, bytes, ms",
+    "all_reduce_latency_ms": "all-reduces, latency, ms",
+    "least_batch_for_90": "90 % down to, clips a chip",
+    "global_batch_for_90": "90 % down to, clips in all",
+  }
+  print(outcome.table([{told: row[key] for key, told in columns.items()} for row in slices]) + "\n")
+
+
+def _draw(generation: str, curves: dict[int, np.ndarray]) -> Any:
+  """Efficiency against clips a chip, a curve for each slice."""
+
+  def draw(axes: Any) -> None:
+    for (chips, curve), colour in zip(
+      curves.items(), (outcome.BLUE, outcome.ORANGE, outcome.INK), strict=True
+    ):
+      axes[0].plot(np.arange(1, len(curve) + 1), 100 * curve, label=f"{chips} chips", color=colour)
+    axes[0].axhline(90, color=outcome.MUTED, linewidth=0.8, linestyle="--")
+    axes[0].set_xscale("log", base=2)
+    most = max(len(curve) for curve in curves.values())
+    ticks = [2**power for power in range(int(np.log2(most)) + 1)]
+    axes[0].set_xticks(ticks, ticks)
+    axes[0].set_ylim(0, 100)
+    axes[0].set_xlabel("clips a chip")
+    axes[0].set_ylabel("expected efficiency (%)")
+    axes[0].set_title(f"R(2+1)D-18 on {generation}, on paper", loc="left", fontsize=10)
+    axes[0].legend(frameon=False)
+
+  return draw
+
+
 def main() -> None:
   """Compiles, computes, tells."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -96,58 +166,11 @@ def main() -> None:
   for chips, shape in SLICES.items():
     of_bytes, of_latency = communication(reduced, shape, link)
     whole = seconds_of(sizes, batches, seconds) + of_bytes + of_latency
-    curves[chips] = efficiency = sizes * best / whole
-    under = np.flatnonzero(efficiency < 0.9)
-    least = int(sizes[under[-1]]) + 1 if len(under) else 1
-    slices.append(
-      {
-        "chips": chips,
-        "slice": "x".join(str(size) for size in shape),
-        "all_reduce_bytes_ms": round(1e3 * of_bytes, 3),
-        "all_reduce_latency_ms": round(1e3 * of_latency, 3),
-        "efficiency": {batch: round(float(efficiency[batch - 1]), 4) for batch in batches},
-        "least_batch_for_90": least,
-        "global_batch_for_90": least * chips,
-      }
-    )
-  alone = [batch * best / time for batch, time in zip(batches, seconds, strict=True)]
-  rows = [
-    {
-      "clips a chip": batch,
-      "arithmetic, ms": 1e3 * time,
-      "one chip, %": 100 * share,
-      **{f"{row['chips']} chips, %": 100 * row["efficiency"][batch] for row in slices},
-    }
-    for batch, time, share in zip(batches, seconds, alone, strict=True)
-  ]
-  print("\n" + outcome.table(rows) + "\n")
-  columns = {
-    "chips": "chips",
-    "slice": "slice",
-    "all_reduce_bytes_ms": "all-reduces, bytes, ms",
-    "all_reduce_latency_ms": "all-reduces, latency, ms",
-    "least_batch_for_90": "90 % down to, clips a chip",
-    "global_batch_for_90": "90 % down to, clips in all",
-  }
-  print(outcome.table([{told: row[key] for key, told in columns.items()} for row in slices]) + "\n")
-
-  def draw(axes: Any) -> None:
-    for (chips, curve), colour in zip(
-      curves.items(), (outcome.BLUE, outcome.ORANGE, outcome.INK), strict=True
-    ):
-      axes[0].plot(sizes, 100 * curve, label=f"{chips} chips", color=colour)
-    axes[0].axhline(90, color=outcome.MUTED, linewidth=0.8, linestyle="--")
-    axes[0].set_xscale("log", base=2)
-    ticks = [2**power for power in range(int(np.log2(sizes[-1])) + 1)]
-    axes[0].set_xticks(ticks, ticks)
-    axes[0].set_ylim(0, 100)
-    axes[0].set_xlabel("clips a chip")
-    axes[0].set_ylabel("expected efficiency (%)")
-    axes[0].set_title(f"R(2+1)D-18 on {arguments.generation}, on paper", loc="left", fontsize=10)
-    axes[0].legend(frameon=False)
-
+    curves[chips] = sizes * best / whole
+    slices.append(slice_of(chips, curves[chips], batches, of_bytes, of_latency))
+  _print(slices, batches, seconds, best)
   name = f"scaling_{arguments.generation}"
-  outcome.plot(name, draw)
+  outcome.plot(name, _draw(arguments.generation, curves))
   outcome.write(
     name,
     {

@@ -7,9 +7,10 @@ compiler (libtpu) for the same chips, bfloat16, one batch over all chips of the 
 updated parameters:
 
 - plain: the network as a port would have it, every convolution a 3-D one on `[B, T, H, W, C]`, and attention in its
-  plain form.
-- ours: what `hybrid_video.models` chooses for a TPU. Both compute the same function (tests/test_convolution.py,
-  tests/test_attention.py), from the same code, parameters and optimizer.
+  plain form, the state laid out as arrays are by themselves.
+- ours: what `hybrid_video.models` chooses for a TPU, with the state between steps in layouts of the compiler's choice,
+  as training keeps it. Both compute the same function (tests/test_convolution.py, tests/test_attention.py,
+  tests/test_layouts.py), from the same code, parameters and optimizer.
 
 `estimated_cycles`, which the compiler writes beside each operation it schedules, are summed, see
 `hybrid_video/planning/program.py`: a model, not a measurement. The bytes of prefetches are not in it, and
@@ -96,10 +97,13 @@ def compile_step(topology: str, form: str, compared: Compared, batch: int) -> di
     np.float32(compared.update.learning_rate),
     np.uint32(0),
   )
+  jitted = jax.jit(step, donate_argnums=0)
+  if form == OURS:
+    jitted = steps.jitted(task, optimizer, steps.StepOptions(), mesh, state)
   started = time.perf_counter()
   # With no device to choose for, everything takes its plain form.
   with target.traced_for(devices if form == OURS else []):
-    lowered = jax.jit(step, donate_argnums=0).lower(*arguments)
+    lowered = jitted.lower(*arguments)
   compiled = lowered.compile()
   seconds = time.perf_counter() - started
   memory = compiled.memory_analysis()

@@ -5,7 +5,7 @@ before its first call. And a block of code in, the programs compiled meanwhile a
 through `jax.monitoring`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -40,33 +40,67 @@ class Compilations:
     return f"{self.programs} programs in {self.seconds:.1f} s, {self.from_cache} from the cache"
 
 
-class InBackground:
-  """A function that is traced at once, and compiled or read from the cache in a thread until it is first called."""
+def laid_out(program: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
+  """Arguments in the layouts that a program takes them in.
+
+  Args:
+    program: what `jit(...).lower(...).compile()` gives.
+    arguments: as many as it takes, of any layouts. An array that has to be moved is given up.
+  """
+  formats, _ = program.input_formats
+
+  def moved(array: Any, wanted: Any) -> Any:
+    # On the host, or not read by the program.
+    if not isinstance(array, jax.Array) or wanted.layout is None:
+      return array
+    lies_right = array.format.layout == wanted.layout  # type: ignore[attr-defined]
+    return array if lies_right else jax.device_put(array, wanted, donate=True)
+
+  return jax.tree.map(moved, tuple(arguments), formats)
+
+
+class Program:
+  """A jitted function for arguments of known shapes, compiled at its first call, or beside other work before that."""
 
   def __init__(self, function: Any, *shapes: Any):
-    """Traces, and begins.
+    """Compiles nothing yet.
 
     Args:
-      function: of `jax.jit`.
-      *shapes: its arguments, or `jax.ShapeDtypeStruct`s with the shardings that they will have.
+      function: of `jax.jit`. Layouts that it leaves to the compiler are those of the arguments after `laid_out`.
+      *shapes: its arguments as `jax.ShapeDtypeStruct`s, with the shardings that they will have.
     """
-    self._program: futures.Future[Callable[..., Any]] = futures.Future()
+    self._function, self._shapes = function, shapes
+    self._compiled: futures.Future[Callable[..., Any]] | None = None
+    self._has_run = False
+
+  def start(self) -> None:
+    """Traces at once, and compiles or reads from the cache in a thread."""
+    self._compiled = futures.Future()
+    lowered = self._function.lower(*self._shapes)
     # Not one of an executor, which the interpreter would wait for where a run ends in an error.
-    threading.Thread(target=self._compile, args=(function.lower(*shapes),), daemon=True).start()
+    threading.Thread(target=self._compile, args=(lowered,), daemon=True).start()
 
   def _compile(self, lowered: Any) -> None:
+    assert self._compiled is not None
     try:
-      self._program.set_result(lowered.compile())
+      self._compiled.set_result(lowered.compile())
     except BaseException as error:
-      self._program.set_exception(error)
+      self._compiled.set_exception(error)
 
   def __call__(self, *arguments: Any) -> Any:
-    """Calls it, once it is compiled.
+    """Calls it, once it is compiled. From the second call on, arrays come in the layouts in which it gave them.
 
     Raises:
       Exception: what the compiler raised, or JAX's where arguments are of other shapes.
     """
-    return self._program.result()(*arguments)
+    if self._compiled is None:
+      self._compiled = futures.Future()
+      self._compile(self._function.lower(*self._shapes))
+    program = self._compiled.result()
+    if not self._has_run:
+      arguments = laid_out(program, arguments)
+      self._has_run = True
+    return program(*arguments)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from hybrid_video.optimizers import OptimizerSettings
 from hybrid_video.state import State
 from hybrid_video.tasks import Sums, Task, registry
 
-StepFunction = Callable[..., tuple[State, Sums]]
 # The part of a model that turns features into classes.
 HEAD = "head"
 _STATISTICS = "freeze_statistics"
@@ -32,7 +31,7 @@ _STATISTICS = "freeze_statistics"
 
 @dataclasses.dataclass(frozen=True)
 class Phases:
-  """The compiled steps of a training.
+  """The steps of a training, each compiled when it is first taken, or started.
 
   Attributes:
     whole: trains everything, see `steps.jitted`.
@@ -43,9 +42,9 @@ class Phases:
     begin: (parameters) to the optimizer's memory of a first step.
   """
 
-  whole: StepFunction
+  whole: compilation.Program
   settings: OptimizerSettings
-  head: StepFunction | None = None
+  head: compilation.Program | None = None
   head_settings: OptimizerSettings | None = None
   head_steps: int = 0
   begin: Callable[[Any], Any] | None = None
@@ -54,24 +53,18 @@ class Phases:
     """Whether the head's phase ends after so many steps."""
     return self.head is not None and step == self.head_steps
 
+  def _program(self, step: int) -> compilation.Program:
+    return self.head if self.head is not None and step < self.head_steps else self.whole
+
+  def start(self, step: int) -> None:
+    """Has the program of the step after `step` others compiled in a thread."""
+    self._program(step).start()
+
   def update(self, state: State, step: int, *given: Any) -> tuple[State, Sums]:
     """Takes the step after `step` others: (state, batch, learning rate, seed) to (state, sums)."""
-    if self.head is not None and step < self.head_steps:
-      return self.head(state, *given)
     if self.ends_at(step) and self.begin is not None:
       state = {**state, "opt_state": self.begin(state["params"])}
-    return self.whole(state, *given)
-
-  def compiling(self, step: int, *shapes: Any) -> "Phases":
-    """The same, while the program of the step after `step` others is compiled in a thread.
-
-    Args:
-      step: steps done.
-      *shapes: of a step's arguments, see `steps.shapes`.
-    """
-    if self.head is not None and step < self.head_steps:
-      return dataclasses.replace(self, head=compilation.InBackground(self.head, *shapes))
-    return dataclasses.replace(self, whole=compilation.InBackground(self.whole, *shapes))
+    return self._program(step)(state, *given)
 
   def rates(self, step: int, params: Any) -> dict[str, float]:
     """Factors on the learning rate of step number `step`, from 1, by group; see `optimizers.rates`."""
@@ -105,7 +98,8 @@ def make(
     num_classes: of the data set.
   """
   options, settings = steps.StepOptions.of(experiment), experiment.optimizer
-  whole = steps.jitted(task, optimizer, options, mesh, state)
+  shapes = steps.shapes(experiment, mesh, state)
+  whole = compilation.Program(steps.jitted(task, optimizer, options, mesh, state), *shapes)
   of_head = head_steps(experiment, length)
   if not of_head:
     return Phases(whole, settings)
@@ -117,7 +111,7 @@ def make(
   return Phases(
     whole,
     settings,
-    steps.jitted(head_task, optimizer, head_options, mesh, state),
+    compilation.Program(steps.jitted(head_task, optimizer, head_options, mesh, state), *shapes),
     dataclasses.replace(settings, freeze=frozen),
     of_head,
     jax.jit(optimizer.init, out_shardings=shardings),

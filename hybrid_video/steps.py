@@ -4,12 +4,12 @@ What differs between runs of one experiment, such as the seed or the learning ra
 input, so that all of them share one compiled program.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.experimental.layout import Format, Layout
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -243,12 +243,28 @@ def batch_shapes(clip: "ClipSettings", rows: int, where: Any = None) -> dict[str
 
 def shapes(experiment: "Experiment", mesh: jax.sharding.Mesh, state: State) -> tuple[Any, ...]:
   """What a step of `jitted` is called with: the state, a batch, learning rate and seed, `jax.ShapeDtypeStruct`s."""
-  whole = sharding.replicated(mesh)
-  batch = batch_shapes(experiment.clip, experiment.batch_size, sharding.batch_sharding(mesh))
+  whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  batch = batch_shapes(experiment.clip, experiment.batch_size, split)
+  if jax.process_count() > 1:
+    batch["stop"] = jax.ShapeDtypeStruct((experiment.batch_size,), jnp.int32, sharding=split)
   rate, seed = (
     jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in (jnp.float32, jnp.uint32)
   )
-  return state, batch, rate, seed
+  given = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+  )
+  return given, batch, rate, seed
+
+
+def state_formats(state: State, platform: str) -> Any:
+  """Where the arrays of a state lie between steps: their shardings, and on a TPU layouts of the compiler's choice.
+
+  Each kernel would be laid out anew for its convolution or product in every step otherwise, and so would what the
+  optimizer keeps of it.
+  """
+  if platform != "tpu":
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+  return jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), state)
 
 
 def jitted(
@@ -257,8 +273,11 @@ def jitted(
   options: StepOptions,
   mesh: jax.sharding.Mesh,
   state: State,
-) -> Callable[..., tuple[State, Sums]]:
-  """`train_step` for arrays on a mesh: (state, batch, learning rate, seed) to (state, sums).
+) -> Any:
+  """`train_step` of `jax.jit` for arrays on a mesh: (state, batch, learning rate, seed) to (state, sums).
+
+  On a TPU it has to be compiled for shapes first, as `compilation.Program` does, because the layouts of the state are
+  the compiler's.
 
   Args:
     task, optimizer, options: as in `train_step`.
@@ -267,12 +286,11 @@ def jitted(
   """
   platform = next(iter(mesh.devices.flat)).platform
   saves_memory = options.saves_memory and platform == "cpu"
+  formats = state_formats(state, platform)
   return jax.jit(
     functools.partial(train_step, task=task, optimizer=optimizer, options=options),
     donate_argnums=0,
     compiler_options=_LITTLE_MEMORY if saves_memory else None,
-    out_shardings=(
-      jax.tree.map(lambda leaf: leaf.sharding, state),
-      sharding.replicated(mesh),
-    ),
+    in_shardings=(formats, None, None, None),
+    out_shardings=(formats, sharding.replicated(mesh)),
   )

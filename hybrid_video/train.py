@@ -31,7 +31,6 @@ from hybrid_video import (
   phases,
   resuming,
   sharding,
-  steps,
   stopping,
 )
 from hybrid_video import state as training_state
@@ -186,9 +185,9 @@ def _phases(
   classes = len(run.records.class_names)
   made = phases.make(experiment, run.length, run.task, optimizer, mesh, abstract, classes)
   # Several processes compile in one order.
-  if jax.process_count() > 1:
-    return made
-  return made.compiling(step, *steps.shapes(experiment, mesh, abstract))
+  if jax.process_count() == 1:
+    made.start(step)
+  return made
 
 
 def _fresh(run: Run, description: Description, optimizer: optax.GradientTransformation) -> State:

@@ -41,32 +41,3 @@ def test_lines_of_two_slopes_cross_where_they_meet():
   assert benchmark.crossover([row for row in rows if row["tokens"] < 400], "cost") is None
   shifted = [{**row, "cost": row["cost"] * (1 + (row["kind"] == "cross"))} for row in rows]
   assert benchmark.crossover(shifted, "cost") == pytest.approx(800)
-
-
-PROGRAM = """HloModule jit_f
-%few (p: s32[]) -> pred[] {
-  %n = s32[]{:T(128)} constant(5)
-  ROOT %lt = pred[] compare(%p, %n), direction=LT
-}
-%many (p: s32[]) -> pred[] {
-  %m = s32[]{:T(128)} constant(8)
-  ROOT %lt = pred[] compare(%p, %m), direction=LT
-}
-%inner.2 (p: s32[]) -> s32[] {
-  %a = s32[] fusion(%p), backend_config={"estimated_cycles":"3"}
-}
-%outer.1 (p: s32[]) -> s32[] {
-  %b = s32[] fusion(%p), backend_config={"estimated_cycles":"10"}
-  %c = s32[] while(%b), condition=%few, body=%inner.2
-}
-ENTRY %main (p: s32[]) -> s32[] {
-  %e = s32[] fusion(%p), backend_config={"estimated_cycles":"100"}
-  %f = s32[] while(%e), condition=%many, body=%outer.1
-}
-"""
-
-
-def test_cycles_within_loops_count_as_often_as_the_loops_run():
-  assert benchmark.estimated_cycles(PROGRAM) == 100 + 8 * (10 + 5 * 3)
-  with pytest.raises(benchmark.BenchmarkError, match=r"few of a compiled loop compares with \[\]"):
-    benchmark.estimated_cycles(PROGRAM.replace("constant(5)", "parameter(1)"))

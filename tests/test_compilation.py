@@ -36,12 +36,19 @@ def test_counting_ends_with_the_block_that_fails():
 
 
 def _of_three(function):
-  return compilation.InBackground(jax.jit(function), jax.ShapeDtypeStruct((3,), jnp.float32))
+  program = compilation.Program(jax.jit(function), jax.ShapeDtypeStruct((3,), jnp.float32))
+  program.start()
+  return program
 
 
-def test_a_function_is_compiled_once_before_its_first_call():
+@pytest.mark.parametrize("is_started", [True, False])
+def test_a_function_is_compiled_once_at_its_first_call_or_before(is_started):
+  shape = jax.ShapeDtypeStruct((3,), jnp.float32)
   with compilation.counted() as compiled:
-    double = _of_three(lambda x: 2 * x)
+    double = compilation.Program(jax.jit(lambda x: 2 * x), shape)
+    assert compiled.programs == 0
+    if is_started:
+      double.start()
     np.testing.assert_array_equal(double(np.ones(3, np.float32)), [2, 2, 2])
     np.testing.assert_array_equal(double(np.zeros(3, np.float32)), [0, 0, 0])
   assert compiled.programs == 1

@@ -275,6 +275,33 @@ def test_a_loops_cycles_and_messages_count_as_often_as_it_runs():
   assert program.account(known)["cycles"] == 75
 
 
+NESTED = """HloModule jit_f
+%few (p: s32[]) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%p, %n), direction=LT
+}
+%many (p: s32[]) -> pred[] {
+  %m = s32[]{:T(128)} constant(8)
+  ROOT %lt = pred[] compare(%p, %m), direction=LT
+}
+%inner.2 (p: s32[]) -> s32[] {
+  %a = s32[] fusion(%p), backend_config={"estimated_cycles":"3"}
+}
+%outer.1 (p: s32[]) -> s32[] {
+  %b = s32[] fusion(%p), backend_config={"estimated_cycles":"10"}
+  %c = s32[] while(%b), condition=%few, body=%inner.2
+}
+ENTRY %main (p: s32[]) -> s32[] {
+  %e = s32[] fusion(%p), backend_config={"estimated_cycles":"100"}
+  %f = s32[] while(%e), condition=%many, body=%outer.1
+}
+"""
+
+
+def test_a_loop_within_a_loop_counts_as_often_as_both_run():
+  assert program.account(NESTED)["cycles"] == 100 + 8 * (10 + 5 * 3)
+
+
 @pytest.mark.parametrize(
   ("complaint", "expected"),
   [

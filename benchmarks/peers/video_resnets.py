@@ -1,34 +1,15 @@
 """torchvision's video networks, and R(2+1)D-34 of its layers."""
 
-from typing import Any
-
+from golden import torchvision_operators
 import torch  # type: ignore[import-not-found]
 
 from benchmarks.compared import CLASSES, Compared
 from benchmarks.peers.on_device import Network
 
 
-def declare_operators() -> None:
-  """Makes torchvision importable whose compiled operators do not fit the PyTorch beside it.
-
-  It refuses until the two it looks for are declared; no video model uses them.
-  """
-  try:
-    import torchvision  # type: ignore[import-not-found]  # noqa: F401
-  except RuntimeError:
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-      library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
-
-
-# What is declared is gone with its library.
-_kept: list[Any] = []
-
-
 def resnet(architecture: str) -> torch.nn.Module:
   """A video ResNet with a head of `CLASSES` classes."""
-  declare_operators()
+  torchvision_operators.declare()
   from torchvision.models import video  # type: ignore[import-not-found]
 
   if architecture != "r2plus1d_34":

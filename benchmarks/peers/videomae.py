@@ -6,14 +6,14 @@ from typing import Any
 # transformers looks for them, and takes half a minute where it finds them.
 os.environ["USE_TF"] = os.environ["USE_FLAX"] = "0"
 
+from golden import torchvision_operators
 from torch import nn  # type: ignore[import-not-found]
 
 from benchmarks.compared import CLASSES, Compared
 from benchmarks.peers.on_device import CONTIGUOUS, Network
-from benchmarks.peers.video_resnets import declare_operators
 
 # transformers imports torchvision where there is one.
-declare_operators()
+torchvision_operators.declare()
 import transformers  # type: ignore[import-not-found] # noqa: E402
 
 # Width, blocks, heads; the decoder's.

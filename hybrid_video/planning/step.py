@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_video import models, optimizers, sharding, steps
+from hybrid_video import compilation, models, optimizers, sharding, steps
 from hybrid_video import state as training_state
 from hybrid_video.experiment import Experiment
 from hybrid_video.models import costs, target
@@ -178,10 +178,11 @@ def measure(step: Step, compiled: Any, count: int) -> list[float]:
     "mirrored": np.zeros(step.batch["mirrored"].shape, bool),
   }
   batch = sharding.put_batch(host, step.mesh)
+  state, batch, rate, seed = compilation.laid_out(compiled, (state, batch, _LEARNING_RATE, _SEED))
   seconds = []
   for _ in range(count + 1):
     started = time.monotonic()
-    state, sums = compiled(state, batch, _LEARNING_RATE, _SEED)
+    state, sums = compiled(state, batch, rate, seed)
     jax.block_until_ready((state, sums))
     seconds.append(time.monotonic() - started)
   return seconds[1:]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 FOLDER = pathlib.Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 import reference_weights  # noqa: E402
+import torchvision_operators  # noqa: E402
 
 CLASSES = 7
 SHAPE = (2, 8, 64, 64, 3)
@@ -36,13 +37,8 @@ def sample(array: torch.Tensor, count: int = 24) -> np.ndarray:
 
 
 def torchvision_model(name: str) -> torch.nn.Module:
-  """torchvision's own network; beside a plain PyTorch its detection operators must be declared."""
-  if not hasattr(torchvision_model, "library"):
-    torchvision_model.library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-      torchvision_model.library.define(
-        f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-      )
+  """torchvision's own network."""
+  torchvision_operators.declare()
   from torchvision.models import video
 
   return getattr(video, name)(num_classes=CLASSES)
