@@ -13,7 +13,7 @@ import pytest
 from scipy import interpolate
 
 from hybrid_video import models
-from hybrid_video.models import masking, videomae, videomae_pretraining
+from hybrid_video.models import masking, patches, videomae, videomae_pretraining
 from hybrid_video.models.model_error import ModelError
 
 SHALLOW = {**TINY, "depth": 1}
@@ -133,12 +133,24 @@ def test_positions_are_sines_and_cosines_of_the_flattened_index():
 def test_patches_come_in_the_order_time_row_column_with_channels_fastest():
   shape = (1, 4, 32, 48, 3)
   clips = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
-  patches = videomae.patches(clips)
-  assert patches.shape == (1, 12, 1536)
+  cut = videomae.patches(clips)
+  assert cut.shape == (1, 12, 1536)
   for index, cell in enumerate(np.ndindex(2, 2, 3)):
     t, h, w = np.array(cell) * (2, 16, 16)
     expected = clips[0, t : t + 2, h : h + 16, w : w + 16].ravel()
-    np.testing.assert_array_equal(patches[0, index], expected)
+    np.testing.assert_array_equal(cut[0, index], expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bfloat16", "float32"])
+@pytest.mark.parametrize("patch", [(2, 16, 16), (1, 8, 16), (4, 4, 4)])
+def test_a_product_gathers_the_very_values_of_each_patch(patch, dtype):
+  rng = np.random.default_rng(0)
+  clips = jnp.asarray(rng.integers(0, 256, (2, 4, 32, 48, 3), np.uint8))
+  if dtype != "uint8":
+    clips = ((clips - 127.3) / 57.1).astype(dtype)
+  gathered, moved = (form(clips, patch) for form in (patches._gathered, patches._moved))
+  assert gathered.dtype == moved.dtype == clips.dtype
+  np.testing.assert_array_equal(gathered, moved)
 
 
 @pytest.mark.parametrize(
