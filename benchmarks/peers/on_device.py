@@ -10,19 +10,15 @@ import ctypes
 import dataclasses
 import os
 import pathlib
-import sys
 import time
 from typing import Any
 
+from golden import reference_weights
 import numpy as np
 import torch  # type: ignore[import-not-found]
 import torch.nn.functional as F  # type: ignore[import-not-found]
 
 from benchmarks.compared import Compared
-
-# The values that references ran with, by key: nothing but NumPy.
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "tests"))
-from golden import reference_weights
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last_3d"
 LAYOUTS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last_3d}
