@@ -8,8 +8,8 @@ whose pretraining has the name NAME_pretraining. `_demo` is narrow, on made vide
 `init_from`, `finetune` starts from scratch; with videomae_base/kinetics400, from published weights.
 
 Published on HMDB51 (arXiv:2203.12602): 62.6 % pretrained on its own videos, 73.3 % on Kinetics-400.
-Hours on HMDB51, estimated: pretraining, 800 epochs of 4 clips a video, 4.0 on one v5e-8 and 2 on one H100; fine-tuning
-0.9 and 0.6. The v5e's are of --mode=plan --topology=v5e:2x4, the H100's from the 33 ms measured of 32 clips forward, by
+Hours on HMDB51, estimated: pretraining, 800 epochs of 4 clips a video, 2.4 on one v5e-8 and 2 on one H100; fine-tuning
+0.7 and 0.6. The v5e's are of --mode=plan --topology=v5e:2x4, the H100's from the 33 ms measured of 32 clips forward, by
 multiply-accumulates.
 """
 
