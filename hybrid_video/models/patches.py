@@ -13,7 +13,6 @@ from hybrid_video.models import target
 from hybrid_video.models.layers import Array, DType
 from hybrid_video.models.model_error import ModelError
 
-
 # Values of a patch, up to which a product gathers them: its work grows with them.
 _MOST_GATHERED = 2048
 
