@@ -57,7 +57,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import outcome  # noqa: E402
 from benchmarks.sides import BenchmarkError  # noqa: E402
-from hybrid_video import models, platform_setup  # noqa: E402
+from hybrid_video import models, platform_setup, sharding  # noqa: E402
 from hybrid_video.models import costs, hybrid, perceiver, target, video_resnet  # noqa: E402
 from hybrid_video.models.bert_pooling import BertPooling  # noqa: E402
 from hybrid_video.models.layers import LayerNorm  # noqa: E402
@@ -226,12 +226,30 @@ def tpu_chip(kind: str) -> jax.sharding.Sharding:
       "benchmarks/requirements.txt, take v5e or v6e, let no other process use libtpu, or leave "
       "--tpu away."
     ) from problem
-  mesh = jax.sharding.Mesh(np.array(devices[:1]), ("data",))
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return sharding.replicated(sharding.make_mesh(list(devices[:1])))
+
+
+def accounted(text: str) -> dict[str, Any]:
+  """What `program.account` finds in a compiled program's text.
+
+  Raises:
+    BenchmarkError: a loop does not tell how often it runs.
+  """
+  told = program.account(text)
+  if told["unknown_loops"]:
+    raise BenchmarkError(
+      f"The conditions {', '.join(told['unknown_loops'])} of compiled loops do not tell how often they run: cycles "
+      "cannot be counted. Leave --tpu away, or take the libtpu of benchmarks/requirements.txt."
+    )
+  return told
 
 
 def tpu_costs(ours: Ours, features: tuple[int, ...], kind: str) -> dict[str, int]:
-  """The TPU compiler's estimated cycles and temporary bytes, forward and training."""
+  """The TPU compiler's estimated cycles and temporary bytes, forward and training.
+
+  Raises:
+    BenchmarkError: there is no such TPU to compile for, or cycles that cannot be counted.
+  """
   chip = tpu_chip(kind)
 
   def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -243,7 +261,7 @@ def tpu_costs(ours: Ours, features: tuple[int, ...], kind: str) -> dict[str, int
     with target.traced_for(list(chip.device_set)):
       traced = jax.jit(function).trace(params, shaped(features, jnp.bfloat16))
     compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    told = program.account(compiled.as_text() or "")
+    told = accounted(compiled.as_text() or "")
     found[f"tpu_{name}_cycles"] = told["cycles"]
     found[f"tpu_{name}_not_estimated"] = told["not_estimated"]
     found[f"tpu_{name}_temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes

@@ -70,18 +70,21 @@ class Program:
       *shapes: its arguments as `jax.ShapeDtypeStruct`s, with the shardings that they will have.
     """
     self._function, self._shapes = function, shapes
-    self._compiled: futures.Future[Callable[..., Any]] | None = None
-    self._has_run = False
+    self._compiled: futures.Future[Callable[..., Any]] = futures.Future()
+    self._is_begun = self._has_run = False
 
   def start(self) -> None:
     """Traces at once, and compiles or reads from the cache in a thread."""
-    self._compiled = futures.Future()
-    lowered = self._function.lower(*self._shapes)
+    lowered = self._traced()
     # Not one of an executor, which the interpreter would wait for where a run ends in an error.
     threading.Thread(target=self._compile, args=(lowered,), daemon=True).start()
 
+  def _traced(self) -> Any:
+    lowered = self._function.lower(*self._shapes)
+    self._is_begun = True
+    return lowered
+
   def _compile(self, lowered: Any) -> None:
-    assert self._compiled is not None
     try:
       self._compiled.set_result(lowered.compile())
     except BaseException as error:
@@ -93,9 +96,8 @@ class Program:
     Raises:
       Exception: what the compiler raised, or JAX's where arguments are of other shapes.
     """
-    if self._compiled is None:
-      self._compiled = futures.Future()
-      self._compile(self._function.lower(*self._shapes))
+    if not self._is_begun:
+      self._compile(self._traced())
     program = self._compiled.result()
     if not self._has_run:
       arguments = laid_out(program, arguments)

@@ -41,3 +41,22 @@ def test_lines_of_two_slopes_cross_where_they_meet():
   assert benchmark.crossover([row for row in rows if row["tokens"] < 400], "cost") is None
   shifted = [{**row, "cost": row["cost"] * (1 + (row["kind"] == "cross"))} for row in rows]
   assert benchmark.crossover(shifted, "cost") == pytest.approx(800)
+
+
+PROGRAM = """HloModule jit_f
+%few (p: s32[]) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+}
+%inner (p: s32[]) -> s32[] {
+  %a = s32[] fusion(%p), backend_config={"estimated_cycles":"3"}
+}
+ENTRY %main (p: s32[]) -> s32[] {
+  %c = s32[] while(%p), condition=%few, body=%inner
+}
+"""
+
+
+def test_a_loop_that_does_not_tell_how_often_it_runs_is_refused():
+  assert benchmark.accounted(PROGRAM)["cycles"] == 5 * 3
+  with pytest.raises(benchmark.BenchmarkError, match="few of compiled loops do not tell"):
+    benchmark.accounted(PROGRAM.replace("constant(5)", "parameter(1)"))

@@ -52,7 +52,7 @@ def test_a_run_in_other_layouts_saves_the_same_arrays_and_goes_on_from_them(
 ):
   config = _config(made_folder, tmp_path)
   results = run_training(config, tmp_path / "turned")
-  assert turned_over == {(1, 0), (2, 1, 0), (4, 3, 2, 1, 0)} & turned_over
+  assert turned_over <= {(1, 0), (2, 1, 0), (4, 3, 2, 1, 0)}
   assert (4, 3, 2, 1, 0) in turned_over
   first, last = sorted(checkpoint_files.steps(tmp_path / "turned" / "checkpoints"))
   stopped, elsewhere = tmp_path / "stopped", tmp_path / "elsewhere"

@@ -299,7 +299,13 @@ ENTRY %main (p: s32[]) -> s32[] {
 
 
 def test_a_loop_within_a_loop_counts_as_often_as_both_run():
-  assert program.account(NESTED)["cycles"] == 100 + 8 * (10 + 5 * 3)
+  told = program.account(NESTED)
+  assert (told["cycles"], told["unknown_loops"]) == (100 + 8 * (10 + 5 * 3), [])
+
+
+def test_a_loop_that_does_not_tell_how_often_it_runs_counts_once_and_is_told():
+  told = program.account(NESTED.replace("constant(5)", "parameter(1)"))
+  assert (told["cycles"], told["unknown_loops"]) == (100 + 8 * (10 + 3), ["few"])
 
 
 @pytest.mark.parametrize(

@@ -70,19 +70,20 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   return found, entry
 
 
-def _trips(line: str, computations: Mapping[str, list[str]], condition: str) -> int:
-  """How often a loop runs: what the compiler says, or the number its condition compares with."""
+def _trips(line: str, computations: Mapping[str, list[str]], condition: str) -> int | None:
+  """How often a loop runs: what the compiler says, or the number its condition compares with; None if neither."""
   if known := _TRIPS.search(line):
     return int(known[1])
   bounds = [
     int(number) for of in computations.get(condition, ()) for number in _CONSTANT.findall(of)
   ]
-  return max(bounds, default=1) or 1
+  return max(bounds) or 1 if bounds else None
 
 
-def _calls(computations: Mapping[str, list[str]], entry: str) -> dict[str, int]:
-  """How often each computation runs in one call of the program."""
+def _calls(computations: Mapping[str, list[str]], entry: str) -> tuple[dict[str, int], list[str]]:
+  """How often each computation runs in one call of the program, and the conditions of loops that do not tell."""
   times: collections.Counter[str] = collections.Counter({entry: 1})
+  unknown: list[str] = []
   # Callees stand before their callers.
   for name, lines in reversed(list(computations.items())):
     for line in lines:
@@ -90,10 +91,12 @@ def _calls(computations: Mapping[str, list[str]], entry: str) -> dict[str, int]:
         continue
       trips = 1
       if " while(" in line and (condition := re.search(r"\bcondition=%?([\w.\-]+)", line)):
-        trips = _trips(line, computations, condition[1])
+        found = _trips(line, computations, condition[1])
+        unknown += [condition[1]] if found is None else []
+        trips = found or 1
       for callee in (each for group in called for each in _NAME.findall(group)):
         times[callee] += trips * times[name]
-  return times
+  return times, unknown
 
 
 def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
@@ -105,12 +108,13 @@ def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
 
   Returns:
     `cycles` (the sum of estimates; 0 for other devices than TPUs), `not_estimated` (operations that the compiler
-    could not estimate, which `cycles` leaves out), `parts` (of the network: forward and
+    could not estimate, which `cycles` leaves out), `unknown_loops` (conditions of loops that do not tell how often they
+    run, and count once), `parts` (of the network: forward and
     backward cycles), `prefetched_bytes` (asynchronous copies, which have no estimate), `collectives` (by
     kind: `count` and `bytes` of a device), `all_reduces` (bytes of each).
   """
   computations, entry = _computations(text)
-  times = _calls(computations, entry)
+  times, unknown_loops = _calls(computations, entry)
   by_part: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
   collectives: dict[str, dict[str, int]] = {}
   cycles, not_estimated, prefetched, reduced = 0, 0, 0, []
@@ -147,6 +151,7 @@ def account(text: str, parts: re.Pattern[str] | None = None) -> dict[str, Any]:
   return {
     "cycles": cycles,
     "not_estimated": not_estimated,
+    "unknown_loops": unknown_loops,
     "parts": {part: {"forward": f, "backward": b} for part, (f, b) in sorted(by_part.items())},
     "prefetched_bytes": prefetched,
     "collectives": dict(sorted(collectives.items())),
