@@ -139,7 +139,10 @@ def _first_not_finite(task: Task, state: State, batch: dict[str, Array], seed: i
   gradients = jax.jit(jax.grad(lambda params: loss(params)[0]))(params)
   if wrong := _not_finite(gradients):
     return f"the loss is {float(value):.4g}, and the gradients of {errors.shown(wrong)} are not"
-  return f"the loss is {float(value):.4g} and the gradients are finite, and the parameters after it are not"
+  return (
+    f"the loss is {float(value):.4g} and the gradients are finite, and the square of their norm, or of that "
+    "times the learning rate, is not"
+  )
 
 
 @jax.jit

@@ -5,10 +5,19 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_steps import RATE, SEED, _batches, _optimizer, _plain_task, _task
 
-from hybrid_video import compilation, configuration, experiment, guards, sharding, steps
+from hybrid_video import (
+  compilation,
+  configuration,
+  experiment,
+  guards,
+  optimizers,
+  sharding,
+  steps,
+)
 from hybrid_video import state as training_state
 
 RECORDS = types.SimpleNamespace(names=np.array([f"video {i}" for i in range(9)]))
@@ -34,7 +43,12 @@ def _bits(tree):
   return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_an_update_that_is_not_finite_changes_nothing_and_the_next_goes_on_without_it():
+@pytest.mark.parametrize("form", ["branch", "choice"])
+def test_an_update_that_is_not_finite_changes_nothing_and_the_next_goes_on_without_it(
+  form, monkeypatch
+):
+  # On a CPU the update is a branch, elsewhere a choice.
+  monkeypatch.setattr(steps.target, "platform", lambda: "cpu" if form == "branch" else "")
   task = _plain_task()
   mesh, state, step = _start(task, max_skipped=1, ema_decay=0.9)
   first, second = (sharding.put_batch(batch, mesh) for batch in _batches(2))
@@ -53,6 +67,42 @@ def test_an_update_that_is_not_finite_changes_nothing_and_the_next_goes_on_witho
   state, sums = step(state, second, RATE, SEED)
   assert float(sums["halted"]) == 1
   assert int(state["step"]) == 2 and _bits(state["params"]) == after
+
+
+def test_a_branch_and_a_choice_update_alike(monkeypatch):
+  batches = _batches(3)
+  ended = []
+  for platform in ("cpu", ""):
+    monkeypatch.setattr(steps.target, "platform", lambda platform=platform: platform)
+    mesh, state, step = _start(_plain_task(), max_skipped=9, ema_decay=0.9)
+    for rate, batch in zip((RATE, np.float32(np.inf), RATE), batches, strict=True):
+      state, sums = step(state, sharding.put_batch(batch, mesh), rate, SEED)
+    ended.append((state, sums))
+  (state, sums), (other, other_sums) = ended
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), state, other)
+  for name, value in sums.items():
+    np.testing.assert_allclose(value, other_sums[name], rtol=1e-5, err_msg=name)
+  assert float(sums["update_norm"]) > 0 and int(state["skipped"]) == 1
+
+
+@pytest.mark.parametrize(
+  "changed",
+  [{"name": "sgd", "momentum": 0.9}, {"name": "sgd", "momentum": 0.9, "nesterov": True}, {}],
+  ids=["sgd", "nesterov", "adamw"],
+)
+def test_gradients_whose_squares_are_finite_lead_to_finite_parameters(changed):
+  """So the step need not look at the parameters before it writes them."""
+  settings = optimizers.OptimizerSettings(**{"name": "adamw", "weight_decay": 0.1, **changed})
+  optimizer = optimizers.make_optimizer(settings)
+  params = {"head": {"kernel": jnp.ones((2,))}}
+  state = optimizer.init(params)
+  for size in [1e18, *[0.0] * 3, *[1e19] * 20, 1e-30, -1e19]:
+    gradients = jax.tree.map(lambda leaf, size=size: jnp.full_like(leaf, size), params)
+    assert np.isfinite(optax.tree.norm(gradients))
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+    for tree in (params, state):
+      assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def _paths(params):
@@ -81,7 +131,7 @@ def test_what_is_not_finite_before_or_after_the_layers_is_told_too():
   mesh, state, _ = _start(task)
   batch = {**_batches(1)[0], "video_ids": np.arange(8)}
   healthy = str(guards.explain(task, mesh, state, batch, EXPERIMENT, RECORDS))
-  assert "the gradients are finite, and the parameters after it are not" in healthy
+  assert "the gradients are finite, and the square of their norm, or of that times" in healthy
   state["params"]["head"] = jax.tree.map(lambda leaf: leaf * np.nan, state["params"]["head"])
   broken = str(guards.explain(task, mesh, state, batch, EXPERIMENT, RECORDS))
   assert "params/head" in broken and "in the state before it are not" in broken

@@ -55,7 +55,8 @@ def test_results_hold_what_was_run_and_what_came_out(finished):
   assert written["step"] == 6
   assert written["parameters_tested"] == {"which": "last", "step": 6, "averaged": False}
   compiled = written["compilation"]
-  assert compiled["programs"] > 0 and compiled["from_cache"] == 0
+  # Tests before it may have left some of its programs in the cache that they share.
+  assert 0 <= compiled["from_cache"] < compiled["programs"]
   assert 0 < compiled["seconds"] < written["seconds"]
   assert config.is_locked
 
@@ -130,8 +131,10 @@ def test_tensorboard_and_history_have_the_training_curve(finished):
   assert [event.step for event in events.Tensors("train/loss")] == [2, 4, 6]
 
 
-def test_a_finished_run_only_evaluates_and_finds_the_same(finished, caplog):
-  config, workdir, first = finished
+def test_a_finished_run_only_evaluates_and_finds_the_same(finished, tmp_path, caplog):
+  config, finished_dir, first = finished
+  # What it finds is written anew, and other tests read what the run wrote.
+  workdir = shutil.copytree(finished_dir, tmp_path / "run")
   with caplog.at_level("INFO", logger="hybrid_video"):
     again = run_training(config, workdir)
   assert "evaluating only" in caplog.text
