@@ -399,6 +399,19 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Array) -> Array:
     """`[..., in]` to `[..., out]`."""
+    return self.in_parts(x, 1)[0]
+
+  def in_parts(self, x: Array, parts: int) -> list[Array]:
+    """`[..., in]` to equal parts of the outputs, `[..., out / parts]` each.
+
+    Each is a product of its own, so that neither all of them nor the gradients of all are put together.
+    """
     matmul = _matmul if target.platform() == "cpu" and x.ndim > 2 else jnp.matmul
-    y = rematerialization.saved(matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype)))
-    return y + self.bias[...].astype(self.dtype) if self.use_bias else y
+    x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+    outputs = [
+      rematerialization.saved(matmul(x, part)) for part in jnp.split(kernel, parts, axis=1)
+    ]
+    if not self.use_bias:
+      return outputs
+    biases = jnp.split(self.bias[...].astype(self.dtype), parts)
+    return [output + bias for output, bias in zip(outputs, biases, strict=True)]

@@ -158,7 +158,7 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x: Array) -> Array:
     """`[B, N, D]` to `[B, N, D]`."""
-    value, gate = jnp.split(self.expand(self.norm(x)), 2, axis=-1)
+    value, gate = self.expand.in_parts(self.norm(x), 2)
     return self.contract(value * jax.nn.gelu(gate, approximate=False))
 
 
