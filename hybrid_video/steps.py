@@ -126,18 +126,18 @@ def train_step(
   norm = optax.tree.norm(gradients)
   # Of float32, whose squares are infinite from 2e19 on.
   sizes = [sums["loss"], norm, (learning_rate * norm) ** 2, optax.tree.norm(batch_stats)]
-  is_finite = jnp.isfinite(jnp.stack(sizes)).all() & (state["skipped"] <= options.max_skipped)
+  is_made = jnp.isfinite(jnp.stack(sizes)).all() & (state["skipped"] <= options.max_skipped)
 
   def update(state: State) -> tuple[State, Array]:
     new, updates = _updated(state, gradients, batch_stats, learning_rate, optimizer, options)
     # Of what is made of it: a norm that can be had before would be a pass of its own over all of the state.
-    made = jax.tree.map(lambda step: jnp.where(is_finite, step, 0), updates)
+    made = jax.tree.map(lambda step: jnp.where(is_made, step, 0), updates)
     return new, learning_rate * optax.tree.norm(made)
 
   def leave(state: State) -> tuple[State, Array]:
     return state, jnp.zeros_like(norm)
 
-  state, update_norm = _one_of(is_finite, update, leave, state)
+  state, update_norm = _one_of(is_made, update, leave, state)
   sums |= {
     "gradient_norm": norm,
     "update_norm": update_norm,
@@ -145,7 +145,7 @@ def train_step(
   }
   if "stop" in batch:
     sums["stop"] = batch["stop"].sum()
-  return _counted(is_finite, state, sums, options.max_skipped)
+  return _counted(is_made, state, sums, options.max_skipped)
 
 
 def _updated(
@@ -184,14 +184,14 @@ def _one_of(wanted: Array, update: _Update, leave: _Update, state: State) -> tup
   return jax.tree.map(functools.partial(jnp.where, wanted), update(state), leave(state))
 
 
-def _counted(is_updated: Array, state: State, sums: Sums, max_skipped: int) -> tuple[State, Sums]:
+def _counted(is_made: Array, state: State, sums: Sums, max_skipped: int) -> tuple[State, Sums]:
   """Counts a step and what was left out, in the state and in its sums."""
-  skipped = state["skipped"] + (~is_updated).astype(jnp.int32)
+  skipped = state["skipped"] + (~is_made).astype(jnp.int32)
   counts = skipped <= max_skipped
   step = state["step"] + counts.astype(jnp.int32)
   return {**state, "step": step, "skipped": skipped}, {
     **sums,
-    "finite": is_updated.astype(jnp.float32),
+    "finite": is_made.astype(jnp.float32),
     "halted": (~counts).astype(jnp.float32),
   }
 

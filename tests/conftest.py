@@ -122,12 +122,37 @@ def run_training(config, workdir: pathlib.Path):
   return train.run(experiment.from_config(config), workdir, input_pipeline)
 
 
+@contextlib.contextmanager
+def programs_kept_in(folder: pathlib.Path):
+  """Within it, programs are kept and looked for in this folder alone, however fast they are compiled."""
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  own = {
+    "jax_compilation_cache_dir": str(folder),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+  }
+  before = {name: getattr(jax.config, name) for name in own}
+
+  def keep(settings):
+    for name, value in settings.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+  keep(own)
+  try:
+    yield
+  finally:
+    keep(before)
+
+
 @pytest.fixture(scope="session")
 def finished(made_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory):
-  """A run from start to end: (config, work directory, what it returned)."""
+  """A run from start to end: (config, work directory, what it returned); no test before it compiled for it."""
   workdir = tmp_path_factory.mktemp("run")
   config = small_demo(made_folder, workdir / "records")
-  return config, workdir, run_training(config, workdir)
+  with programs_kept_in(tmp_path_factory.mktemp("programs_of_the_run")):
+    return config, workdir, run_training(config, workdir)
 
 
 def moving_square(frames: int, size: int = 64) -> list[np.ndarray]:
