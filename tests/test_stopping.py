@@ -184,3 +184,40 @@ def test_a_command_that_is_still_making_its_data_stops_and_leaves_no_process(
     for _ in range(100):
       os.killpg(process.pid, 0)
       time.sleep(0.05)
+
+
+_MAKING_WITH_A_POOL_THAT_SEES_ITS_PROCESSES_DIE = """
+from concurrent import futures
+import pathlib, sys, time
+from hybrid_video import stopping
+from hybrid_video.datasets import made_actions
+
+class SlowToShutDown(futures.ProcessPoolExecutor):
+  def shutdown(self, *arguments, **options):
+    time.sleep(0.5)
+    super().shutdown(*arguments, **options)
+
+if __name__ == "__main__":
+  futures.ProcessPoolExecutor = SlowToShutDown
+  try:
+    with stopping.StopRequest():
+      made_actions.make(pathlib.Path(sys.argv[1]), films=100, workers=2)
+  except stopping.Stopped as stopped:
+    print(stopped)
+"""
+
+
+def test_data_in_the_making_stops_without_a_word_from_its_pool(start_program, tmp_path):
+  # The pool notices that its processes are gone before it is told to shut down.
+  program = tmp_path / "program.py"
+  program.write_text(_MAKING_WITH_A_POOL_THAT_SEES_ITS_PROCESSES_DIE)
+  process = start_program(str(program), str(tmp_path / "set"), stderr=subprocess.STDOUT)
+  until = time.monotonic() + 60
+  while not list(tmp_path.rglob("*.avi")):
+    assert time.monotonic() < until and process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  said, _ = process.communicate(timeout=20)
+  assert said.endswith("Stopped by SIGTERM; the same command goes on from what is saved.\n"), said
+  assert "Traceback" not in said
+  assert os.listdir(tmp_path) == ["program.py"]

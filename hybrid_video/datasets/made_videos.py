@@ -138,8 +138,10 @@ def _write_set(folder: pathlib.Path, made: MadeSet, films: int, workers: int | N
       workers, mp_context=context, initializer=parent_watch.end_with_parent
     )
     try:
-      written = pool.map(write, range(films), chunksize=2)
-      list(tqdm.tqdm(written, total=films, unit=" films", desc="Making videos"))
+      # Not `map`, which cancels what is left itself: the pool may be marking the same as broken.
+      writing = futures.as_completed([pool.submit(write, film) for film in range(films)])
+      for written in tqdm.tqdm(writing, total=films, unit=" films", desc="Making videos"):
+        written.result()
     except BaseException:
       # Nobody wants what they are at any more.
       for process in multiprocessing.active_children():
