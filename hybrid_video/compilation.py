@@ -9,13 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
+import functools
+import logging
 import threading
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from hybrid_video import sharding
+
+log = logging.getLogger("hybrid_video")
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _READ = "/jax/compilation_cache/cache_hits"
+# Where a chip has fewer than 8 clips, the compiler makes a batch of strips of each map, and pads, cuts and copies around
+# each convolution for it. Without, 4 clips a chip take two fifths of the cycles (docs/speed.md).
+_TPU_OPTIONS = {
+  "xla_tpu_run_space_to_batch": False,
+  "xla_tpu_run_space_to_batch_on_new_platforms": False,
+}
 
 
 @dataclasses.dataclass
@@ -57,6 +70,33 @@ def laid_out(program: Any, arguments: Sequence[Any]) -> tuple[Any, ...]:
     return array if lies_right else jax.device_put(array, wanted, donate=True)
 
   return jax.tree.map(moved, tuple(arguments), formats)
+
+
+@functools.cache
+def options(mesh: jax.sharding.Mesh) -> dict[str, bool] | None:
+  """What the compiler is told about programs of convolutions, `compiler_options` of `jax.jit`; None is nothing.
+
+  Args:
+    mesh: the devices.
+  """
+  if next(iter(mesh.devices.flat)).platform != "tpu":
+    return None
+  return _known(_TPU_OPTIONS, mesh)
+
+
+def _known(options: dict[str, bool], mesh: jax.sharding.Mesh) -> dict[str, bool] | None:
+  """The options, unless the compiler has none of that name: they come and go with its versions."""
+  nothing = jax.jit(
+    lambda: jnp.zeros(()), out_shardings=sharding.replicated(mesh), compiler_options=options
+  ).lower()
+  try:
+    nothing.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "No such compile option" not in str(error):
+      raise
+    log.warning("%s: steps of fewer than 8 clips a chip are slower without", error)
+    return None
+  return options
 
 
 class Program:

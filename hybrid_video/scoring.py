@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_video import sharding
+from hybrid_video import compilation, sharding
 from hybrid_video.tasks import Task, Tree
 
 Outputs = dict[str, np.ndarray]
@@ -35,7 +35,9 @@ class Scorer:
         self._pass.outputs,
         jax.jit(self._pass.begin, out_shardings=replicated),
       )
-    self._outputs = jax.jit(function, out_shardings=replicated)
+    self._outputs = jax.jit(
+      function, out_shardings=replicated, compiler_options=compilation.options(mesh)
+    )
 
   def outputs(
     self, params: Tree, batch_stats: Tree, batches: Iterable[Mapping[str, np.ndarray]]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hybrid_video import optimizers, sharding
+from hybrid_video import compilation, optimizers, sharding
 from hybrid_video.models import target
 from hybrid_video.models.rematerialization import NONE
 from hybrid_video.state import State
@@ -320,7 +320,7 @@ def jitted(
   return jax.jit(
     functools.partial(train_step, task=task, optimizer=optimizer, options=options),
     donate_argnums=0,
-    compiler_options=_LITTLE_MEMORY if saves_memory else None,
+    compiler_options=_LITTLE_MEMORY if saves_memory else compilation.options(mesh),
     in_shardings=(formats, None, None, None),
     out_shardings=(formats, sharding.replicated(mesh)),
   )

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_video import compilation
+from hybrid_video import compilation, sharding
 
 
 def test_programs_are_counted_once_each_and_only_while_counting():
@@ -69,3 +69,18 @@ def test_what_is_wrong_in_tracing_is_raised_at_once():
 def test_arguments_of_another_shape_are_refused():
   with pytest.raises(TypeError, match=r"float32\[4\]"):
     _of_three(lambda x: 2 * x)(np.ones(4, np.float32))
+
+
+def test_options_of_a_tpus_compiler_are_for_tpus():
+  assert compilation.options(sharding.make_mesh()) is None
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out_and_named(caplog):
+  mesh = sharding.make_mesh()
+  known = {"xla_llvm_disable_expensive_passes": True}
+  assert compilation._known(known, mesh) == known
+  assert not caplog.records
+  assert compilation._known(known | {"xla_cpu_gone_for_long": False}, mesh) is None
+  (record,) = caplog.records
+  assert "xla_cpu_gone_for_long" in record.getMessage()
+  assert "fewer than 8 clips a chip are slower" in record.getMessage()

@@ -7,6 +7,7 @@ each query's logarithm of the sum.
 Source: Dao et al. 2022 (arXiv:2205.14135), algorithms 1 and 4, with whole rows of scores in a block.
 """
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -26,13 +27,37 @@ _SCORES_AT_ONCE = 16 * 512 * 1568
 _LANES = 128
 
 
-def _heads_first(x: Array) -> Array:
-  """`[B, N, heads, D]` to `[heads, B, N, D]`."""
-  return x.transpose(2, 0, 1, 3)
+def _over_heads(head: Callable[..., tuple[Array, ...]], *arrays: Array) -> tuple[Array, ...]:
+  """A function of one head after another.
 
+  Results are written side by side into the channels, as linear maps read them: stacked by head, they were moved there.
 
-def _back(x: Array) -> Array:
-  return x.transpose(1, 2, 0, 3)
+  Args:
+    head: of arrays `[B, N, ...]`, to arrays `[B, M, ...]`.
+    *arrays: `[B, N, heads, ...]`.
+
+  Returns:
+    `[B, M, heads, ...]`.
+  """
+  heads = arrays[0].shape[2]
+
+  def one(index: Array | int) -> tuple[Array, ...]:
+    return head(*(lax.dynamic_index_in_dim(x, index, 2, keepdims=False) for x in arrays))
+
+  def put(index: Array, results: list[Array]) -> list[Array]:
+    news = (new.reshape(*new.shape[:2], -1) for new in one(index))
+    return [
+      lax.dynamic_update_slice_in_dim(result, new, index * new.shape[2], 2)
+      for result, new in zip(results, news, strict=True)
+    ]
+
+  shapes = jax.eval_shape(one, 0)
+  begun = [jnp.zeros((*x.shape[:2], heads * math.prod(x.shape[2:])), x.dtype) for x in shapes]
+  done = lax.fori_loop(0, heads, put, begun)
+  return tuple(
+    x.reshape(*shape.shape[:2], heads, *shape.shape[2:])
+    for x, shape in zip(done, shapes, strict=True)
+  )
 
 
 def _blocks(query: Array, keys: int) -> list[slice]:
@@ -66,8 +91,7 @@ def _forward(
   blocks = _blocks(query, key.shape[1])
   hiding = bias(visible, query.dtype)
 
-  def head(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-    queries, key, value = given
+  def head(queries: Array, key: Array, value: Array) -> tuple[Array, Array]:
     # A column of ones sums the weights in the same product: sums along the lanes are slow.
     value = jnp.pad(value, ((0, 0), (0, 0), (0, 1)), constant_values=1)
     outputs, logarithms = [], []
@@ -81,9 +105,7 @@ def _forward(
       logarithms.append((largest + jnp.log(total))[..., 0])
     return jnp.concatenate(outputs, 1), jnp.concatenate(logarithms, 1)
 
-  given = _heads_first(scaled(query)), _heads_first(key), _heads_first(value)
-  out, logarithms = lax.map(head, given)
-  out, logarithms = rematerialization.saved((_back(out), logarithms))
+  out, logarithms = rematerialization.saved(_over_heads(head, scaled(query), key, value))
   return out, (query, key, value, visible, out, logarithms)
 
 
@@ -93,10 +115,11 @@ def _backward(residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Ar
   wide = logarithms.dtype
   hiding = bias(visible, query.dtype)
   # Each query's sum of its weights' gradients, weighted: what softmax takes off all of them.
-  taken_off = (dout.astype(wide) * out.astype(wide)).sum(-1).transpose(2, 0, 1)
+  taken_off = (dout.astype(wide) * out.astype(wide)).sum(-1)
 
-  def head(given: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-    queries, key, value, douts, logarithms, taken_off = given
+  def head(
+    queries: Array, key: Array, value: Array, douts: Array, logarithms: Array, taken_off: Array
+  ) -> tuple[Array, Array, Array]:
     dqueries = []
     dkey, dvalue = jnp.zeros(key.shape, wide), jnp.zeros(value.shape, wide)
     for block in blocks:
@@ -109,9 +132,8 @@ def _backward(residuals: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Ar
       dqueries.append(_product("bqk,bkd->bqd", dscores, key).astype(query.dtype))
     return jnp.concatenate(dqueries, 1), dkey.astype(key.dtype), dvalue.astype(value.dtype)
 
-  of_heads = (_heads_first(x) for x in (scaled(query), key, value, dout))
-  dquery, dkey, dvalue = lax.map(head, (*of_heads, logarithms, taken_off))
-  return scaled(_back(dquery)), _back(dkey), _back(dvalue), None
+  dquery, dkey, dvalue = _over_heads(head, scaled(query), key, value, dout, logarithms, taken_off)
+  return scaled(dquery), dkey, dvalue, None
 
 
 attend.defvjp(_forward, _backward)
