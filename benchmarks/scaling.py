@@ -1,7 +1,7 @@
 """How the training step of R(2+1)D-18 should scale over TPU chips: on paper, from what is compiled.
 
 pip install -r benchmarks/requirements.txt
-python benchmarks/scaling.py [--generation v5e] [--batches 4,8,16,32]
+python benchmarks/scaling.py [--generation v5e] [--batches 2,4,8,16,32]
 
 The step is compiled ahead of time for 8 chips (see tpu_compile.py) at several batches a chip. Their
 estimated cycles give the time of arithmetic (between two batches a line, above the largest in
@@ -147,7 +147,7 @@ def main() -> None:
   """Compiles, computes, tells."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--generation", default="v5e", choices=sorted(LINKS))
-  parser.add_argument("--batches", default="4,8,16,32", help="clips a chip")
+  parser.add_argument("--batches", default="2,4,8,16,32", help="clips a chip")
   arguments = parser.parse_args()
   batches = sorted(int(size) for size in arguments.batches.split(","))
   link, clock = LINKS[arguments.generation], CYCLES[arguments.generation]

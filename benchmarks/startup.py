@@ -158,6 +158,8 @@ def main() -> None:
   parser.add_argument("--results", type=pathlib.Path, help="folder to write them to")
   given = parser.parse_args()
   outcome.RESULTS = given.results or outcome.RESULTS
+  # So that what was started ends, and its folder goes, as after Ctrl-C.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   with tempfile.TemporaryDirectory() as folder:
     ours = measure(given, pathlib.Path(folder))
   peer = measure_peer(given)
