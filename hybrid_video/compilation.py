@@ -1,8 +1,8 @@
 """How and when programs are compiled, and what that costs.
 
 In: devices. Out: what their compiler is told. In: a jitted function and the shapes that it will be called with. Out: the
-same function, compiled beside what is done before its first call. And a block of code in, the programs compiled meanwhile and the seconds out, by what JAX reports
-through `jax.monitoring`.
+same function, compiled beside what is done before its first call. And a block of code in, the programs compiled meanwhile
+and the seconds out, by what JAX reports through `jax.monitoring`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

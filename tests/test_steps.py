@@ -16,6 +16,7 @@ from hybrid_video import (
   experiment,
   models,
   optimizers,
+  scoring,
   sharding,
   steps,
 )
@@ -427,3 +428,18 @@ def test_on_a_cpu_blocks_that_are_computed_again_take_less_memory_than_kept_ones
     return compiled.memory_analysis().temp_size_in_bytes
 
   assert temporary_bytes("blocks") < 0.75 * temporary_bytes("none")
+
+
+def test_steps_and_evaluation_are_compiled_with_the_options_of_their_devices(monkeypatch):
+  # The compiler's complaint shows that it was told.
+  monkeypatch.setattr(compilation, "options", lambda mesh: {"xla_cpu_gone_for_long": False})
+  mesh, task, (batch,) = sharding.make_mesh(), _task(), _batches(1)
+  params, batch_stats = task.initial_variables()
+  state = _state(task, mesh)
+  step = steps.jitted(task, _optimizer(), steps.StepOptions(), mesh, state)
+  lowered = step.lower(state, sharding.put_batch(batch, mesh), RATE, SEED)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_gone_for_long"):
+    lowered.compile()
+  evaluated = {"clips": batch["clips"], "clip_indices": np.arange(8, dtype=np.int32)}
+  with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_gone_for_long"):
+    next(scoring.Scorer(task, mesh).outputs(params, batch_stats, [evaluated]))
