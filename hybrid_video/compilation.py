@@ -1,7 +1,7 @@
 """How and when programs are compiled, and what that costs.
 
-In: devices. Out: what their compiler is told. In: a jitted function and the shapes that it will be called with. Out: the
-same function, compiled beside what is done before its first call. And a block of code in, the programs compiled meanwhile
+In: a jitted function and the shapes that it will be called with. Out: the same function, compiled beside what is done
+before its first call. And devices in, what their compiler is told out; a block of code in, the programs compiled meanwhile
 and the seconds out, by what JAX reports through `jax.monitoring`.
 """
 

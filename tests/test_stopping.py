@@ -156,6 +156,14 @@ def test_native_code_that_does_not_end_is_left_after_a_while(start_program):
   assert message == "Stopped by SIGTERM; the same command goes on from what is saved.\n"
 
 
+def _wait_for_a_video(process, folder):
+  """Until a program has begun to write one somewhere in a folder."""
+  until = time.monotonic() + 60
+  while not list(folder.rglob("*.avi*")):
+    assert time.monotonic() < until and process.poll() is None
+    time.sleep(0.05)
+
+
 def test_a_command_that_is_still_making_its_data_stops_and_leaves_no_process(
   start_program, tmp_path
 ):
@@ -168,10 +176,7 @@ def test_a_command_that_is_still_making_its_data_stops_and_leaves_no_process(
     stderr=subprocess.PIPE,
     env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
   )
-  until = time.monotonic() + 60
-  while not list((tmp_path / "run").rglob("*.avi*")):
-    assert time.monotonic() < until and process.poll() is None
-    time.sleep(0.05)
+  _wait_for_a_video(process, tmp_path / "run")
   began = time.monotonic()
   process.send_signal(signal.SIGTERM)
   _, message = process.communicate(timeout=20)
@@ -212,10 +217,7 @@ def test_data_in_the_making_stops_without_a_word_from_its_pool(start_program, tm
   program = tmp_path / "program.py"
   program.write_text(_MAKING_WITH_A_POOL_THAT_SEES_ITS_PROCESSES_DIE)
   process = start_program(str(program), str(tmp_path / "set"), stderr=subprocess.STDOUT)
-  until = time.monotonic() + 60
-  while not list(tmp_path.rglob("*.avi")):
-    assert time.monotonic() < until and process.poll() is None
-    time.sleep(0.05)
+  _wait_for_a_video(process, tmp_path)
   process.send_signal(signal.SIGTERM)
   said, _ = process.communicate(timeout=20)
   assert said.endswith("Stopped by SIGTERM; the same command goes on from what is saved.\n"), said
